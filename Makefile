@@ -1,0 +1,25 @@
+# The two commands of a new checkout. Everything else is `python -m qdexp`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python -m
+
+.PHONY: install demo test slow
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(RUN) qdexp -m
+
+test: install
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pytest
+
+slow: install
+	$(RUN) pytest -m slow
