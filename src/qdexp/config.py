@@ -1,0 +1,223 @@
+"""The whole configuration as typed values. Every mistake a user can make in an option is named here, before any work starts.
+
+``Config.of(cfg)`` turns what Hydra composed into these dataclasses; each checks itself when it is made.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qdexp.errors import UserError
+from qdexp.paths import ZOO
+
+Target = dict[str, Any]
+"""A Hydra node with ``_target_``: what is built, and with which arguments."""
+
+UNTOUCHED = 32
+"""The bit-width that means: leave it in full precision."""
+
+
+def register_resolvers() -> None:
+    """``${zoo:PATH}`` in a config is a file that ships with qdexp."""
+    OmegaConf.register_new_resolver("zoo", lambda path: str(ZOO / path), replace=True)
+
+
+register_resolvers()
+
+
+def _require(ok: bool, option: str, value: object, mend: str) -> None:
+    if not ok:
+        raise UserError(f"{option}={value}: {mend}")
+
+
+def _bits(option: str, value: int, low: int, high: int) -> None:
+    _require(value in (*range(low, high + 1), UNTOUCHED), option, value, f"choose {low} to {high}, or 32 to leave it untouched")
+
+
+@dataclass
+class Model:
+    """``network`` builds the architecture, ``weights`` (safetensors) fill it, ``schedule`` is its diffusers noise schedule."""
+
+    name: str
+    weights: str
+    shape: list[int]
+    network: Target
+    schedule: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _require(len(self.shape) == 3 and min(self.shape) > 0, "model.shape", self.shape, "give [channels, height, width]")
+        _require("_target_" in self.network, "model.network", self.network, "name the network's class as _target_")
+
+
+@dataclass
+class Quant:
+    """Bit-widths only. ``layers`` maps a name pattern to ``{weight_bits, act_bits}``."""
+
+    weight_bits: int
+    act_bits: int
+    softmax_bits: int
+    first_last_bits: int
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _bits("quant.weight_bits", self.weight_bits, 2, 8)
+        _bits("quant.act_bits", self.act_bits, 4, 8)
+        _bits("quant.softmax_bits", self.softmax_bits, 4, 16)
+        _bits("quant.first_last_bits", self.first_last_bits, 2, 8)
+        for pattern, bits in self.layers.items():
+            unknown = set(bits) - {"weight_bits", "act_bits"}
+            _require(not unknown, f"quant.layers.{pattern}", sorted(unknown), "only weight_bits and act_bits can be set")
+            _bits(f"quant.layers.{pattern}.weight_bits", bits.get("weight_bits", UNTOUCHED), 2, 8)
+            _bits(f"quant.layers.{pattern}.act_bits", bits.get("act_bits", UNTOUCHED), 4, 8)
+
+    @property
+    def label(self) -> str:
+        return f"w{self.weight_bits}a{self.act_bits}" + ("+layers" if self.layers else "")
+
+
+@dataclass
+class WeightScheme:
+    """How weights are quantized; the bits come from ``quant``."""
+
+    granularity: str
+    symmetric: bool
+    range: Target
+
+    def __post_init__(self) -> None:
+        known = ("per_tensor", "per_channel")
+        _require(self.granularity in known, "quantizer.weight.granularity", self.granularity, f"choose {' or '.join(known)}")
+        _require("_target_" in self.range, "quantizer.weight.range", self.range, "name the range estimator as _target_")
+
+
+@dataclass
+class ActScheme:
+    """How activations are quantized, always per tensor; the bits come from ``quant``."""
+
+    symmetric: bool
+    range: Target
+
+    def __post_init__(self) -> None:
+        _require("_target_" in self.range, "quantizer.act.range", self.range, "name the range estimator as _target_")
+
+
+@dataclass
+class Quantizer:
+    """``weight`` and ``act`` both null: nothing is quantized."""
+
+    name: str
+    weight: WeightScheme | None
+    act: ActScheme | None
+    rounding: str
+
+    def __post_init__(self) -> None:
+        both = (self.weight is None) == (self.act is None)
+        _require(both, "quantizer", self.name, "give both weight and act, or neither")
+
+
+@dataclass
+class Calib:
+    """``rows`` samples at each of ``timesteps`` timesteps, chosen by ``strategy``."""
+
+    name: str
+    timesteps: int
+    rows: int
+    strategy: Target
+
+    def __post_init__(self) -> None:
+        _require(self.timesteps > 0, "calib.timesteps", self.timesteps, "choose at least 1")
+        _require(self.rows > 0, "calib.rows", self.rows, "choose at least 1")
+
+
+@dataclass
+class Trajectory:
+    samples: int
+
+    def __post_init__(self) -> None:
+        _require(self.samples > 0, "trajectory.samples", self.samples, "choose at least 1")
+
+
+@dataclass
+class Protocol:
+    """How a number is measured. Numbers of different protocols are never put into one comparison."""
+
+    name: str
+    n: int
+    noise_seed: int
+    heldout: int
+    steps: int
+    scheduler: Target
+    extractor: str
+    reference: str
+
+    def __post_init__(self) -> None:
+        _require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
+        _require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
+        _require(self.steps > 0, "protocol.steps", self.steps, "choose at least 1")
+
+
+@dataclass
+class Sampling:
+    batch: int
+    channels_last: bool
+
+    def __post_init__(self) -> None:
+        _require(self.batch > 0, "sampling.batch", self.batch, "choose at least 1")
+
+
+@dataclass
+class Tracker:
+    name: str
+    project: str = "qdexp"
+    entity: str | None = None
+    mode: str = "offline"
+
+    def __post_init__(self) -> None:
+        modes = ("offline", "online")
+        _require(self.mode in modes, "tracker.mode", self.mode, f"choose one of {', '.join(modes)}")
+
+
+@dataclass
+class Config:
+    """One cell."""
+
+    model: Model
+    quant: Quant
+    quantizer: Quantizer
+    calib: Calib
+    protocol: Protocol
+    tracker: Tracker
+    method: str
+    trajectory: Trajectory
+    sampling: Sampling
+    out: str
+    sweep: str
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        devices = ("auto", "cpu", "cuda")
+        _require(self.device in devices, "device", self.device, f"choose one of {', '.join(devices)}")
+        _require(self.seed >= 0, "seed", self.seed, "choose 0 or more")
+        plain = bool(self.sweep) and Path(self.sweep).name == self.sweep
+        _require(plain, "sweep", self.sweep, "give a plain name, without slashes")
+
+    @staticmethod
+    def of(cfg: DictConfig) -> "Config":
+        """The typed form of what Hydra composed. Raises UserError where an option has the wrong type, name or value."""
+        try:
+            plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        except OmegaConfBaseException as error:
+            option = getattr(error, "full_key", None) or "config"
+            raise UserError(f"{option}: {str(error).splitlines()[0]}") from error
+        assert isinstance(config, Config)
+        return config
+
+    @property
+    def full_precision(self) -> bool:
+        """True where nothing is quantized, whatever the other axes say: such cells are one and the same."""
+        untouched = self.quant.weight_bits == self.quant.act_bits == UNTOUCHED and not self.quant.layers
+        return untouched or self.quantizer.weight is None

@@ -1,0 +1,74 @@
+"""All that depends on the device: which one, how Lightning is told, what a piece of work costs on it."""
+
+import logging
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytorch_lightning as pl
+import torch
+
+from qdexp.errors import UserError
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resolve(device: str) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises UserError where a named device is missing."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no CUDA device here; set device=cpu, or auto")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if device == "auto" else device)
+
+
+def make_repeatable() -> None:
+    """The same bits on every run of one machine: no TF32, no autotuned algorithms."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What may change the bits of a result beside the options: part of every stage's key."""
+    return {"device": device.type, "dtype": "float32", "torch": torch.__version__, "diffusers": diffusers.__version__}
+
+
+def trainer(device: torch.device, **options: Any) -> pl.Trainer:
+    """A Lightning Trainer of one process and one device that writes no files and says nothing but its progress bar."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
+    return pl.Trainer(
+        accelerator=device.type, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(), **options,
+    )  # fmt: skip
+
+
+def measure(device: torch.device, work: Callable[[], None]) -> dict[str, float]:
+    """Runs ``work``; its wall-clock ``seconds`` and its ``peak_memory_mb`` (MiB: of the process, or of the CUDA allocator)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5")  # Linux: start the peak again from here
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(_peak_bytes(device) / 2**20, 1)}
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,5 @@
+"""The one exception for what a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the option and the mend; it is printed without a traceback."""

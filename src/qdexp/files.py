@@ -1,0 +1,38 @@
+"""Files that are whole or not there: written under another name, flushed, then renamed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+PART = ".part-"
+"""How the names of unfinished files begin."""
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(path: Path, writer: Callable[[Path], object]) -> None:
+    """``writer(part)`` fills a file beside ``path``, which then takes its place: nobody ever sees a half."""
+    part = path.with_name(f"{PART}{path.name}-{os.getpid()}")
+    writer(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write`` for text."""
+    write(path, lambda part: part.write_text(text))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """``write`` for a safetensors file, readable by whom the umask says (safetensors' own files are private to their owner)."""
+    from safetensors.torch import save
+
+    write(path, lambda part: part.write_bytes(save(dict(tensors), metadata)))

@@ -1,0 +1,41 @@
+"""Where a number comes from: code, versions, machine."""
+
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from qdexp.paths import PACKAGE
+
+_PACKAGES = ("qdexp", "torch", "diffusers", "pytorch-lightning", "torch-fidelity", "hydra-core", "numpy")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a wheel, or no git here
+    return done.stdout.strip()
+
+
+def collect(device: torch.device) -> dict[str, Any]:
+    """The git commit and whether the checkout is dirty (null outside one), versions, host, device, driver, threads, command."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    cuda = device.type == "cuda"
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join(sys.orig_argv[1:]),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "driver": torch.version.cuda if cuda else None,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,35 @@
+"""The record: one JSON file a cell, the only input of tables, pages and W&B. README, "The record", documents the format."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qdexp import files
+
+FORMAT = 1
+Record = dict[str, Any]
+
+
+def folder(out: Path) -> Path:
+    return out / "records"
+
+
+def path(out: Path, cell: str) -> Path:
+    return folder(out) / f"{cell}.json"
+
+
+def write(out: Path, record: Record) -> Path:
+    """Writes the record whole, in place of an older one of the same cell."""
+    folder(out).mkdir(parents=True, exist_ok=True)
+    target = path(out, record["cell"])
+    files.write_text(target, json.dumps(record, indent=1, allow_nan=False))
+    return target
+
+
+def read_complete(out: Path, cell: str) -> Record | None:
+    """The cell's record if it is there, whole, of this format and says that the cell succeeded."""
+    try:
+        record: Record = json.loads(path(out, cell).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if record.get("format") == FORMAT and record.get("status") == "complete" else None
