@@ -1,0 +1,1 @@
+"""Calibration data: timestep strategies over one recorded full-precision trajectory."""

@@ -1,0 +1,46 @@
+"""Which sampling steps the calibration rows come from.
+
+A strategy is a function ``(steps, timesteps, generator) -> positions``: ``timesteps`` positions in a sampler of ``steps``
+steps, 0 the first (pure noise) and ``steps - 1`` the last (nearest the image). Positions may repeat. A strategy of your own is
+such a function in a file of yours, named as ``calib.strategy._target_``.
+"""
+
+import torch
+
+
+def uniform(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
+    """Evenly spaced over all steps: timestep-aware calibration (Q-Diffusion, sec. 4.1). Exactly ``timesteps`` positions."""
+    return [int((2 * i + 1) * steps / (2 * timesteps)) for i in range(timesteps)]
+
+
+def last(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
+    """The last steps, nearest the image; one of them is what a calibration set of finished images amounts to."""
+    return list(range(steps - timesteps, steps))
+
+
+def first(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
+    """The first steps, nearest the noise."""
+    return list(range(timesteps))
+
+
+def middle(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
+    """The steps in the middle of the sampler."""
+    start = (steps - timesteps) // 2
+    return list(range(start, start + timesteps))
+
+
+def random(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
+    """Drawn uniformly, with replacement."""
+    return torch.randint(steps, (timesteps,), generator=generator).tolist()
+
+
+def normal(steps: int, timesteps: int, generator: torch.Generator, mean: float = 0.6, deviation: float = 0.5) -> list[int]:
+    """Drawn from a normal distribution over the steps, with replacement, those outside the sampler drawn again.
+
+    ``mean`` and ``deviation`` are fractions of the steps: timesteps t ~ N(0.4 T, T/2), skewed towards the image
+    (PTQ4DM, Shang et al. 2023, sec. 3.3), count from the image, positions from the noise.
+    """
+    density = torch.distributions.Normal(mean * steps, deviation * steps)
+    edges = torch.arange(steps + 1, dtype=torch.float64)
+    weights = density.cdf(edges[1:]) - density.cdf(edges[:-1])
+    return torch.multinomial(weights, timesteps, replacement=True, generator=generator).tolist()

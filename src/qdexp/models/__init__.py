@@ -1,0 +1,56 @@
+"""Networks from a config: the class named by ``model.network._target_``, filled from a safetensors file."""
+
+import math
+from pathlib import Path
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from qdexp.config import Model
+from qdexp.errors import UserError
+from qdexp.files import sha256
+
+
+def _problem(model: Model, what: str, mend: str) -> UserError:
+    return UserError(f"model.weights={model.weights}: {what}; {mend}")
+
+
+def check_weights(model: Model) -> None:
+    """Raises UserError where the weights are missing or torn, or differ from a ``.sha256`` file beside them."""
+    path = Path(model.weights)
+    if not path.is_file():
+        raise _problem(model, "no such file", "give the path of a safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise _problem(model, f"not a whole safetensors file ({error})", "fetch or export it again") from error
+    stated = path.with_name(path.name + ".sha256")
+    if stated.is_file() and stated.read_text().split()[0] != sha256(path):
+        raise _problem(model, f"its digest is not the one in {stated.name}", "the file is damaged or not the one meant")
+
+
+def build(model: Model, channels_last: bool) -> torch.nn.Module:
+    """The full-precision network in eval mode, without gradients. UserError where architecture and weights do not fit."""
+    check_weights(model)
+    try:
+        network: torch.nn.Module = instantiate(model.network, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"model.network: {str(error).splitlines()[0]}") from error
+    try:
+        network.load_state_dict(load_file(model.weights))
+    except RuntimeError as error:
+        raise _problem(
+            model, f"does not fit model.network ({str(error).splitlines()[1].strip()})", "change one of the two"
+        ) from error
+    network.eval().requires_grad_(False)
+    return network.to(memory_format=torch.channels_last) if channels_last else network
+
+
+def parameters(model: Model) -> int:
+    """How many numbers the weights file holds."""
+    with safe_open(model.weights, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping

@@ -1,0 +1,102 @@
+"""Sampling as a Lightning prediction, kept in shards.
+
+A shard is one forward batch: exactly ``batch`` rows, the last one filled up with samples that are then dropped. So every image
+is computed in the same company whatever the number of processes, and a killed run goes on at the next shard.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BasePredictionWriter
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from qdexp import device as devices
+from qdexp import files
+from qdexp.sampling.noise import generators
+from qdexp.sampling.sampler import Sampler, to_images
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which samples: the first ``n`` of the noise stream ``name`` with ``seed``, in batches of ``batch``."""
+
+    name: str
+    seed: int
+    n: int
+    batch: int
+
+    @property
+    def shards(self) -> range:
+        return range(-(-self.n // self.batch))
+
+    def rows(self, shard: int) -> int:
+        """How many rows of ``shard`` are kept."""
+        return min(self.batch, self.n - shard * self.batch)
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def read_shards(folder: Path, name: str) -> Iterator[Tensor]:
+    """The tensor ``name`` of every shard in order; rows lie along dimension 0."""
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        yield load_file(path)[name]
+
+
+class Sampling(pl.LightningModule):
+    """Predicts one shard a step: its images, or its whole trajectory."""
+
+    def __init__(self, network: torch.nn.Module, sampler: Sampler, stream: Stream) -> None:
+        super().__init__()
+        self.network, self.sampler, self.stream = network, sampler, stream
+
+    def sources(self, shard: int) -> list[torch.Generator]:
+        start = shard * self.stream.batch
+        return generators(self.stream.name, self.stream.seed, range(start, start + self.stream.batch))
+
+    def predict_step(self, shard: int) -> Tensors:
+        """``images`` uint8 [batch, c, h, w]."""
+        return {"images": to_images(self.sampler.run(self.network, self.sources(shard), self.device))}
+
+
+class Recording(Sampling):
+    """The same walk, recorded: ``x_t`` and ``eps`` float32 [batch, steps, c, h, w], what the network saw and answered."""
+
+    def predict_step(self, shard: int) -> Tensors:
+        seen: list[Tensor] = []
+        answered: list[Tensor] = []
+
+        def observe(_: int, x_t: Tensor, eps: Tensor) -> None:
+            seen.append(x_t)
+            answered.append(eps)
+
+        self.sampler.run(self.network, self.sources(shard), self.device, observe)
+        return {"x_t": torch.stack(seen, dim=1), "eps": torch.stack(answered, dim=1)}
+
+
+class _ShardWriter(BasePredictionWriter):
+    def __init__(self, folder: Path, stream: Stream) -> None:
+        super().__init__(write_interval="batch")
+        self.folder, self.stream = folder, stream
+
+    def write_on_batch_end(self, trainer: Any, module: Any, prediction: Tensors, indices: Any, shard: int, *_: Any) -> None:
+        kept = {name: value[: self.stream.rows(shard)].contiguous().cpu() for name, value in prediction.items()}
+        files.write_tensors(shard_path(self.folder, shard), kept)
+
+
+def write_shards(module: Sampling, folder: Path, device: torch.device, shards: Iterable[int] | None = None) -> None:
+    """Writes the shards that ``folder`` lacks (all of the stream's, or those of ``shards``)."""
+    wanted = module.stream.shards if shards is None else shards
+    missing = [shard for shard in wanted if not shard_path(folder, shard).exists()]
+    if missing:
+        trainer = devices.trainer(device, callbacks=[_ShardWriter(folder, module.stream)])
+        trainer.predict(module, DataLoader(cast("Dataset[int]", missing), batch_size=None), return_predictions=False)
