@@ -1,0 +1,175 @@
+"""A cell: one config, the stages that it needs, and the record that they end in."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qdexp import device as devices
+from qdexp import models, provenance
+from qdexp import record as records
+from qdexp.config import Config
+from qdexp.errors import UserError
+from qdexp.metrics.extractors import find
+from qdexp.metrics.reference import Reference
+from qdexp.metrics.scores import floor
+from qdexp.quant import checkpoint
+from qdexp.record import Record
+from qdexp.sampling.sampler import Sampler
+from qdexp.stages import curves, evaluation
+from qdexp.stages.base import Stage, identity, short_hash
+from qdexp.stages.calibration import CalibrationStage, chosen_rows
+from qdexp.stages.curves import CurvesStage
+from qdexp.stages.evaluation import EvaluationStage
+from qdexp.stages.quantization import CHECKPOINT, QuantizationStage
+from qdexp.stages.samples import SamplesStage
+from qdexp.store import Store, require_writable
+
+
+class Cell:
+    """Made from a config that has been checked; ``stages`` are in the order in which they are made."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.out = Path(config.out)
+        self.device = devices.resolve(config.device)
+        self.quantized = not config.full_precision
+        if self.quantized:
+            made = CurvesStage(config)
+            self.stages: dict[str, Stage] = {
+                "trajectory": CalibrationStage(config).inputs["trajectory"],
+                "calibration": CalibrationStage(config),
+                "quantization": QuantizationStage(config),
+                "heldout": made.heldout,
+                "curves": made,
+                "full_precision": SamplesStage(config, quantized=False),
+            }
+        else:
+            self.stages = {}
+        self.stages["samples"] = SamplesStage(config, self.quantized)
+        self.stages["evaluation"] = EvaluationStage(config, self.quantized)
+
+    @property
+    def key(self) -> str:
+        """Equal for cells that are one and the same whatever they are called."""
+        return short_hash({name: stage.key for name, stage in self.stages.items()})
+
+    @property
+    def method(self) -> str:
+        return self.config.method if self.quantized else "fp"
+
+    @property
+    def label(self) -> str:
+        """What a person calls the cell."""
+        return f"{self.method} {self.config.quant.label}" if self.quantized else self.method
+
+    @property
+    def name(self) -> str:
+        """The record's file name."""
+        return "-".join([self.config.model.name, *self.label.split(), self.key[:10]])
+
+    def run(self) -> Record:
+        """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again."""
+        store = Store(self.out)
+        print(f"{self.label}", flush=True)
+        stage = "record"
+        try:
+            entries = {}
+            for stage in self.stages:
+                entries[stage] = self.stages[stage].make(store)
+            old = records.read_complete(self.out, self.name)
+            if old is not None:
+                return old
+            costs = {stage: entry.costs for stage, entry in entries.items()}
+            record = self._record("complete") | {"costs": costs | {"total": _total(costs)}}
+            record |= self._results({stage: entry.folder for stage, entry in entries.items()})
+        except Exception as error:
+            what = {"stage": stage, "type": type(error).__name__, "message": str(error)}
+            records.write(self.out, self._record("failed") | {"error": what})
+            raise
+        records.write(self.out, record)
+        return record
+
+    def _record(self, status: str) -> Record:
+        config = self.config
+        axes = {
+            "model": config.model.name,
+            "method": self.method,
+            "quant": config.quant.label if self.quantized else "full",
+            "quantizer": config.quantizer.name if self.quantized else "none",
+            "calib": config.calib.name if self.quantized else "none",
+            "weight_bits": config.quant.weight_bits if self.quantized else 32,
+            "act_bits": config.quant.act_bits if self.quantized else 32,
+            "protocol": config.protocol.name,
+            "seed": config.seed,
+        }
+        seeds = {"seed": config.seed, "noise_seed": config.protocol.noise_seed}
+        return {
+            "format": records.FORMAT,
+            "cell": self.name,
+            "status": status,
+            "axes": axes,
+            "config": asdict(config),
+            "keys": {name: stage.key for name, stage in self.stages.items()},
+            "protocol": protocol_of(config),
+            "provenance": provenance.collect(self.device) | {"seeds": seeds},
+        }
+
+    def _results(self, folders: dict[str, Path]) -> Record:
+        metrics: dict[str, float] = json.loads((folders["evaluation"] / evaluation.FILE).read_text())
+        artifacts = {"samples": str(folders["samples"].relative_to(self.out))}
+        results: Record = {"metrics": metrics, "artifacts": artifacts}
+        if self.quantized:
+            saved = folders["quantization"] / CHECKPOINT
+            artifacts["checkpoint"] = str(saved.relative_to(self.out))
+            results["curves"] = json.loads((folders["curves"] / curves.FILE).read_text())
+            forced = results["curves"]["teacher_forced"]
+            metrics["noise_error"] = sum(forced) / len(forced)
+            metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
+        else:
+            metrics["size_stored_mb"] = Path(self.config.model.weights).stat().st_size / 1e6
+        bits = self.config.quant.weight_bits if self.quantized else 32
+        metrics["size_nominal_mb"] = checkpoint.nominal_bytes(models.parameters(self.config.model), bits) / 1e6
+        return results
+
+
+def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What the cell costs from an empty store: seconds add up, memory peaks do not."""
+    seconds = sum(cost["seconds"] for cost in costs.values())
+    return {"seconds": round(seconds, 3), "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs.values())}
+
+
+def protocol_of(config: Config) -> dict[str, Any]:
+    """How the cell's numbers are measured, with a hash: only numbers of equal hash may be compared."""
+    protocol = config.protocol
+    extractor, reference = find(protocol.extractor), Reference.load(Path(protocol.reference))
+    measured = {
+        "n": protocol.n,
+        "steps": protocol.steps,
+        "scheduler": identity(protocol.scheduler),
+        "noise_seed": protocol.noise_seed,
+        "heldout": protocol.heldout,
+        "extractor": extractor.name,
+        "extractor_digest": extractor.digest,
+        "reference_digest": reference.digest,
+    }
+    lowest = floor(reference, protocol.n)
+    floors = {} if lowest is None else {"floor": {"fid": lowest, "n": protocol.n}}
+    return {"hash": short_hash(measured), "name": protocol.name, **measured, **floors}
+
+
+def preflight(config: Config) -> Cell:
+    """The cell, once everything that can be known before any work has been checked. Raises UserError."""
+    require_writable(Path(config.out))
+    devices.resolve(config.device)
+    models.check_weights(config.model)
+    extractor = find(config.protocol.extractor)
+    extractor.checked_weights()
+    Reference.load(Path(config.protocol.reference)).check(extractor)
+    if tuple(config.model.shape[: len(extractor.shape)]) != extractor.shape:
+        raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
+                        f"{config.model.name} makes {config.model.shape}; choose another extractor")  # fmt: skip
+    Sampler(config.model, config.protocol)
+    if not config.full_precision:
+        chosen_rows(config)
+    return Cell(config)

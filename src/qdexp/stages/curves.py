@@ -1,0 +1,76 @@
+"""The error of the quantized network at every step of the sampler, on held-out trajectories.
+
+Teacher-forced: both networks see the full-precision x_t, so the error is the step's own,
+    sum |eps_q(x_t, t) - eps(x_t, t)|^2 / sum |eps(x_t, t)|^2.
+Free-running: the quantized network walks alone from the same noise, so errors accumulate,
+    sum |x_t^q - x_t|^2 / sum |x_t|^2.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdexp import files
+from qdexp.config import Config
+from qdexp.quant import checkpoint
+from qdexp.sampling.sampler import Sampler, estimate_noise
+from qdexp.sampling.shards import Recording, read_shards
+from qdexp.stages.base import Stage
+from qdexp.stages.quantization import CHECKPOINT, QuantizationStage
+from qdexp.stages.trajectory import heldout_trajectory
+
+FILE = "curves.json"
+
+
+class CurvesStage(Stage):
+    """``curves.json``: ``timestep``, ``teacher_forced`` and ``free_running``, one value a step, first step first."""
+
+    name = "curves"
+    version = 1
+    sources = ("qdexp.stages.curves", "qdexp.sampling", "qdexp.quant")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.heldout = heldout_trajectory(config)
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {"quantization": QuantizationStage(self.config), "trajectory": self.heldout}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    @torch.inference_mode()
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        network = checkpoint.load(inputs["quantization"] / CHECKPOINT).to(self.device)
+        sampler = Sampler(self.config.model, self.config.protocol)
+        walk = Recording(network, sampler, self.heldout.stream).to(self.device)
+        timesteps = torch.tensor(sampler.timesteps, device=self.device)
+        forced, free = _Ratio(sampler.steps), _Ratio(sampler.steps)
+        shards = zip(read_shards(inputs["trajectory"], "x_t"), read_shards(inputs["trajectory"], "eps"), strict=True)
+        for shard, (x_t, eps) in enumerate(shards):
+            pairs = zip(x_t.to(self.device).unbind(1), timesteps, strict=True)
+            answers = [estimate_noise(network, x, t.expand(len(x))) for x, t in pairs]
+            forced.add(torch.stack(answers, dim=1).cpu(), eps)
+            free.add(walk.predict_step(shard)["x_t"][: len(x_t)].cpu(), x_t)
+        curves = {"timestep": sampler.timesteps, "teacher_forced": forced.values(), "free_running": free.values()}
+        files.write_text(folder / FILE, json.dumps(curves))
+
+
+class _Ratio:
+    """sum |a - b|^2 / sum |b|^2 for each step, over all rows that were added ([rows, steps, ...])."""
+
+    def __init__(self, steps: int) -> None:
+        self.error, self.power = torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.float64)
+
+    def add(self, value: Tensor, truth: Tensor) -> None:
+        rest = [dim for dim in range(truth.ndim) if dim != 1]
+        self.error += (value - truth).double().square().sum(rest)
+        self.power += truth.double().square().sum(rest)
+
+    def values(self) -> list[float]:
+        return (self.error / self.power).tolist()

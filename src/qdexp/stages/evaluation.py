@@ -1,0 +1,61 @@
+"""The scores of a cell's images: against the reference, and against the full-precision images of the same noise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdexp import files
+from qdexp.config import Config
+from qdexp.metrics.distance import image_distance, psnr
+from qdexp.metrics.extractors import find
+from qdexp.metrics.features import extract
+from qdexp.metrics.reference import Reference
+from qdexp.metrics.scores import score
+from qdexp.sampling.shards import read_shards
+from qdexp.stages.base import Stage
+from qdexp.stages.samples import SamplesStage
+
+FILE = "metrics.json"
+BATCH = 256  # rows of a feature extraction: fixed, since it may change a feature's last bit
+
+
+class EvaluationStage(Stage):
+    """``metrics.json``, and ``features.safetensors`` with ``pool`` [n, d], ``logits`` [n, k] and ``distance`` [n]."""
+
+    name = "evaluation"
+    version = 1
+    sources = ("qdexp.stages.evaluation", "qdexp.metrics")
+
+    def __init__(self, config: Config, quantized: bool) -> None:
+        super().__init__(config)
+        self.samples = SamplesStage(config, quantized)
+        self.full_precision = SamplesStage(config, quantized=False)
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {"samples": self.samples, "full_precision": self.full_precision}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        protocol = self.config.protocol
+        return {"extractor": find(protocol.extractor).digest, "batch": BATCH, "seed": protocol.noise_seed}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {"reference": Path(self.config.protocol.reference)}
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        images = torch.cat(list(read_shards(inputs["samples"], "images")))
+        truth = torch.cat(list(read_shards(inputs["full_precision"], "images")))
+        features = extract(images, self.config.protocol.extractor, BATCH, self.device.type)
+        reference = Reference.load(self.files["reference"])
+        metrics = score(features, reference, self.config.protocol.noise_seed)
+        distance = image_distance(images, truth)
+        metrics["distance"] = distance.double().mean().item()
+        if metrics["distance"] > 0:  # images equal to the full-precision ones have no finite PSNR
+            metrics["psnr"] = psnr(distance.clamp_min(1e-10)).double().mean().item()
+        kept = {"pool": features.pool, "logits": features.logits, "distance": distance}
+        files.write_tensors(folder / "features.safetensors", kept)
+        files.write_text(folder / FILE, json.dumps(metrics))

@@ -1,0 +1,47 @@
+"""The images of the evaluation: the same noise in every cell, through the full-precision or the quantized network."""
+
+from pathlib import Path
+from typing import Any
+
+from qdexp import models
+from qdexp.config import Config
+from qdexp.quant import checkpoint
+from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.shards import Sampling, Stream, write_shards
+from qdexp.stages.base import Stage, network_options, sampler_options
+from qdexp.stages.quantization import CHECKPOINT, QuantizationStage
+
+
+class SamplesStage(Stage):
+    """Shards of ``images``, uint8 [rows, c, h, w]. ``quantized`` says which network draws them."""
+
+    name = "samples"
+    version = 1
+    sources = ("qdexp.stages.samples", "qdexp.sampling", "qdexp.models", "qdexp.quant")
+
+    def __init__(self, config: Config, quantized: bool) -> None:
+        super().__init__(config)
+        self.quantized = quantized
+        protocol = config.protocol
+        self.stream = Stream("evaluation", protocol.noise_seed, protocol.n, config.sampling.batch)
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {"quantization": QuantizationStage(self.config)} if self.quantized else {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        noise = {"seed": self.stream.seed, "n": self.stream.n}
+        return {"noise": noise, **network_options(self.config), **sampler_options(self.config)}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {} if self.quantized else {"weights": Path(self.config.model.weights)}
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        if self.quantized:
+            network = checkpoint.load(inputs["quantization"] / CHECKPOINT)
+        else:
+            network = models.build(self.config.model, self.config.sampling.channels_last)
+        sampler = Sampler(self.config.model, self.config.protocol)
+        write_shards(Sampling(network, sampler, self.stream), folder, self.device)

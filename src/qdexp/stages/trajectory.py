@@ -1,0 +1,46 @@
+"""The full-precision network's own walks from noise to image, recorded at every step."""
+
+from pathlib import Path
+from typing import Any
+
+from qdexp import models
+from qdexp.config import Config
+from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.shards import Recording, Stream, write_shards
+from qdexp.stages.base import Stage, network_options, sampler_options
+
+
+class TrajectoryStage(Stage):
+    """Shards of ``x_t`` and ``eps``, float32 [rows, steps, c, h, w], of one noise stream."""
+
+    name = "trajectory"
+    version = 1
+    sources = ("qdexp.stages.trajectory", "qdexp.sampling", "qdexp.models")
+
+    def __init__(self, config: Config, stream: str, seed: int, n: int) -> None:
+        super().__init__(config)
+        self.stream = Stream(stream, seed, n, config.sampling.batch)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        noise = {"stream": self.stream.name, "seed": self.stream.seed, "n": self.stream.n}
+        return {"noise": noise, **network_options(self.config), **sampler_options(self.config)}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {"weights": Path(self.config.model.weights)}
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        network = models.build(self.config.model, self.config.sampling.channels_last)
+        sampler = Sampler(self.config.model, self.config.protocol)
+        write_shards(Recording(network, sampler, self.stream), folder, self.device)
+
+
+def calibration_trajectory(config: Config) -> TrajectoryStage:
+    """The one that every calibration strategy draws from."""
+    return TrajectoryStage(config, "calibration", config.seed, config.trajectory.samples)
+
+
+def heldout_trajectory(config: Config) -> TrajectoryStage:
+    """The one on which errors are measured: the first samples of the evaluation."""
+    return TrajectoryStage(config, "evaluation", config.protocol.noise_seed, config.protocol.heldout)

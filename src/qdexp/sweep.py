@@ -1,0 +1,154 @@
+"""A sweep, from composed configs to the table at its end."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from qdexp import device as devices
+from qdexp import files
+from qdexp.cell import Cell, preflight
+from qdexp.config import Config, Tracker
+from qdexp.errors import UserError
+from qdexp.record import Record
+from qdexp.record import path as record_path
+from qdexp.report.grid import sample_grid
+from qdexp.report.records import read_records
+from qdexp.report.table import ladder_table, to_markdown
+from qdexp.sampling.shards import read_shards
+from qdexp.store import Store
+from qdexp.tracking.mirror import TrackingError, mirror
+
+SHOWN = 14  # images in a row of the picture
+
+
+def freeze(cfg: DictConfig) -> Config:
+    """The checked config of a composed cell. Its method is named after its parts where the command named only those.
+
+    Raises UserError where a named quantizer or calib contradicts a named method.
+    """
+    overrides = cfg.hydra.overrides.task
+    choices = cfg.hydra.runtime.choices
+    named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
+    parts = [part for part in ("quantizer", "calib") if part in named]
+    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    if "method" in named:
+        for group, fixed in _fixed_by(named["method"]).items():
+            if named.get(group, fixed) != fixed:
+                raise UserError(f"{group}={named[group]}: method={named['method']} fixes {group}={fixed}; "
+                                f"leave one of the two out")  # fmt: skip
+    elif parts:
+        with open_dict(plain):
+            plain.method = f"{choices.quantizer}-{choices.calib}"
+    return Config.of(plain)
+
+
+def _fixed_by(method: str) -> dict[str, str]:
+    """The quantizer and calib that a method's file overrides."""
+    repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+    found = repository.load_config(f"method/{method}")
+    defaults = [] if found is None else found.defaults_list
+    return {(default.group or "").lstrip("/"): default.value for default in defaults if default.is_override()}
+
+
+def distinct(composed: Sequence[DictConfig]) -> list[tuple[int, Cell]]:
+    """Every cell checked; those that come out equal kept once, with their place in ``composed``."""
+    cells: dict[str, tuple[int, Cell]] = {}
+    for index, cfg in enumerate(composed):
+        cell = preflight(freeze(cfg))
+        cells.setdefault(cell.key, (index, cell))
+    return list(cells.values())
+
+
+def announce(cells: Sequence[Cell]) -> None:
+    """Says what is about to run, and what of it is in the store already."""
+    stages = {stage.entry: stage for cell in cells for stage in cell.stages.values()}
+    store = Store(cells[0].out)
+    there = sum(store.open(entry) is not None for entry in stages)
+    print(
+        f"sweep {cells[0].config.sweep}: {len(cells)} cells, {len(stages)} stages, {there} of them in {store.root}", flush=True
+    )
+
+
+def run(cfg: DictConfig) -> str:
+    """One cell, as Hydra calls it: from composed config to record. Returns the path of the record."""
+    hydra_config = HydraConfig.get()
+    whole = OmegaConf.merge({"hydra": hydra_config}, cfg)
+    assert isinstance(whole, DictConfig)
+    cell = preflight(freeze(whole))
+    devices.make_repeatable()
+    try:
+        record = cell.run()
+    except OSError as error:
+        raise UserError(
+            f"out={cell.out}: {error}; free some space or choose another folder, finished stages are kept"
+        ) from error
+    finally:
+        _mirror(cell)
+    if hydra_config.mode == RunMode.RUN:
+        show([cell], [record])
+    return str(record_path(cell.out, cell.name))
+
+
+def _mirror(cell: Cell) -> None:
+    """Copies the cell's record, if it got one, to the tracker. A tracker that fails takes nothing with it."""
+    tracker: Tracker = cell.config.tracker
+    path = record_path(cell.out, cell.name)
+    if tracker.name == "none" or not path.exists():
+        return
+    try:
+        mirror(
+            read_records([path])[0], cell.config.sweep, cell.out, tracker.project, tracker.mode, tracker.entity, out=cell.out
+        )
+    except TrackingError as error:
+        print(f"warning: {error}", flush=True)
+
+
+def conclude(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> list[Record]:
+    """The end of a sweep: table, picture and paths of what succeeded; UserError where a cell failed."""
+    records = read_records([path for cell in cells if (path := record_path(cell.out, cell.name)).exists()])
+    show(cells, records)
+    failed = [cell.label for cell, job in zip(cells, returns, strict=True) if job.status == JobStatus.FAILED]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; the same command runs only these again"
+        )
+    return records
+
+
+def show(cells: Sequence[Cell], records: Sequence[Record]) -> None:
+    """Prints a table a protocol and writes it, with the picture, into the sweep's folder."""
+    folder = cells[0].out / "sweeps" / cells[0].config.sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    console, pages = Console(), []
+    for _, group in groupby(sorted(records, key=_protocol_hash), key=_protocol_hash):
+        comparable = list(group)
+        console.print(ladder_table(comparable))
+        pages.append(to_markdown(comparable))
+    files.write_text(folder / "table.md", "\n\n".join(pages))
+    for cell in cells:
+        print(f"record   {record_path(cell.out, cell.name)}")
+    rows = [
+        (record["axes"]["method"], _first_images(cells[0].out, record)) for record in records if record["status"] == "complete"
+    ]
+    if rows:
+        sample_grid(rows, folder / "samples.png")
+        print(f"samples  {folder / 'samples.png'}")
+    print(f"table    {folder / 'table.md'}", flush=True)
+
+
+def _protocol_hash(record: Record) -> Any:
+    return record["protocol"]["hash"]
+
+
+def _first_images(out: Path, record: Record) -> np.ndarray:
+    shard: np.ndarray = next(read_shards(out / record["artifacts"]["samples"], "images"))[:SHOWN].numpy()
+    return shard
