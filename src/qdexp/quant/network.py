@@ -1,0 +1,183 @@
+"""A whole network: which layers get how many bits, and the steps from float to quantized.
+
+    order = execution_order(network, example)
+    plan  = plan_bits(network, order, weight_bits=4, act_bits=8)
+    convert(network, plan)                            # layers and attention change class, nothing is rounded yet
+    quantize_weights(network, estimator, nearest)
+    observe_activations(network, batches, estimator)  # with the weights already quantized
+
+All of it happens in place and in eval mode. A network is called `network(x_t, t)`.
+"""
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from qdexp.errors import UserError
+from qdexp.quant.affine import qparams_from_range
+from qdexp.quant.attention import quantize_attention
+from qdexp.quant.layers import QUANTIZED, ActivationQuantizer, Mode, QuantizedLayer, to_quantized
+from qdexp.quant.ranges import RangeEstimator, estimate
+from qdexp.quant.rounding import Rounding
+from qdexp.quant.scheme import Granularity, PerChannel, PerTensor, Scheme
+
+FLOAT = 32
+PER_OUTPUT_CHANNEL = PerChannel(0)
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """Bits of a layer's weight and of its input: 2 to 8, or 32 = left in floating point."""
+
+    weight: int
+    act: int
+
+    def __post_init__(self) -> None:
+        for option, bits in (("weight_bits", self.weight), ("act_bits", self.act)):
+            if bits != FLOAT and not 2 <= bits <= 8:
+                raise UserError(f"{option}={bits} is not possible: use 2 to 8, or {FLOAT} to leave values unquantized")
+
+
+@torch.inference_mode()
+def execution_order(network: nn.Module, example: Sequence[Tensor]) -> list[str]:
+    """Names of the Conv1d, Conv2d and Linear layers in the order in which `network(*example)` first runs them.
+
+    Definition order is not execution order: diffusers' U-Nets register the middle block last, and a block's attentions before
+    its convolutions. Layers that do not run are left out.
+    """
+    order: dict[str, None] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+        for name, module in network.named_modules()
+        if type(module) in QUANTIZED
+    ]
+    try:
+        network.eval()(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)
+
+
+def plan_bits(
+    network: nn.Module,
+    order: Sequence[str],
+    weight_bits: int,
+    act_bits: int,
+    first_last_bits: int | None = 8,
+    layers: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[str, LayerBits]:
+    """The bits of every layer in `order`.
+
+    The first layer (the first convolution, if there is one: a U-Net's time embedding runs before it) and the last get
+    `first_last_bits` wherever the others are quantized. `layers` maps patterns of names (`*` and `?`) to weight_bits and
+    act_bits of their own; later patterns win over earlier ones, and all over first and last. Raises UserError for a pattern
+    that matches no layer.
+    """
+    plan = dict.fromkeys(order, LayerBits(weight_bits, act_bits))
+    if first_last_bits is not None:
+        first = next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), order[0])
+        end = LayerBits(*(FLOAT if bits == FLOAT else first_last_bits for bits in (weight_bits, act_bits)))
+        plan |= {first: end, order[-1]: end}
+    for pattern, choice in (layers or {}).items():
+        names = fnmatch.filter(order, pattern)
+        if not names:
+            raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {order[0]!r}")
+        if unknown := set(choice) - {"weight_bits", "act_bits"}:
+            raise UserError(f"quant.layers: {pattern!r} sets {sorted(unknown)}; only weight_bits and act_bits can be set")
+        for name in names:
+            now = plan[name]
+            plan[name] = LayerBits(choice.get("weight_bits", now.weight), choice.get("act_bits", now.act))
+    return plan
+
+
+def convert(
+    network: nn.Module,
+    plan: Mapping[str, LayerBits],
+    *,
+    weight_granularity: Granularity = PER_OUTPUT_CHANNEL,
+    weight_symmetric: bool = False,
+    act_symmetric: bool = False,
+    softmax_bits: int = 8,
+) -> None:
+    """Give every layer of the plan its schemes, and every attention whose to_q has quantized inputs a processor of ours.
+
+    Such an attention quantizes Q, K and V with the act_bits of its to_q, and the softmax with `softmax_bits` (2 to 16, or 32).
+    """
+    network.eval()
+    weight, act = Scheme(8, weight_granularity, weight_symmetric), Scheme(8, PerTensor(), act_symmetric)
+    for name, bits in plan.items():
+        if bits != LayerBits(FLOAT, FLOAT):
+            to_quantized(network.get_submodule(name), _with_bits(weight, bits.weight), _with_bits(act, bits.act))
+    for name, attention in attentions(network):
+        bits = plan.get(f"{name}.to_q", LayerBits(FLOAT, FLOAT))
+        if bits.act != FLOAT:
+            quantize_attention(attention, _with_bits(act, bits.act), _with_bits(Scheme(8), softmax_bits))
+
+
+def _with_bits(scheme: Scheme, bits: int) -> Scheme | None:
+    return None if bits == FLOAT else replace(scheme, bits=bits)
+
+
+@torch.no_grad()
+def quantize_weights(network: nn.Module, estimator: RangeEstimator, rounding: Rounding) -> None:
+    """Round the weights of all converted layers."""
+    for _, layer in quantized_layers(network):
+        scheme = layer.weight_scheme
+        if scheme is not None:
+            qparams = qparams_from_range(*estimate(layer.weight, scheme, estimator), scheme)
+            layer.set_weight(rounding(layer.weight, qparams, scheme), qparams)
+
+
+def observe_activations(network: nn.Module, batches: Iterable[Sequence[Tensor]], estimator: RangeEstimator) -> None:
+    """Fit the activation ranges to `batches` of `(x_t, t)` and switch activation quantization on.
+
+    All quantizers observe the same passes, in which no activation is quantized. `batches` is iterated anew for each pass, so
+    a list or a dataset will do and a generator will not.
+    """
+    set_activation_mode(network, "off")
+    quantizers = [quantizer for _, quantizer in activation_quantizers(network) if not quantizer.fixed]
+    streams = [quantizer.start(estimator) for quantizer in quantizers]
+    for _ in range(max((stream.passes for stream in streams), default=0)):
+        _run(network, batches)
+        for stream in streams:
+            stream.end_pass()
+    for quantizer in quantizers:
+        quantizer.finish()
+    set_activation_mode(network, "on")
+
+
+@torch.inference_mode()
+def _run(network: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
+    network.eval()
+    empty = True
+    for batch in batches:
+        network(*batch)
+        empty = False
+    if empty:
+        raise ValueError("no calibration batch: activation ranges need at least one, again in every pass")
+
+
+def set_activation_mode(network: nn.Module, mode: Mode) -> None:
+    """Switch all activation quantizers."""
+    for _, quantizer in activation_quantizers(network):
+        quantizer.mode = mode
+
+
+def quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """(name, layer) of all converted layers, in definition order."""
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLayer))
+
+
+def activation_quantizers(network: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
+    """(name, quantizer) of all activation quantizers, in definition order."""
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, ActivationQuantizer))
+
+
+def attentions(network: nn.Module) -> Iterator[tuple[str, Attention]]:
+    """(name, module) of all of diffusers' attention modules, in definition order."""
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, Attention))

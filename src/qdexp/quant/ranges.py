@@ -1,0 +1,189 @@
+"""Range estimation: from a stream of values to the interval [lo, hi] that the grid shall span.
+
+Weights and activations go through the same two objects. A *range estimator* is configuration: a small frozen dataclass, made by
+Hydra from its `_target_`. For each tensor it starts a *range stream*, which is shown the values, arranged [groups, n], in any
+number of parts and in as many passes as it asks for, and then tells one range a group.
+
+An estimator of your own needs one file on the Python path and `_target_: my_ranges.Percentile` in a quantizer's YAML:
+
+    @dataclass(frozen=True)
+    class Percentile(RangeEstimator):
+        q: float = 0.999
+
+        def start(self, scheme, groups):
+            return PercentileStream(self.q)
+
+    class PercentileStream(RangeStream):
+        def __init__(self, q):
+            self.q, self.parts = q, []
+
+        def observe(self, x):
+            self.parts.append(torch.quantile(x.float(), torch.tensor([1 - self.q, self.q]), dim=1))
+
+        def range(self):
+            lo, hi = torch.stack(self.parts).mean(0)
+            return lo, hi
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdexp.quant.affine import qparams_from_range, round_to_grid
+from qdexp.quant.scheme import Scheme
+
+
+class RangeStream(ABC):
+    """The values of one tensor, seen part by part. `passes` is how often the whole stream must be shown."""
+
+    passes: int = 1
+
+    @abstractmethod
+    def observe(self, x: Tensor) -> None:
+        """Take in one part of the values, [groups, n] with n > 0."""
+
+    def end_pass(self) -> None:  # noqa: B027 - optional
+        """Told after each pass over all the values."""
+
+    @abstractmethod
+    def range(self) -> tuple[Tensor, Tensor]:
+        """(lo, hi), each [groups]. Called once, after the last pass. The range need not contain zero: the grid will."""
+
+
+class RangeEstimator(ABC):
+    """How ranges are found. Subclasses are frozen dataclasses holding the options."""
+
+    @abstractmethod
+    def start(self, scheme: Scheme, groups: int) -> RangeStream:
+        """A fresh stream for one tensor of `groups` groups that will be quantized with `scheme`."""
+
+
+def estimate(x: Tensor, scheme: Scheme, estimator: RangeEstimator) -> tuple[Tensor, Tensor]:
+    """The range of a tensor that is at hand whole, such as a weight: (lo, hi), each [groups]."""
+    values = scheme.granularity.arrange(x)
+    stream = estimator.start(scheme, len(values))
+    for _ in range(stream.passes):
+        stream.observe(values)
+        stream.end_pass()
+    return stream.range()
+
+
+@dataclass(frozen=True)
+class MinMax(RangeEstimator):
+    """lo = min x, hi = max x."""
+
+    def start(self, scheme: Scheme, groups: int) -> "MinMaxStream":
+        """A stream of one pass."""
+        return MinMaxStream()
+
+
+class MinMaxStream(RangeStream):
+    """The extremes so far."""
+
+    def __init__(self) -> None:
+        self._range: tuple[Tensor, Tensor] | None = None
+
+    def observe(self, x: Tensor) -> None:
+        """Widen the range."""
+        lo, hi = x.float().aminmax(dim=1)
+        if self._range is not None:
+            lo, hi = torch.minimum(lo, self._range[0]), torch.maximum(hi, self._range[1])
+        self._range = lo, hi
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The extremes. Raises ValueError if nothing was observed."""
+        if self._range is None:
+            raise ValueError("no values were observed")
+        return self._range
+
+
+@dataclass(frozen=True)
+class NormSearch(RangeEstimator):
+    """The shrunk min-max range that loses least: of r * [lo, hi], the one with the least sum of |x - x_hat|^p.
+
+    [lo, hi] is the min-max range extended to contain zero; for a symmetric scheme it is [-m, m], so the ranges searched are
+    those that the grid can have. r runs over 1.00, 0.99, ... 0.21 and p is 2.4 in Q-Diffusion (Li et al. 2023,
+    arXiv 2302.04304). Two passes: the extremes, then the sums of all candidates at once.
+    """
+
+    p: float = 2.4
+    candidates: tuple[float, ...] = tuple(percent / 100 for percent in range(100, 20, -1))
+
+    def start(self, scheme: Scheme, groups: int) -> "NormSearchStream":
+        """A stream of two passes."""
+        return NormSearchStream(self.p, tuple(self.candidates), scheme)
+
+
+class NormSearchStream(RangeStream):
+    """First the extremes, then the error sums of every candidate."""
+
+    passes = 2
+
+    def __init__(self, p: float, candidates: tuple[float, ...], scheme: Scheme) -> None:
+        self.p, self.candidates, self.scheme = p, candidates, scheme
+        self._extremes = MinMaxStream()
+        self._ranges: tuple[Tensor, Tensor] | None = None  # every candidate's lo and hi, [groups, candidates]
+        self._errors = torch.empty(0)  # the sums so far, float64 [groups, candidates]
+
+    def observe(self, x: Tensor) -> None:
+        """Widen the extremes in the first pass, add to the error sums in the second."""
+        if self._ranges is None:
+            self._extremes.observe(x)
+        else:
+            self._errors += norm_errors(x, *self._ranges, self.scheme, self.p)
+
+    def end_pass(self) -> None:
+        """After the first pass, lay out the candidates."""
+        if self._ranges is None:
+            lo, hi = self._extremes.range()
+            lo, hi = lo.clamp_max(0), hi.clamp_min(0)
+            if self.scheme.symmetric:
+                hi = torch.maximum(-lo, hi)
+                lo = -hi
+            shrink = torch.tensor(self.candidates, device=lo.device)
+            self._ranges = torch.outer(lo, shrink), torch.outer(hi, shrink)
+            self._errors = torch.zeros_like(self._ranges[0], dtype=torch.float64)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The best candidate of each group; of equals the widest. Raises ValueError before the first pass has ended."""
+        if self._ranges is None:
+            raise ValueError("no pass was completed")
+        best = self._errors.argmin(dim=1, keepdim=True)
+        lo, hi = (ends.gather(1, best).squeeze(1) for ends in self._ranges)
+        return lo, hi
+
+
+def norm_errors(x: Tensor, lo: Tensor, hi: Tensor, scheme: Scheme, p: float, elements: int | None = None) -> Tensor:
+    """Sum of |x - x_hat|^p over n for each group and candidate range.
+
+    x: [groups, n]; lo, hi: [groups, candidates]; result: float64 [groups, candidates]. Works on chunks of at most `elements`
+    numbers; by default they fit a core's cache, or on a GPU fill the device.
+    """
+    elements = elements or (2**16 if x.device.type == "cpu" else 2**24)
+    scale, zero_point = qparams_from_range(lo, hi, scheme)
+    errors = torch.zeros_like(scale, dtype=torch.float64)
+    groups, candidates = scale.shape
+    for g, c, n in _chunks(groups, candidates, x.shape[1], elements):
+        part = x[g, None, n].float()
+        error = round_to_grid(part, scale[g, c, None], zero_point[g, c, None], scheme).sub_(part)
+        errors[g, c] += _abs_power(error, p).sum(-1, dtype=torch.float64)
+    return errors
+
+
+def _chunks(groups: int, candidates: int, n: int, elements: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut [groups, candidates, n] into boxes of at most `elements` numbers, whole rows first."""
+    columns = min(n, elements)
+    rows = min(groups, elements // columns)
+    depth = elements // (rows * columns)
+    for g in range(0, groups, rows):
+        for start in range(0, n, columns):
+            for c in range(0, candidates, depth):
+                yield slice(g, g + rows), slice(c, c + depth), slice(start, start + columns)
+
+
+def _abs_power(x: Tensor, p: float) -> Tensor:
+    """|x|^p, in place: exp(p/2 log x^2), four times faster than pow on a CPU. Exactly 0 at 0."""
+    return x.square_() if p == 2 else x.square_().log_().mul_(p / 2).exp_()

@@ -1,0 +1,57 @@
+"""Slow, obvious versions of what qdexp.quant computes, and small data."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdexp.quant import NormSearch, Scheme, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.rounding import nearest
+
+
+def slow_grid(lo: float, hi: float, bits: int, symmetric: bool) -> tuple[float, int]:
+    """(scale, zero point), in double precision."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    if symmetric:
+        return max(-lo, hi) / (2 ** (bits - 1) - 1) or 1.0, 0
+    scale = (hi - lo) / (2**bits - 1) or 1.0
+    return scale, round(-lo / scale)
+
+
+def slow_fake_quantize(x: float, scale: float, zero_point: int, qmin: int, qmax: int) -> float:
+    return (min(max(round(x / scale) + zero_point, qmin), qmax) - zero_point) * scale
+
+
+def slow_norm_search(values: Tensor, scheme: Scheme, p: float) -> tuple[list[float], float]:
+    """For one group: the error sum of every candidate, and the largest magnitude of the range."""
+    xs = values.double().tolist()
+    lo, hi = min(0.0, *xs), max(0.0, *xs)
+    errors = []
+    for percent in range(100, 20, -1):
+        grid = slow_grid(lo * percent / 100, hi * percent / 100, scheme.bits, scheme.symmetric)
+        errors.append(sum(abs(x - slow_fake_quantize(x, *grid, scheme.qmin, scheme.qmax)) ** p for x in xs))
+    return errors, max(-lo, hi)
+
+
+def batches(rows: int = 8, count: int = 2) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(rows, 1, 8, 8, generator=generator), torch.randint(0, 1000, (rows,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def quantized(network: nn.Module, weight_bits: int, act_bits: int, layers: Any = None, **options: Any) -> nn.Module:
+    """The whole of post-training quantization, in place."""
+    data = batches()
+    order = execution_order(network, data[0])
+    convert(network, plan_bits(network, order, weight_bits, act_bits, layers=layers), **options)
+    quantize_weights(network, NormSearch(), nearest)
+    observe_activations(network, data, NormSearch())
+    return network
+
+
+@torch.inference_mode()
+def output(network: nn.Module, rows: int = 4) -> Tensor:
+    x: Tensor = network(*batches(rows, 1)[0])[0]
+    return x

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from quant_helpers import slow_fake_quantize, slow_grid
+
+from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, dequantize, fake_quantize, qparams_from_range, quantize
+
+SIGNS = {"both": lambda x: x, "positive": lambda x: x.abs() + 1, "negative": lambda x: -x.abs() - 1}
+
+
+def qparams_of(x: torch.Tensor, scheme: Scheme) -> QParams:
+    lo, hi = scheme.granularity.arrange(x).aminmax(dim=1)
+    return qparams_from_range(lo, hi, scheme)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(), PerChannel(1)])
+@pytest.mark.parametrize("sign", SIGNS)
+def test_equals_loops_over_elements(bits: int, symmetric: bool, granularity: PerTensor | PerChannel, sign: str) -> None:
+    torch.manual_seed(bits)
+    x = SIGNS[sign](torch.randn(3, 4, 5))
+    scheme = Scheme(bits, granularity, symmetric)
+    qparams = qparams_of(x, scheme)
+    rows, hat = granularity.arrange(x), granularity.arrange(fake_quantize(x, qparams, scheme))
+    for group, row in enumerate(rows):
+        scale, zero_point = slow_grid(row.min().item(), row.max().item(), bits, symmetric)
+        assert qparams.scale[group].item() == pytest.approx(scale, rel=1e-6)
+        assert abs(qparams.zero_point[group].item() - zero_point) <= 1  # ties may round either way in single precision
+        grid = qparams.scale[group].item(), int(qparams.zero_point[group])
+        expected = [slow_fake_quantize(v, *grid, scheme.qmin, scheme.qmax) for v in row.tolist()]
+        close = torch.isclose(hat[group].double(), torch.tensor(expected).double(), atol=1e-6)
+        assert close.float().mean() > 0.9  # the others lie on a tie
+        assert (hat[group] - row).abs().max() <= scale * 1.01  # rounding of x plus that of z
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_integers_and_fake_quantization_agree_exactly(bits: int, symmetric: bool) -> None:
+    x = torch.randn(6, 50) * 3
+    scheme = Scheme(bits, PerChannel(), symmetric)
+    qparams = qparams_of(x / 2, scheme)  # so that some values are clipped
+    integers = quantize(x, qparams, scheme)
+    assert integers.dtype == scheme.dtype
+    assert integers.min() >= scheme.qmin
+    assert integers.max() == scheme.qmax
+    hat = dequantize(integers, qparams, scheme)
+    assert torch.equal(hat, fake_quantize(x, qparams, scheme))
+    assert torch.equal(quantize(hat, qparams, scheme), integers)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_agrees_with_the_fused_operator_of_torch_bit_for_bit(bits: int, symmetric: bool) -> None:
+    x = torch.randn(100_000) * 4
+    scheme = Scheme(bits, symmetric=symmetric)
+    qparams = qparams_from_range(torch.tensor([-2.7]), torch.tensor([5.1]), scheme)
+    fused = torch.fake_quantize_per_tensor_affine(x, *qparams, scheme.qmin, scheme.qmax)
+    assert torch.equal(fake_quantize(x, qparams, scheme), fused)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("value", [0.0, 1e-42])
+def test_a_dead_channel_stays_dead(symmetric: bool, value: float) -> None:
+    scheme = Scheme(4, PerChannel(), symmetric)
+    x = torch.stack([torch.full((5,), value), torch.randn(5)])
+    qparams = qparams_of(x, scheme)
+    assert (qparams.scale > 0).all()
+    assert qparams.scale.isfinite().all()
+    hat = fake_quantize(x, qparams, scheme)
+    assert torch.equal(hat[0], torch.zeros(5))
+    assert hat[1].any()
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_zero_and_both_ends_are_reproduced(sign: str, symmetric: bool) -> None:
+    scheme = Scheme(8, symmetric=symmetric)
+    x = SIGNS[sign](torch.randn(1, 100))
+    qparams = qparams_of(x, scheme)
+    assert fake_quantize(torch.zeros(3), qparams, scheme).eq(0).all()
+    ends = torch.stack(x.aminmax())
+    assert (fake_quantize(ends, qparams, scheme) - ends).abs().max() <= qparams.scale.item() * 0.51
+
+
+def test_half_precision_and_strides_are_kept() -> None:
+    x = torch.randn(2, 8, 4, 4).to(torch.bfloat16, memory_format=torch.channels_last)
+    for scheme in (Scheme(8), Scheme(4, PerChannel(1))):
+        qparams = qparams_of(x, scheme)
+        assert qparams.scale.dtype == torch.float32
+        hat = fake_quantize(x, qparams, scheme)
+        assert hat.dtype == x.dtype
+        assert hat.stride() == x.stride()
+        assert quantize(x, qparams, scheme).stride() == x.stride()

@@ -1,0 +1,159 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from quant_helpers import batches, output, quantized
+from torch import Tensor, nn
+
+from qdexp.errors import UserError
+from qdexp.quant import checkpoint
+from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
+
+MIXED = {"mid_block*": {"weight_bits": 3, "act_bits": 5}, "*.to_?": {"weight_bits": 32}, "up_blocks.1*": {"act_bits": 32}}
+CASES: dict[str, dict[str, Any]] = {
+    "w4a8": {"weight_bits": 4, "act_bits": 8},
+    "w2a4_mixed": {"weight_bits": 2, "act_bits": 4, "layers": MIXED, "softmax_bits": 16},
+    "symmetric": {"weight_bits": 5, "act_bits": 7, "weight_symmetric": True, "act_symmetric": True},
+    "weights_only": {"weight_bits": 8, "act_bits": 32},
+    "acts_only": {"weight_bits": 32, "act_bits": 8, "softmax_bits": 32},
+}
+READ = """
+import sys, torch
+from qdexp.quant import checkpoint
+inputs = torch.load(sys.argv[1] + "/inputs.pt", weights_only=True)
+network = checkpoint.load(sys.argv[1])
+assert not network.training
+with torch.inference_mode():
+    torch.save(network(*inputs)[0], sys.argv[1] + "/outputs.pt")
+"""
+
+
+@pytest.fixture
+def saved(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> Path:
+    checkpoint.save(tmp_path, quantized(tiny_unet, 4, 8), tiny_architecture, {"note": "w4a8"})
+    return tmp_path
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("case", CASES)
+def test_a_reloaded_network_is_the_same(
+    tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path, case: str, memory_format: torch.memory_format
+) -> None:
+    network = quantized(tiny_unet.to(memory_format=memory_format), **CASES[case])
+    checkpoint.save(tmp_path, network, tiny_architecture)
+    again = checkpoint.load(tmp_path)
+    assert not again.training
+    assert torch.equal(output(again), output(network))
+    for tensors in (lambda net: net.named_buffers(), lambda net: net.named_parameters()):
+        for (name, one), (other, two) in zip(tensors(network), tensors(again), strict=True):
+            assert name == other
+            assert one.dtype == two.dtype
+            assert one.stride() == two.stride()
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("case", ["w4a8", "w2a4_mixed"])
+def test_a_fresh_process_needs_the_two_files_only(
+    tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path, case: str
+) -> None:
+    network = quantized(tiny_unet.to(memory_format=torch.channels_last), **CASES[case])
+    checkpoint.save(tmp_path, network, tiny_architecture)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.json", "checkpoint.safetensors"}
+    torch.save(batches(4, 1)[0], tmp_path / "inputs.pt")
+    subprocess.run([sys.executable, "-c", READ, str(tmp_path)], check=True)
+    assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True), output(network))
+
+
+def test_half_precision_stays_half(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> None:
+    def cast(_: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return args[0].bfloat16(), args[1]
+
+    tiny_unet.to(torch.bfloat16).register_forward_pre_hook(cast)
+    checkpoint.save(tmp_path, quantized(tiny_unet, 4, 8), tiny_architecture)
+    again = checkpoint.load(tmp_path)
+    again.register_forward_pre_hook(cast)
+    assert output(again).dtype == torch.bfloat16
+    assert torch.equal(output(again), output(tiny_unet))
+
+
+def test_the_size_is_that_of_the_bits(saved: Path) -> None:
+    network = checkpoint.load(saved)
+    payload = 0.0
+    for name, layer in quantized_layers(network):
+        bits = 8 if name in ("conv_in", "conv_out") else 4
+        payload += checkpoint.nominal_bytes(layer.weight.numel(), bits) + 5 * len(layer.weight)  # a scale and a zero point
+    payload += 5 * sum(not quantizer.fixed for _, quantizer in activation_quantizers(network))
+    payload += sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    tensors = (saved / "checkpoint.safetensors").stat().st_size
+    entries = len(network.state_dict()) + 5
+    assert payload <= tensors <= payload + 150 * entries
+    assert checkpoint.size_bytes(saved) == tensors + (saved / "checkpoint.json").stat().st_size
+
+
+def test_metadata(saved: Path, tiny_architecture: Any) -> None:
+    content = checkpoint.metadata(saved)
+    assert content["architecture"] == tiny_architecture
+    assert content["extra"] == {"note": "w4a8"}
+    assert sum(len(group["names"]) for group in content["layers"]) == len(list(quantized_layers(checkpoint.load(saved))))
+
+
+def test_saving_again_replaces(saved: Path, tiny_unet: UNet2DModel, tiny_architecture: Any) -> None:
+    checkpoint.save(saved, checkpoint.load(saved), tiny_architecture, {"note": "again"})
+    assert checkpoint.metadata(saved)["extra"] == {"note": "again"}
+    assert torch.equal(output(checkpoint.load(saved)), output(tiny_unet))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+BREAKS = {
+    "no tensors": lambda folder: (folder / "checkpoint.safetensors").unlink(),
+    "no json": lambda folder: (folder / "checkpoint.json").unlink(),
+    "torn tensors": lambda folder: (folder / "checkpoint.safetensors").write_bytes(
+        (folder / "checkpoint.safetensors").read_bytes()[:-100]
+    ),
+    "torn json": lambda folder: (folder / "checkpoint.json").write_text((folder / "checkpoint.json").read_text()[:-100]),
+    "changed byte": lambda folder: (folder / "checkpoint.safetensors").write_bytes(
+        (folder / "checkpoint.safetensors").read_bytes()[:-1] + b"?"
+    ),
+    "other format": lambda folder: edit(folder / "checkpoint.json", format=99),
+    "json of another kind": lambda folder: (folder / "checkpoint.json").write_text("[1, 2]"),
+    "lost key": lambda folder: edit(folder / "checkpoint.json", layers=[{"names": ["conv_in"]}]),
+    "other network": lambda folder: edit(
+        folder / "checkpoint.json", architecture=checkpoint.metadata(folder)["architecture"] | {"block_out_channels": [8, 32]}
+    ),
+    "other bits": lambda folder: edit(
+        folder / "checkpoint.json",
+        layers=[group | {"weight": group["weight"] | {"bits": 8}} for group in checkpoint.metadata(folder)["layers"]],
+    ),
+    "function": lambda folder: edit(folder / "checkpoint.json", architecture={"_target_": "os.getcwd"}),
+    "class of another kind": lambda folder: edit(folder / "checkpoint.json", architecture={"_target_": "pathlib.Path"}),
+    "missing class": lambda folder: edit(folder / "checkpoint.json", architecture={"_target_": "diffusers.NoSuchModel"}),
+}
+
+
+@pytest.mark.parametrize("damage", BREAKS)
+def test_damage_is_reported_in_one_line(saved: Path, damage: str) -> None:
+    BREAKS[damage](saved)
+    with pytest.raises(UserError) as error:
+        checkpoint.load(saved)
+    assert "checkpoint" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_only_finished_networks_are_saved(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> None:
+    network = quantized(tiny_unet, 4, 8)
+    next(quantizer for _, quantizer in activation_quantizers(network)).mode = "off"
+    with pytest.raises(ValueError, match="is not on"):
+        checkpoint.save(tmp_path, network, tiny_architecture)
+    set_activation_mode(network, "on")
+    next(layer for _, layer in quantized_layers(network)).weight_int = None
+    with pytest.raises(ValueError, match="not quantized yet"):
+        checkpoint.save(tmp_path, network, tiny_architecture)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,90 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qdexp.quant import MinMax, PerChannel, QParams, Scheme, fake_quantize, qparams_from_range
+from qdexp.quant.layers import ActivationQuantizer, to_quantized
+from qdexp.quant.ranges import estimate
+from qdexp.quant.rounding import nearest
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+LAYERS: dict[str, tuple[Callable[[], Layer], tuple[int, ...]]] = {
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1, stride=2), (2, 4, 9)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), (2, 4, 5, 5)),
+    "reflect": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 5, 5)),
+    "linear": (lambda: nn.Linear(4, 6), (2, 3, 4)),
+}
+
+
+def qparams_of(weight: Tensor, scheme: Scheme) -> QParams:
+    return qparams_from_range(*estimate(weight, scheme, MinMax()), scheme)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_computes_with_rounded_weight_and_input(kind: str, bits: int, symmetric: bool) -> None:
+    make, shape = LAYERS[kind]
+    layer, x = make(), torch.randn(shape)
+    reference = make()
+    reference.load_state_dict(layer.state_dict())
+    weight_scheme, act_scheme = Scheme(bits, PerChannel(), symmetric), Scheme(8)
+    weight_qparams, act_qparams = qparams_of(layer.weight, weight_scheme), qparams_of(x, act_scheme)
+    expected_input = fake_quantize(x, act_qparams, act_scheme)
+    reference.weight.data = fake_quantize(layer.weight.data, weight_qparams, weight_scheme)
+
+    quantized = to_quantized(layer, weight_scheme, act_scheme)
+    quantized.set_weight(nearest(quantized.weight, weight_qparams, weight_scheme), weight_qparams)
+    assert torch.equal(quantized(x), reference(x))  # input quantizer still off
+    assert isinstance(quantized.input_quantizer, ActivationQuantizer)
+    quantized.input_quantizer.set_qparams(act_qparams)
+    quantized.input_quantizer.mode = "on"
+    assert torch.equal(quantized(x), reference(expected_input))
+    assert not torch.equal(quantized(x), quantized(x * 1.1))
+
+
+def test_32_bits_leave_a_layer_alone() -> None:
+    layer, x = nn.Linear(3, 3), torch.randn(2, 3)
+    expected = layer(x)
+    quantized = to_quantized(layer, None, None)
+    assert torch.equal(quantized(x), expected)
+    assert isinstance(quantized.weight, nn.Parameter)
+
+
+def test_class_hooks_memory_format_and_state() -> None:
+    layer = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    strides, calls = layer.weight.stride(), []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    scheme = Scheme(4, PerChannel())
+    quantized = to_quantized(layer, scheme, Scheme(8))
+    qparams = qparams_of(quantized.weight, scheme)
+    quantized.set_weight(nearest(quantized.weight, qparams, scheme).contiguous(), qparams)
+    assert isinstance(quantized, nn.Conv2d)
+    assert quantized.weight.stride() == strides
+    assert quantized(torch.randn(1, 4, 5, 5).to(memory_format=torch.channels_last)).stride()[1] == 1
+    assert calls == [1]
+    assert set(quantized.state_dict()) == {"bias"}
+    assert [name for name, _ in quantized.named_parameters()] == ["bias"]
+
+
+def test_observation_passes_values_through_and_then_rounds() -> None:
+    quantizer, x = ActivationQuantizer(Scheme(2)), torch.randn(2, 5)
+    assert torch.equal(quantizer(x), x)
+    stream = quantizer.start(MinMax())
+    assert torch.equal(quantizer(x[:1]), x[:1])
+    assert torch.equal(quantizer(x[1:]), x[1:])
+    stream.end_pass()
+    quantizer.finish()
+    assert torch.equal(quantizer(x), fake_quantize(x, qparams_of(x, Scheme(2)), Scheme(2)))
+    assert quantizer(x).unique().numel() <= 4
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_fixed_range_needs_no_observation(bits: int) -> None:
+    quantizer = ActivationQuantizer(Scheme(bits), fixed_range=(0.0, 1.0))
+    quantizer.mode = "on"
+    x = torch.rand(1000)
+    assert quantizer.zero_point.item() == 0
+    assert torch.allclose(quantizer(x), torch.round(x * (2**bits - 1)) / (2**bits - 1), atol=1e-6)
