@@ -1,0 +1,1 @@
+"""Images -> features -> scores under one protocol."""

@@ -1,0 +1,120 @@
+"""The feature extractors a protocol can name: which outputs the metrics read, and where the weights come from.
+
+Every extractor is one that torch-fidelity knows by its name; ``fashion-cnn``, the embedded one, is registered here.
+Weights are compared with a pinned SHA-256 before they are used, since every number depends on their last bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from qdexp.errors import UserError
+from qdexp.files import sha256
+from qdexp.paths import ZOO
+from qdexp.zoo.extractor import FashionCNN
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """One feature extractor.
+
+    ``pool`` names the output [n, d] that FID, KID, precision and recall read, ``logits`` the output [n, k] of the Inception
+    score. ``shape`` is what an image's shape must begin with. ``digest`` is the SHA-256 of the file ``weights``.
+    """
+
+    name: str
+    pool: str
+    logits: str
+    shape: tuple[int, ...]
+    weights: Path
+    digest: str
+
+    def checked_weights(self) -> str:
+        """The path of the weights; UserError if they are missing or not the pinned ones."""
+        if not self.weights.is_file():
+            raise UserError(f"protocol.extractor={self.name} lacks its weights; put them at {self.weights}")
+        if sha256(self.weights) != self.digest:
+            raise UserError(f"protocol.extractor={self.name}: {self.weights} has not SHA-256 {self.digest}; restore the file")
+        return str(self.weights)
+
+    def build(self) -> FeatureExtractorBase:
+        """The network under torch-fidelity's interface, in evaluation mode, returning ``(pool, logits)``.
+
+        Raises UserError if the weights are missing or not the pinned ones.
+        """
+        create = FEATURE_EXTRACTORS_REGISTRY[self.name]
+        return create(self.name, [self.pool, self.logits], feature_extractor_weights_path=self.checked_weights())
+
+
+class FashionExtractor(FeatureExtractorBase):
+    """``FashionCNN`` under torch-fidelity's interface: uint8 images [n, 1, 28, 28] -> a tuple of the requested features."""
+
+    def __init__(
+        self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str | None = None, **_: object
+    ) -> None:
+        super().__init__(name, list(features_list))
+        self.network = FashionCNN()
+        self.network.load_state_dict(load_file(feature_extractor_weights_path or FASHION_CNN.checked_weights()))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The requested features, in the order they were requested in."""
+        if images.dtype != torch.uint8 or images.shape[1:] != FASHION_CNN.shape:
+            raise ValueError(f"expected uint8 images [n, 1, 28, 28], got {images.dtype} {list(images.shape)}")
+        outputs = dict(zip(self.get_provided_features_list(), self.network(images), strict=True))
+        return tuple(outputs[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """The names that can be requested."""
+        return FASHION_CNN.pool, FASHION_CNN.logits
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """What ``metric`` ("isc", "fid", "kid" or "prc") reads."""
+        return FASHION_CNN.logits if metric == "isc" else FASHION_CNN.pool
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Whether torch.compile may be applied."""
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> tuple[Tensor]:
+        """The smallest input."""
+        return (torch.zeros(1, *FASHION_CNN.shape, dtype=torch.uint8),)
+
+
+FASHION_CNN = Extractor(
+    name="fashion-cnn",
+    pool="64",
+    logits="logits",
+    shape=(1, 28, 28),
+    weights=ZOO / "fashion_cnn" / "model.safetensors",
+    digest="e29007c860f1cc60fccb39c06f5dccde852629c4aece4e49ac34486f6444c5fe",
+)
+INCEPTION = Extractor(
+    name="inception-v3-compat",
+    pool="2048",
+    logits="logits_unbiased",
+    shape=(3,),
+    # where torch-fidelity keeps them
+    weights=Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth",
+    digest="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+EXTRACTORS = {extractor.name: extractor for extractor in (FASHION_CNN, INCEPTION)}
+
+register_feature_extractor(FASHION_CNN.name, FashionExtractor)
+
+
+def find(name: str) -> Extractor:
+    """The extractor called ``name``; UserError if there is none."""
+    if name not in EXTRACTORS:
+        raise UserError(f"protocol.extractor={name} is unknown; choose one of {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name]

@@ -1,0 +1,88 @@
+"""Reference statistics: what the samples are compared with.
+
+A reference is a safetensors file with mean ``mu`` [d] and covariance ``sigma`` [d, d] (float64) of the real images' features.
+FID needs no more. ``features`` [m, d] (float32), a random subset of the same features, serves KID, precision and recall;
+``floor_features`` [f, d] (float32), those of held-out real images in their order, tell how a perfect model would score.
+The metadata name data set, extractor and its digest, and hold a digest of all the content, so that a changed file is found out.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics
+
+from qdexp.errors import UserError
+from qdexp.files import sha256, write_tensors
+from qdexp.metrics.extractors import Extractor
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference set's statistics. ``digest`` is the SHA-256 of its file, ``extractor_digest`` that of the weights."""
+
+    mu: Tensor
+    sigma: Tensor
+    features: Tensor | None
+    floor_features: Tensor | None
+    extractor: str
+    extractor_digest: str
+    dataset: str
+    digest: str
+
+    @classmethod
+    def load(cls, path: Path) -> "Reference":
+        """Reads a reference file; UserError if it is missing, torn, changed, or no reference."""
+        if not path.is_file():
+            raise UserError(f"protocol.reference={path} does not exist; name a reference file")
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+            tensors = load_file(path)
+            intact = about.pop("content_digest") == _digest(tensors, about)
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"protocol.reference={path} is torn or no reference file; make or fetch it again") from error
+        if not intact:
+            raise UserError(f"protocol.reference={path} was changed after it was made; make or fetch it again")
+        return cls(
+            mu=tensors["mu"],
+            sigma=tensors["sigma"],
+            features=tensors.get("features"),
+            floor_features=tensors.get("floor_features"),
+            digest=sha256(path),
+            **about,
+        )
+
+    def check(self, extractor: Extractor) -> None:
+        """UserError unless this reference was measured with exactly this extractor."""
+        if (self.extractor, self.extractor_digest) != (extractor.name, extractor.digest):
+            raise UserError(
+                f"protocol.reference was measured with extractor {self.extractor} ({self.extractor_digest[:12]}), "
+                f"protocol.extractor is {extractor.name} ({extractor.digest[:12]}); choose a reference made with it"
+            )
+
+
+def statistics(pool: Tensor) -> dict[str, Tensor]:
+    """``mu`` [d] and ``sigma`` [d, d], float64, of features ``pool`` [n, d]."""
+    return {name: torch.from_numpy(value) for name, value in fid_features_to_statistics(pool.double()).items()}
+
+
+def write(path: Path, tensors: dict[str, Tensor], extractor: Extractor, dataset: str) -> None:
+    """Writes a reference file of ``mu`` and ``sigma`` and, where known, ``features`` and ``floor_features``."""
+    about = {"extractor": extractor.name, "extractor_digest": extractor.digest, "dataset": dataset}
+    about["content_digest"] = _digest(tensors, about)
+    write_tensors(path, tensors, about)
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    """SHA-256 over the metadata and every tensor's name, type, shape and bytes."""
+    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        sha.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        sha.update(value.contiguous().numpy().tobytes())
+    return sha.hexdigest()
