@@ -1,0 +1,248 @@
+"""One Weights & Biases run a cell, written after the fact from the cell's record.
+
+===============  ====================================================================================================
+W&B              record
+===============  ====================================================================================================
+id, name, group  sweep and cell, cell, sweep: two sweeps that share a cell do not collide
+config           the axes and the protocol as flat top-level keys, to group and filter by; the frozen config, the stage
+                 keys and the provenance whole, under ``record``
+summary          metrics, sizes and costs, once and flat; ``status``, and the error of a failed cell
+history          the curves, one row a sampler step, over their own axis ``curves/sampler_step``
+artifact         the quantized checkpoint, named by its stage key, so that cells which share it share the artifact
+===============  ====================================================================================================
+
+A run always shows its record as it now is: runs are never resumed, so mirroring a cell again replaces what was there,
+here and, at the next ``wandb sync``, on the server.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdexp.files import sha256
+
+if TYPE_CHECKING:
+    import wandb
+
+Record = dict[str, Any]
+
+LONGEST = 64
+"""Characters of the longest tag that W&B takes; run ids are kept to it too."""
+
+SETTINGS: dict[str, Any] = {
+    "silent": True,
+    "console": "off",
+    "disable_git": True,
+    "save_code": False,
+    "init_timeout": 30.0,  # a server that does not answer must not hold a compute node
+    "finish_timeout": 300.0,
+    "finish_timeout_raises": True,
+    # What W&B would find out by itself describes the process that mirrors, not the one that measured.
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    "x_transaction_log_flush_interval": 2.0,  # 15 s by default: a job killed before that leaves an empty log
+}
+"""Those with an ``x_`` are private to W&B: any of them is left out where the installed version does not know it."""
+
+
+class TrackingError(Exception):
+    """The mirror failed; the record is as good as before. The message is one line, to be printed as a warning."""
+
+
+def mirror(
+    record: Record,
+    sweep: str,
+    folder: Path,
+    project: str,
+    mode: str,
+    entity: str | None,
+    *,
+    out: Path | None = None,
+    grid: Path | None = None,
+) -> Path:
+    """Writes the W&B run of ``record`` and returns its directory (what ``wandb sync`` takes).
+
+    ``mode`` is offline or online. Everything is written under ``folder``. ``out`` is the folder that the paths in
+    ``record["artifacts"]`` start from; with it the checkpoint becomes an artifact. ``grid`` is a PNG of samples. Raises
+    TrackingError and nothing else.
+    """
+    try:
+        with _environment(folder.resolve(), mode):
+            place = {"dir": folder.resolve(), "project": project, "mode": mode, "entity": entity}
+            return _mirror(_plain(record), sweep, place, out, grid)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise TrackingError(f"W&B run of {record.get('cell')} not written: {type(error).__name__}: {reason}") from error
+
+
+def run_id(sweep: str, cell: str) -> str:
+    """Id of a cell's run: ``sweep-cell``, with a digest in place of what W&B or a file name cannot hold."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep}-{cell}")
+    if plain == f"{sweep}-{cell}" and len(plain) <= LONGEST:
+        return plain
+    digest = hashlib.sha256(f"{sweep}\0{cell}".encode()).hexdigest()[:12]
+    return f"{plain[: LONGEST - 13]}-{digest}"
+
+
+@contextlib.contextmanager
+def _environment(folder: Path, mode: str) -> Iterator[None]:
+    """Keeps W&B out of the home folder, and off the network when offline: it looks both up before ``init`` is called."""
+    ours = {
+        "WANDB_MODE": mode,
+        "WANDB_SILENT": "true",
+        "WANDB_DIR": str(folder),
+        "WANDB_DATA_DIR": str(folder / ".wandb-data"),
+        "WANDB_CACHE_DIR": str(folder / ".wandb-cache"),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _mirror(record: Record, sweep: str, place: dict[str, Any], out: Path | None, grid: Path | None) -> Path:
+    import wandb
+
+    with _run(record, sweep, place) as run:
+        _log_curves(run, record.get("curves", {}))
+        if grid is not None:
+            run.log({"samples": wandb.Image(str(grid))})
+        if out is not None and "checkpoint" in record.get("artifacts", {}):
+            run.log_artifact(_checkpoint(record, out))
+        run.summary.update(summary(record))
+    directory = Path(run.dir).parent
+    _remove_older(directory, run.id)
+    return directory
+
+
+@contextlib.contextmanager
+def _run(record: Record, sweep: str, place: dict[str, Any]) -> Iterator["wandb.Run"]:
+    """A run that is marked as failed where its record, or the writing of it, has failed."""
+    import wandb
+
+    host = record.get("provenance", {}).get("host")
+    known = {name: value for name, value in SETTINGS.items() if name in wandb.Settings.model_fields}
+    exit_code = 1
+    try:
+        run = wandb.init(
+            id=run_id(sweep, record["cell"]),
+            name=record["cell"],
+            group=sweep,
+            job_type=record["axes"]["method"],
+            tags=tags(record["axes"]),
+            config=config(record, sweep),
+            settings=wandb.Settings(host=host, **known),
+            **place,
+        )
+        try:
+            yield run
+            exit_code = 0 if record["status"] == "complete" else 1
+        finally:
+            run.finish(exit_code=exit_code)
+    finally:
+        wandb.teardown()  # finish() returns a moment before the log is closed; this waits for it
+
+
+def tags(axes: dict[str, Any]) -> list[str]:
+    """A few words to click on: the model, the bit-widths and the calibration strategy."""
+    words = (str(axes.get(name) or "")[:LONGEST] for name in ("model", "quant", "calib"))
+    return list(dict.fromkeys(word for word in words if word))
+
+
+def config(record: Record, sweep: str) -> dict[str, Any]:
+    """The run's config. Nested keys can be read in W&B but hardly grouped by: what is compared lies flat at the top."""
+    whole = ("format", "config", "keys", "protocol", "provenance", "artifacts")
+    return {
+        **record["axes"],
+        "cell": record["cell"],
+        "sweep": sweep,
+        **_flat(record.get("protocol", {}), "protocol_"),
+        "record": {name: record[name] for name in whole if name in record},
+    }
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """The run's headline numbers. W&B would store a NaN as an empty cell: such a metric is left out and named instead."""
+    metrics = _flat(record.get("metrics", {}))
+    missing = [name for name, value in metrics.items() if value is None]
+    return {
+        "status": record["status"],
+        **{name: value for name, value in metrics.items() if value is not None},
+        **_flat(record.get("costs", {})),
+        **_flat(record.get("error", {}), "error_"),
+        **({"not_finite": ", ".join(missing)} if missing else {}),
+    }
+
+
+def _log_curves(run: "wandb.Run", curves: dict[str, list[float | None]]) -> None:
+    """One history row a sampler step; a value that is not finite is a gap in its line.
+
+    Metrics are defined one by one, since W&B resolves overlapping globs at random, and kept out of the summary.
+    """
+    if not curves:
+        return
+    step = "curves/sampler_step"
+    run.define_metric(step, hidden=True, summary="none")
+    for name in curves:
+        run.define_metric(f"curves/{name}", step_metric=step, summary="none")
+    for index, values in enumerate(zip(*curves.values(), strict=True)):
+        row = {f"curves/{name}": value for name, value in zip(curves, values, strict=True) if value is not None}
+        run.log({step: index, **row})
+
+
+def _checkpoint(record: Record, out: Path) -> "wandb.Artifact":
+    """The packed checkpoint, with its digests and its parent's key.
+
+    Cheap offline too: an immutable artifact is read where it lies when the run is synced, and never copied.
+    """
+    import wandb
+
+    folder, keys = out.resolve() / record["artifacts"]["checkpoint"], record.get("keys", {})
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no checkpoint")
+    metadata = {
+        "key": keys.get("quantization"),
+        "parent_key": keys.get("calibration"),
+        "cell": record["cell"],
+        "sha256": {str(path.relative_to(folder)): sha256(path) for path in files},
+    }
+    artifact = wandb.Artifact(f"checkpoint-{keys.get('quantization')}", type="checkpoint", metadata=metadata)
+    for path in files:
+        artifact.add_file(str(path), name=str(path.relative_to(folder)), policy="immutable")
+    return artifact
+
+
+def _remove_older(directory: Path, run: str) -> None:
+    """Removes earlier mirrors of the same run: synced after this one, they would overwrite it."""
+    for log in directory.parent.glob(f"*run-*/run-{run}.wandb"):
+        if log.parent != directory:
+            shutil.rmtree(log.parent)
+
+
+def _plain(record: Record) -> Record:
+    """The record as JSON gives it back, with null in place of NaN and infinity, which W&B's own JSON cannot hold."""
+    plain: Record = json.loads(json.dumps(record), parse_constant=lambda name: None)
+    return plain
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"total": {"seconds": 1.0}}`` as ``{"total_seconds": 1.0}``."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

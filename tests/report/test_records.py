@@ -1,0 +1,55 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdexp.errors import UserError
+from qdexp.report.records import read_records
+
+Record = dict[str, Any]
+
+
+def write(folder: Path, records: list[Record]) -> list[Path]:
+    paths = [folder / f"{record['cell']}.json" for record in records]
+    for path, record in zip(paths, records, strict=True):
+        path.write_text(json.dumps(record))
+    return paths
+
+
+def test_folder_is_read_by_name_and_files_in_order(tmp_path: Path, make: Callable[..., Record]) -> None:
+    records = [make("ptq"), make("fp"), make("ptq", {"fid": float("inf")}, seed=1)]
+    paths = write(tmp_path, records)
+    (tmp_path / "table.md").write_text("")
+    assert read_records(tmp_path) == [records[1], records[0], records[2]]
+    assert read_records(paths) == records
+
+
+@pytest.mark.parametrize("text", ['{"format": 1, "cell": "a', "", "[]", "null", '{"files": {}}', "\x00"])
+def test_what_is_no_record_is_named(tmp_path: Path, make: Callable[..., Record], text: str) -> None:
+    write(tmp_path, [make("ptq")])
+    (tmp_path / "torn.json").write_text(text)
+    with pytest.raises(UserError, match=r"torn\.json") as caught:
+        read_records(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "torn.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(UserError, match=r"torn\.json"):
+        read_records(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path, make: Callable[..., Record]) -> None:
+    write(tmp_path, [{**make("ptq"), "format": 2}])
+    with pytest.raises(UserError, match="has format 2, this version reads 1"):
+        read_records(tmp_path)
+
+
+def test_missing_folder_and_file(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="holds no records"):
+            read_records(folder)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_records([tmp_path / "nowhere.json"])
