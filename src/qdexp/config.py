@@ -94,13 +94,19 @@ class WeightScheme:
 
 @dataclass
 class ActScheme:
-    """How activations are quantized, always per tensor; the bits come from ``quant``."""
+    """How activations are quantized, always per tensor; the bits come from ``quant``.
+
+    Ranges are estimated on the first ``rows`` rows of the calibration set, which are stratified over its timesteps; null: all.
+    """
 
     symmetric: bool
     range: Target
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         _require("_target_" in self.range, "quantizer.act.range", self.range, "name the range estimator as _target_")
+        enough = self.rows is None or self.rows > 0
+        _require(enough, "quantizer.act.rows", self.rows, "choose at least 1, or null for all rows")
 
 
 @dataclass

@@ -1,17 +1,21 @@
 """All that depends on the device: which one, how Lightning is told, what a piece of work costs on it."""
 
+import contextlib
 import logging
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch.utils.data import DataLoader
 
 from qdexp.errors import UserError
 
@@ -39,17 +43,40 @@ def environment(device: torch.device) -> dict[str, str]:
     return {"device": device.type, "dtype": "float32", "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
-def trainer(device: torch.device, **options: Any) -> pl.Trainer:
-    """A Lightning Trainer of one process and one device that writes no files and says nothing but its progress bar."""
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
-    return pl.Trainer(
-        accelerator=device.type, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(), **options,
-    )  # fmt: skip
+def predict(
+    module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, writer: Callback | None = None
+) -> list[Any]:
+    """What ``module`` predicts for each batch, or nothing where ``writer`` takes it.
+
+    Lightning runs in one process on one device, whatever the job around it looks like, writes no files of its own, and says
+    nothing but its progress bar where there is a terminal.
+    """
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator=device.type,
+            devices=1,
+            plugins=[LightningEnvironment()],  # not SLURM's: its signals are not ours to handle
+            callbacks=[] if writer is None else [writer],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stderr.isatty(),
+        )
+        return trainer.predict(module, loader, return_predictions=writer is None) or []
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the trainer's remarks on devices and worker processes."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def measure(device: torch.device, work: Callable[[], None]) -> dict[str, float]:

@@ -4,8 +4,10 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PART = ".part-"
 """How the names of unfinished files begin."""
@@ -31,8 +33,8 @@ def write_text(path: Path, text: str) -> None:
     write(path, lambda part: part.write_text(text))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> None:
     """``write`` for a safetensors file, readable by whom the umask says (safetensors' own files are private to their owner)."""
-    from safetensors.torch import save
+    from safetensors.torch import save  # tracking uses this module without torch
 
     write(path, lambda part: part.write_bytes(save(dict(tensors), metadata)))

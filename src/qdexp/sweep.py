@@ -1,5 +1,6 @@
 """A sweep, from composed configs to the table at its end."""
 
+import tempfile
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -104,10 +105,12 @@ def _mirror(cell: Cell) -> None:
     path = record_path(cell.out, cell.name)
     if tracker.name == "none" or not path.exists():
         return
+    record = read_records([path])[0]
     try:
-        mirror(
-            read_records([path])[0], cell.config.sweep, cell.out, tracker.project, tracker.mode, tracker.entity, out=cell.out
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            grid = _picture(cell.out, [record], Path(folder) / "samples.png")
+            place = (cell.out, tracker.project, tracker.mode, tracker.entity)
+            mirror(record, cell.config.sweep, *place, out=cell.out, grid=grid)
     except TrackingError as error:
         print(f"warning: {error}", flush=True)
 
@@ -136,11 +139,7 @@ def show(cells: Sequence[Cell], records: Sequence[Record]) -> None:
     files.write_text(folder / "table.md", "\n\n".join(pages))
     for cell in cells:
         print(f"record   {record_path(cell.out, cell.name)}")
-    rows = [
-        (record["axes"]["method"], _first_images(cells[0].out, record)) for record in records if record["status"] == "complete"
-    ]
-    if rows:
-        sample_grid(rows, folder / "samples.png")
+    if _picture(cells[0].out, records, folder / "samples.png"):
         print(f"samples  {folder / 'samples.png'}")
     print(f"table    {folder / 'table.md'}", flush=True)
 
@@ -149,6 +148,22 @@ def _protocol_hash(record: Record) -> Any:
     return record["protocol"]["hash"]
 
 
-def _first_images(out: Path, record: Record) -> np.ndarray:
-    shard: np.ndarray = next(read_shards(out / record["artifacts"]["samples"], "images"))[:SHOWN].numpy()
-    return shard
+def _picture(out: Path, records: Sequence[Record], path: Path) -> Path | None:
+    """Writes the first images of each complete record, a row each, to ``path``; None where there are none."""
+    rows: list[tuple[str, np.ndarray]] = []
+    for record in records:
+        if record["status"] == "complete":
+            images = next(read_shards(out / record["artifacts"]["samples"], "images"))
+            rows.append((_name(record, records), images[:SHOWN].numpy()))
+    if not rows:
+        return None
+    sample_grid(rows, path)
+    return path
+
+
+def _name(record: Record, others: Sequence[Record]) -> str:
+    """The method, and what else tells the record from the others."""
+    quantized = [other["axes"] for other in others if other["axes"]["method"] != "fp"]
+    telling = [axis for axis in ("quant", "seed", "model") if len({axes[axis] for axes in quantized}) > 1]
+    own = record["axes"]
+    return " ".join([own["method"], *(str(own[axis]) for axis in telling if own in quantized)])

@@ -98,5 +98,5 @@ def write_shards(module: Sampling, folder: Path, device: torch.device, shards: I
     wanted = module.stream.shards if shards is None else shards
     missing = [shard for shard in wanted if not shard_path(folder, shard).exists()]
     if missing:
-        trainer = devices.trainer(device, callbacks=[_ShardWriter(folder, module.stream)])
-        trainer.predict(module, DataLoader(cast("Dataset[int]", missing), batch_size=None), return_predictions=False)
+        numbers = DataLoader(cast("Dataset[int]", missing), batch_size=None)
+        devices.predict(module, numbers, device, _ShardWriter(folder, module.stream))

@@ -49,7 +49,7 @@ class EvaluationStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         images = torch.cat(list(read_shards(inputs["samples"], "images")))
         truth = torch.cat(list(read_shards(inputs["full_precision"], "images")))
-        features = extract(images, self.config.protocol.extractor, BATCH, self.device.type)
+        features = extract(images, self.config.protocol.extractor, BATCH, self.device)
         reference = Reference.load(self.files["reference"])
         metrics = score(features, reference, self.config.protocol.noise_seed)
         distance = image_distance(images, truth)

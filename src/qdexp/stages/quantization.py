@@ -49,8 +49,9 @@ class QuantizationStage(Stage):
         return {"weights": Path(self.config.model.weights)}
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        rows, batch = read_rows(inputs["calibration"]), self.config.sampling.batch
-        batches = list(zip(*(part.to(self.device).split(batch) for part in rows), strict=True))
+        assert self.config.quantizer.act is not None
+        rows = [part[: self.config.quantizer.act.rows].to(self.device) for part in read_rows(inputs["calibration"])]
+        batches = list(zip(*(part.split(self.config.sampling.batch) for part in rows), strict=True))
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
         torch.manual_seed(self.config.seed)
         quantize(network, self.config, batches)
