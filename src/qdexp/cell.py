@@ -85,7 +85,8 @@ class Cell:
             record |= self._results({stage: entry.folder for stage, entry in entries.items()})
         except Exception as error:
             what = {"stage": stage, "type": type(error).__name__, "message": str(error)}
-            records.write(self.out, self._record("failed") | {"error": what})
+            if records.read_complete(self.out, self.name) is None:  # what was measured once stays measured
+                records.write(self.out, self._record("failed") | {"error": what})
             raise
         records.write(self.out, record)
         return record

@@ -1,6 +1,7 @@
 """The record: one JSON file a cell, the only input of tables, pages and W&B. README, "The record", documents the format."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,17 @@ def write(out: Path, record: Record) -> Path:
     """Writes the record whole, in place of an older one of the same cell."""
     folder(out).mkdir(parents=True, exist_ok=True)
     target = path(out, record["cell"])
-    files.write_text(target, json.dumps(record, indent=1, allow_nan=False))
+    files.write_text(target, json.dumps(_finite(record), indent=1, allow_nan=False))
     return target
+
+
+def _finite(value: Any) -> Any:
+    """null in place of NaN and infinity, which JSON has not: a network that is quantized to pieces still gets its record."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_complete(out: Path, cell: str) -> Record | None:

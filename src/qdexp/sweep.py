@@ -1,5 +1,7 @@
 """A sweep, from composed configs to the table at its end."""
 
+import errno
+import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import groupby
@@ -29,6 +31,7 @@ from qdexp.store import Store
 from qdexp.tracking.mirror import TrackingError, mirror
 
 SHOWN = 14  # images in a row of the picture
+WIDTH = 110  # columns of a table that goes to a file
 
 
 def freeze(cfg: DictConfig) -> Config:
@@ -89,9 +92,10 @@ def run(cfg: DictConfig) -> str:
     try:
         record = cell.run()
     except OSError as error:
-        raise UserError(
-            f"out={cell.out}: {error}; free some space or choose another folder, finished stages are kept"
-        ) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        mend = "free some space or choose another folder; finished stages are kept"
+        raise UserError(f"out={cell.out}: {error.strerror}; {mend}") from error
     finally:
         _mirror(cell)
     if hydra_config.mode == RunMode.RUN:
@@ -131,7 +135,7 @@ def show(cells: Sequence[Cell], records: Sequence[Record]) -> None:
     """Prints a table a protocol and writes it, with the picture, into the sweep's folder."""
     folder = cells[0].out / "sweeps" / cells[0].config.sweep
     folder.mkdir(parents=True, exist_ok=True)
-    console, pages = Console(), []
+    console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
     for _, group in groupby(sorted(records, key=_protocol_hash), key=_protocol_hash):
         comparable = list(group)
         console.print(ladder_table(comparable))
