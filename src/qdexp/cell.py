@@ -16,7 +16,7 @@ from qdexp.metrics.scores import floor
 from qdexp.quant import checkpoint
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import curves, evaluation
+from qdexp.stages import curves, evaluation, quantization
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
 from qdexp.stages.curves import CurvesStage
@@ -173,4 +173,5 @@ def preflight(config: Config) -> Cell:
     Sampler(config.model, config.protocol)
     if not config.full_precision:
         chosen_rows(config)
+        quantization.check(config)
     return Cell(config)

@@ -3,7 +3,7 @@
 ``Config.of(cfg)`` turns what Hydra composed into these dataclasses; each checks itself when it is made.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,14 @@ class Quant:
     act_bits: int
     softmax_bits: int
     first_last_bits: int
-    layers: dict[str, dict[str, int]] = field(default_factory=dict)
+    layers: dict[str, dict[str, int]] | None = None
 
     def __post_init__(self) -> None:
         _bits("quant.weight_bits", self.weight_bits, 2, 8)
         _bits("quant.act_bits", self.act_bits, 4, 8)
         _bits("quant.softmax_bits", self.softmax_bits, 4, 16)
         _bits("quant.first_last_bits", self.first_last_bits, 2, 8)
-        for pattern, bits in self.layers.items():
+        for pattern, bits in (self.layers or {}).items():
             unknown = set(bits) - {"weight_bits", "act_bits"}
             _require(not unknown, f"quant.layers.{pattern}", sorted(unknown), "only weight_bits and act_bits can be set")
             _bits(f"quant.layers.{pattern}.weight_bits", bits.get("weight_bits", UNTOUCHED), 2, 8)
@@ -135,6 +135,7 @@ class Calib:
     def __post_init__(self) -> None:
         _require(self.timesteps > 0, "calib.timesteps", self.timesteps, "choose at least 1")
         _require(self.rows > 0, "calib.rows", self.rows, "choose at least 1")
+        _require("_target_" in self.strategy, "calib.strategy", self.strategy, "name the strategy's function as _target_")
 
 
 @dataclass
@@ -162,6 +163,7 @@ class Protocol:
         _require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
         _require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
         _require(self.steps > 0, "protocol.steps", self.steps, "choose at least 1")
+        _require("_target_" in self.scheduler, "protocol.scheduler", self.scheduler, "name the scheduler's class as _target_")
 
 
 @dataclass
@@ -207,7 +209,7 @@ class Config:
         devices = ("auto", "cpu", "cuda")
         _require(self.device in devices, "device", self.device, f"choose one of {', '.join(devices)}")
         _require(self.seed >= 0, "seed", self.seed, "choose 0 or more")
-        plain = bool(self.sweep) and Path(self.sweep).name == self.sweep
+        plain = self.sweep not in ("", "..") and Path(self.sweep).name == self.sweep
         _require(plain, "sweep", self.sweep, "give a plain name, without slashes")
 
     @staticmethod

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +22,14 @@ def sha256(path: Path) -> str:
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
     """``writer(part)`` fills a file beside ``path``, which then takes its place: nobody ever sees a half."""
-    part = path.with_name(f"{PART}{path.name}-{os.getpid()}")
-    writer(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    part = path.with_name(f"{PART}{path.name}-{uuid4().hex[:12]}")  # a process number may be another one's on another node
+    try:
+        writer(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

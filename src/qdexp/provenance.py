@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def _processor() -> str:
+    """The CPU's name, which only Linux tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def collect(device: torch.device) -> dict[str, Any]:
     """The git commit and whether the checkout is dirty (null outside one), versions, host, device, driver, threads, command."""
     status = _git("status", "--porcelain", "--untracked-files=no")
@@ -35,7 +44,7 @@ def collect(device: torch.device) -> dict[str, Any]:
         "versions": {package: version(package) for package in _PACKAGES},
         "host": platform.node(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "driver": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
     }

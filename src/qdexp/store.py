@@ -85,7 +85,7 @@ class Store:
             manifest = json.loads((folder / MANIFEST).read_text())
             whole = all(files.sha256(folder / file) == value for file, value in manifest["files"].items())
             return Entry(folder, manifest["costs"]) if whole else None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _put_aside(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 def uniform(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
     """Evenly spaced over all steps: timestep-aware calibration (Q-Diffusion, sec. 4.1). Exactly ``timesteps`` positions."""
-    return [int((2 * i + 1) * steps / (2 * timesteps)) for i in range(timesteps)]
+    return [(2 * i + 1) * steps // (2 * timesteps) for i in range(timesteps)]
 
 
 def last(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:

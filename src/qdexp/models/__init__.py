@@ -29,17 +29,14 @@ def check_weights(model: Model) -> None:
     except (SafetensorError, OSError) as error:
         raise _problem(model, f"not a whole safetensors file ({error})", "fetch or export it again") from error
     stated = path.with_name(path.name + ".sha256")
-    if stated.is_file() and stated.read_text().split()[0] != sha256(path):
+    if stated.is_file() and stated.read_text().split()[:1] != [sha256(path)]:
         raise _problem(model, f"its digest is not the one in {stated.name}", "the file is damaged or not the one meant")
 
 
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
     """The full-precision network in eval mode, without gradients. UserError where architecture and weights do not fit."""
     check_weights(model)
-    try:
-        network: torch.nn.Module = instantiate(model.network, _convert_="all")
-    except InstantiationException as error:
-        raise UserError(f"model.network: {str(error).splitlines()[0]}") from error
+    network = _architecture(model)
     try:
         network.load_state_dict(load_file(model.weights))
     except RuntimeError as error:
@@ -48,6 +45,22 @@ def build(model: Model, channels_last: bool) -> torch.nn.Module:
         ) from error
     network.eval().requires_grad_(False)
     return network.to(memory_format=torch.channels_last) if channels_last else network
+
+
+def _architecture(model: Model) -> torch.nn.Module:
+    try:
+        network: torch.nn.Module = instantiate(model.network, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"model.network: {str(error).splitlines()[0]}") from error
+    return network
+
+
+def layer_names(model: Model) -> list[str]:
+    """The names of the convolutions and linear layers; nothing is allocated."""
+    with torch.device("meta"):
+        network = _architecture(model)
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Linear)
+    return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
 def parameters(model: Model) -> int:

@@ -31,20 +31,19 @@ class Sampler:
         self.shape = tuple(model.shape)
         self.steps = protocol.steps
         self._scheduler = lambda: instantiate(protocol.scheduler, **model.schedule)
-        self.timesteps = [int(t) for t in self._ready().timesteps]
+        self.timesteps = [int(t) for t in self._ready(torch.device("cpu")).timesteps]
 
-    def _ready(self) -> Any:
+    def _ready(self, device: torch.device) -> Any:
         """A scheduler of its own for each batch: multistep solvers remember their last outputs."""
         scheduler = self._scheduler()
-        scheduler.set_timesteps(self.steps)
+        scheduler.set_timesteps(self.steps, device=device)
         return scheduler
 
     def run(
         self, network: torch.nn.Module, sources: list[torch.Generator], device: torch.device, observe: Observer | None = None
     ) -> Tensor:
         """x_0 [n, c, h, w] in about [-1, 1], on ``device``; one generator a sample gives all its noise."""
-        scheduler = self._ready()
-        scheduler.set_timesteps(self.steps, device=device)
+        scheduler = self._ready(device)
         takes_noise = "generator" in inspect.signature(scheduler.step).parameters
         noise = {"generator": sources} if takes_noise else {}
         x_t = (draw(sources, self.shape) * scheduler.init_noise_sigma).to(device)

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +38,12 @@ def identity(target: Target) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"_target_={name}: cannot be imported ({error}); check the name and PYTHONPATH") from error
     return {**target, "source": None if name.startswith(_KNOWN) or source is None else sha256(Path(source))}
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    """SHA-256 of a file as of the time it ``changed``: large weights are read once a process, not once a stage."""
+    return sha256(path)
 
 
 class Stage(ABC):
@@ -79,7 +85,7 @@ class Stage(ABC):
                 "stage": self.name,
                 "version": self.version,
                 "options": self.options,
-                "files": {name: sha256(path) for name, path in self.files.items()},
+                "files": {name: _digest(path, path.stat().st_mtime_ns) for name, path in self.files.items()},
                 "inputs": {role: stage.key for role, stage in self.inputs.items()},
                 "environment": devices.environment(self.device),
             }

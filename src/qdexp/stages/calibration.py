@@ -23,7 +23,7 @@ class CalibrationStage(Stage):
 
     name = "calibration"
     version = 1
-    sources = ("qdexp.stages.calibration", "qdexp.calib")
+    sources = ("qdexp.stages.calibration", "qdexp.calib", "qdexp.sampling")
 
     @property
     def inputs(self) -> dict[str, Stage]:

@@ -26,7 +26,7 @@ class EvaluationStage(Stage):
 
     name = "evaluation"
     version = 1
-    sources = ("qdexp.stages.evaluation", "qdexp.metrics")
+    sources = ("qdexp.stages.evaluation", "qdexp.metrics", "qdexp.sampling", "qdexp.zoo.extractor")
 
     def __init__(self, config: Config, quantized: bool) -> None:
         super().__init__(config)

@@ -1,5 +1,6 @@
 """The quantized network, kept as a packed checkpoint: weights rounded, activation ranges observed on the calibration set."""
 
+import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from qdexp import models
 from qdexp.config import ActScheme, Config, WeightScheme
+from qdexp.errors import UserError
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
 from qdexp.quant.rounding import resolve
@@ -37,9 +39,10 @@ class QuantizationStage(Stage):
         assert quantizer.weight is not None and quantizer.act is not None
         return {
             "bits": vars(self.config.quant),
+            "layers": list(self.config.quant.layers or {}),  # their order too: later patterns win
             "weight": _scheme_options(quantizer.weight),
             "act": _scheme_options(quantizer.act),
-            "rounding": quantizer.rounding,
+            "rounding": identity({"_target_": quantizer.rounding}) if "." in quantizer.rounding else quantizer.rounding,
             "seed": self.config.seed,
             **network_options(self.config),
         }
@@ -80,6 +83,19 @@ def plan_bits(network: torch.nn.Module, config: Config, example: Sequence[Tensor
     quant = config.quant
     order = networks.execution_order(network, [part[:1] for part in example])
     return networks.plan_bits(network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
+
+
+def check(config: Config) -> None:
+    """Raises where the quantizer's parts cannot be made or a pattern of ``quant.layers`` names no layer."""
+    quantizer = config.quantizer
+    assert quantizer.weight is not None and quantizer.act is not None
+    instantiate(quantizer.weight.range)
+    instantiate(quantizer.act.range)
+    resolve(quantizer.rounding)
+    names = models.layer_names(config.model) if config.quant.layers else []
+    for pattern in config.quant.layers or {}:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {names[0]!r}")
 
 
 def _scheme_options(scheme: WeightScheme | ActScheme) -> dict[str, Any]:
