@@ -1,0 +1,128 @@
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from qdexp.config import Config
+from qdexp.errors import UserError
+from qdexp.paths import ZOO, conf_folder
+
+FAULTS = {
+    "model.shape": ["model.shape=[28,28]", "model.shape=[1,28,0]", "model.shape=null"],
+    "model.shape[1]": ["model.shape=[1,a,28]"],
+    "model.network": ["~model.network._target_"],
+    "model.weights": ["~model.weights"],
+    "quant.weight_bits": [f"quant.weight_bits={bits}" for bits in (1, 9, 16, 99, -4, "four", 4.5, "null")],
+    "quant.act_bits": [f"quant.act_bits={bits}" for bits in (3, 9, 16)],
+    "quant.softmax_bits": [f"quant.softmax_bits={bits}" for bits in (3, 17)],
+    "quant.first_last_bits": [f"quant.first_last_bits={bits}" for bits in (1, 9)],
+    "quant.layers.conv_*.weight_bits": ["quant.layers={conv_*:{weight_bits:9}}"],
+    "quant.layers.conv_*.act_bits": ["quant.layers={conv_*:{act_bits:3}}"],
+    "quant.layers.conv_*": ["quant.layers={conv_*:{bits:4}}"],
+    "quant.layers": ["quant.layers=4"],
+    "quantizer": ["quantizer.weight=null", "quantizer.act=null"],
+    "quantizer.weight.granularity": ["quantizer.weight.granularity=per_row"],
+    "quantizer.weight.range": ["~quantizer.weight.range._target_", "~quantizer.weight.range"],
+    "quantizer.act.range": ["~quantizer.act.range._target_"],
+    "quantizer.act.rows": ["++quantizer.act.rows=0", "++quantizer.act.rows=some"],
+    "calib.timesteps": ["calib.timesteps=0", "calib.timesteps=ten"],
+    "calib.rows": ["calib.rows=0", "calib.rows=-1"],
+    "calib.strategy": ["~calib.strategy._target_", "calib.strategy=uniform"],
+    "trajectory.samples": ["trajectory.samples=0"],
+    "protocol.n": ["protocol.n=9", "protocol.n=1e3.5"],
+    "protocol.heldout": ["protocol.heldout=0"],
+    "protocol.steps": ["protocol.steps=0", "protocol.steps=2.5"],
+    "protocol.scheduler": ["~protocol.scheduler._target_"],
+    "sampling.batch": ["sampling.batch=0", "sampling.batch=all"],
+    "sampling.channels_last": ["sampling.channels_last=maybe"],
+    "tracker.mode": ["tracker.mode=sometimes"],
+    "device": ["device=tpu", "device=null"],
+    "seed": ["seed=-1", "seed=first"],
+    "sweep": ["sweep=a/b", "sweep=/a", "sweep=..", "sweep=.", "sweep=''"],
+    "out": ["out=null", "out=${nothing}"],
+    "typo": ["+typo=1"],
+    "quant.weight_bit": ["+quant.weight_bit=4"],
+    "sampling": ["sampling=null", "~sampling"],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def conf() -> Iterator[None]:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=list(overrides))
+
+
+def config(*overrides: str) -> Config:
+    return Config.of(composed(*overrides))
+
+
+@pytest.mark.parametrize(("option", "override"), [(option, override) for option in FAULTS for override in FAULTS[option]])
+def test_a_fault_is_named(option: str, override: str) -> None:
+    cfg = composed(override)
+    with pytest.raises(UserError) as caught:
+        Config.of(cfg)
+    text = str(caught.value)
+    assert text.startswith((f"{option}=", f"{option}: "))
+    assert "\n" not in text
+
+
+def test_the_default_is_a_w4a8_cell() -> None:
+    default = config()
+    assert default.quant.label == "w4a8"
+    assert not default.full_precision
+    assert default.method == "timestep_aware"
+    assert Path(default.model.weights) == ZOO / "ddpm_fashion" / "model.safetensors"
+    assert isinstance(default.seed, int) and isinstance(default.sampling.channels_last, bool)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 32])
+def test_the_ends_of_the_ranges_are_allowed(bits: int) -> None:
+    wide = max(bits, 4)
+    names = {"weight_bits": bits, "act_bits": wide, "softmax_bits": wide, "first_last_bits": bits}
+    quant = config(*(f"quant.{name}={value}" for name, value in names.items())).quant
+    assert asdict(quant) == {**names, "layers": None}
+    assert config("quant.softmax_bits=16").quant.softmax_bits == 16
+
+
+def test_bits_of_layers() -> None:
+    changed = config("quant.layers={*attentions*:{weight_bits:8},conv_in:{act_bits:32,weight_bits:2}}").quant
+    assert changed.layers == {"*attentions*": {"weight_bits": 8}, "conv_in": {"act_bits": 32, "weight_bits": 2}}
+    assert changed.label == "w4a8+layers"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=fp"], True),
+        (["quantizer=none"], True),
+        (["quant.weight_bits=32", "quant.act_bits=32"], True),
+        (["quant.weight_bits=32", "quant.act_bits=32", "quantizer=none"], True),
+        (["quant.weight_bits=32"], False),
+        (["quant.act_bits=32"], False),
+        (["quant.weight_bits=32", "quant.act_bits=32", "quant.layers={conv_in:{weight_bits:8}}"], False),
+        (["method=ptq"], False),
+    ],
+)
+def test_full_precision(overrides: list[str], expected: bool) -> None:
+    assert config(*overrides).full_precision == expected
+
+
+@pytest.mark.parametrize("path", sorted(conf_folder().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_choice_of_every_group_is_valid(path: Path) -> None:
+    made = config(f"{path.parent.name}={path.stem}")
+    named = getattr(made, path.parent.name, None)
+    assert getattr(named, "name", path.stem) == path.stem
+
+
+def test_values_are_resolved_and_plain() -> None:
+    made = config("out=here", "tracker.project=${sweep}", "sweep=evening")
+    assert made.tracker.project == "evening"
+    assert type(made.model.network) is dict and type(made.model.shape) is list
+    assert type(made.model.network["block_out_channels"]) is list

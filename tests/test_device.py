@@ -1,0 +1,132 @@
+import logging
+import signal
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BasePredictionWriter
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from qdexp import device as devices
+from qdexp.errors import UserError
+
+CPU = torch.device("cpu")
+with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+
+
+class Doubling(pl.LightningModule):
+    def predict_step(self, number: Tensor) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        return 2 * number.to(self.device)
+
+
+class Collecting(BasePredictionWriter):
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self.seen: list[int] = []
+
+    def write_on_batch_end(self, trainer: Any, module: Any, prediction: Tensor, *_: Any) -> None:
+        self.seen.append(int(prediction))
+
+
+def numbers() -> DataLoader[Any]:
+    return DataLoader(torch.arange(4), batch_size=None)  # type: ignore[arg-type]
+
+
+def test_names_of_devices() -> None:
+    assert devices.resolve("cpu") == CPU
+    assert devices.resolve("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@without_cuda
+def test_cuda_where_there_is_none() -> None:
+    with pytest.raises(UserError, match=r"^device=cuda: torch sees no CUDA device here; set device=cpu, or auto$"):
+        devices.resolve("cuda")
+
+
+@with_cuda
+def test_cuda_where_there_is_one() -> None:
+    assert devices.resolve("cuda").type == "cuda"
+
+
+def test_the_environment_of_a_key() -> None:
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    assert devices.environment(CPU) == {"device": "cpu", "dtype": "float32"} | versions
+    assert devices.environment(torch.device("cuda", 1)) == {"device": "cuda", "dtype": "float32"} | versions
+
+
+def test_predictions_are_returned_or_written() -> None:
+    assert [int(value) for value in devices.predict(Doubling(), numbers(), CPU)] == [0, 2, 4, 6]
+    writer = Collecting()
+    assert devices.predict(Doubling(), numbers(), CPU, writer) == []
+    assert writer.seen == [0, 2, 4, 6]
+
+
+def test_prediction_in_a_slurm_job_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "sweep", "SLURM_PROCID": "2", "SLURM_LOCALID": "2",
+           "SLURM_NODEID": "0", "SLURM_NODELIST": "node[1-2]", "SLURM_NTASKS_PER_NODE": "4"}  # fmt: skip
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    handlers = []
+
+    class Listening(Doubling):
+        def predict_step(self, number: Tensor) -> Tensor:
+            handlers.append(signal.getsignal(signal.SIGUSR1))
+            return super().predict_step(number)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    assert [int(value) for value in devices.predict(Listening(), numbers(), CPU)] == [0, 2, 4, 6]
+    assert handlers == [before] * 4  # Lightning's own requeue would answer this signal
+
+
+def test_prediction_is_quiet_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("pytorch_lightning")
+    level, filters = logger.level, list(warnings.filters)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        devices.predict(Doubling(), numbers(), CPU, Collecting())
+    assert [str(warning.message) for warning in caught] == []
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+    assert (logger.level, list(warnings.filters)) == (level, filters)
+
+
+def test_an_error_is_raised_as_it_is_and_the_logger_speaks_again() -> None:
+    class Failing(Doubling):
+        def predict_step(self, number: Tensor) -> Tensor:
+            raise UserError("quant.layers: no such layer")
+
+    level = logging.getLogger("pytorch_lightning").level
+    with pytest.raises(UserError, match=r"quant\.layers"):
+        devices.predict(Failing(), numbers(), CPU)
+    assert logging.getLogger("pytorch_lightning").level == level
+
+
+def test_seconds() -> None:
+    costs = devices.measure(CPU, lambda: time.sleep(0.05))
+    assert 0.05 <= costs["seconds"] < 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_is_that_of_the_work_alone() -> None:
+    def idle() -> None:
+        pass
+
+    def take(mib: int) -> None:
+        torch.ones(mib * 2**18).add_(1)
+
+    before = devices.measure(CPU, idle)["peak_memory_mb"]
+    large = devices.measure(CPU, lambda: take(256))["peak_memory_mb"]
+    after = devices.measure(CPU, idle)["peak_memory_mb"]
+    assert large - before == pytest.approx(256, abs=40)
+    assert after == pytest.approx(before, abs=40)
