@@ -4,7 +4,9 @@ import os
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -12,12 +14,24 @@ from qdexp.config import register_resolvers
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
 
+MENDABLE = (UserError, HydraException, OmegaConfBaseException)
+"""What a user can mend: printed in one line, without a traceback."""
+
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def app(cfg: DictConfig) -> str:
     from qdexp.sweep import run  # torch is loaded here, not for --help
 
-    return run(cfg)
+    try:
+        return run(cfg)
+    except MENDABLE as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the other cells go on
+        sys.exit(_line(error))  # not by way of Hydra, which would print the overrides before it
+
+
+def _line(error: Exception) -> str:
+    return f"qdexp: {' '.join(str(error).split())}"  # Hydra's messages have many lines
 
 
 def main() -> None:
@@ -26,8 +40,8 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         app()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"qdexp: {error}")
+    except MENDABLE as error:
+        sys.exit(_line(error))
     except KeyboardInterrupt:
         sys.exit("qdexp: stopped; finished stages are kept, the same command goes on")
 

@@ -170,8 +170,10 @@ def preflight(config: Config) -> Cell:
     if tuple(config.model.shape[: len(extractor.shape)]) != extractor.shape:
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
                         f"{config.model.name} makes {config.model.shape}; choose another extractor")  # fmt: skip
+    cell = Cell(config)
+    _ = cell.key  # every _target_ can be imported, every file be read
     Sampler(config.model, config.protocol)
-    if not config.full_precision:
+    if cell.quantized:
         chosen_rows(config)
         quantization.check(config)
-    return Cell(config)
+    return cell

@@ -62,7 +62,10 @@ def predict(
             enable_model_summary=False,
             enable_progress_bar=sys.stderr.isatty(),
         )
-        return trainer.predict(module, loader, return_predictions=writer is None) or []
+        try:
+            return trainer.predict(module, loader, return_predictions=writer is None) or []
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C, which is ours to give
+            raise stop.__context__ or stop from None
 
 
 @contextlib.contextmanager

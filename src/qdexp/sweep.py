@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
@@ -45,7 +44,7 @@ def freeze(cfg: DictConfig) -> Config:
     parts = [part for part in ("quantizer", "calib") if part in named]
     plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if "method" in named:
-        for group, fixed in _fixed_by(named["method"]).items():
+        for group, fixed in _fixed_by(named["method"], cfg).items():
             if named.get(group, fixed) != fixed:
                 raise UserError(f"{group}={named[group]}: method={named['method']} fixes {group}={fixed}; "
                                 f"leave one of the two out")  # fmt: skip
@@ -55,12 +54,14 @@ def freeze(cfg: DictConfig) -> Config:
     return Config.of(plain)
 
 
-def _fixed_by(method: str) -> dict[str, str]:
-    """The quantizer and calib that a method's file overrides."""
-    repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
-    found = repository.load_config(f"method/{method}")
-    defaults = [] if found is None else found.defaults_list
-    return {(default.group or "").lstrip("/"): default.value for default in defaults if default.is_override()}
+def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
+    """The quantizer and calib that a method's file overrides, in our config folder or in one of the user's."""
+    folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
+    paths = [folder / "method" / f"{method}.yaml" for folder in folders]
+    found = next((OmegaConf.to_container(OmegaConf.load(path)) for path in paths if path.is_file()), {})
+    assert isinstance(found, dict)
+    entries = [entry for entry in found.get("defaults", []) if isinstance(entry, dict)]
+    return {str(group).removeprefix("override").strip(" /"): choice for entry in entries for group, choice in entry.items()}
 
 
 def distinct(composed: Sequence[DictConfig]) -> list[tuple[int, Cell]]:
