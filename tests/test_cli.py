@@ -1,0 +1,163 @@
+"""The command as a user types it: what it prints, how it ends, what it leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qdexp import files
+from qdexp.paths import conf_folder
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """``python -m qdexp`` in ``folder``."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "qdexp", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_help_names_every_axis_and_choice(tmp_path: Path) -> None:
+    process = start(["--help"], tmp_path)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    for axis in (path for path in conf_folder().iterdir() if path.is_dir()):
+        line = next(line for line in out.splitlines() if line.strip().startswith(f"{axis.name}:"))
+        listed = {choice.strip() for choice in line.partition(":")[2].split(",")}
+        assert listed == {path.stem for path in axis.glob("*.yaml")}
+    for option in ("quant.weight_bits", "quant.layers", "protocol.n", "sampling.batch", "seed", "out", "hydra.searchpath"):
+        assert option in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_hydras_own_options_work(qdexp: Command, tmp_path: Path) -> None:
+    code, out, _ = qdexp("--cfg=job", "quant=w8a8")
+    assert code == 0
+    assert "weight_bits: 8" in out
+    assert "name: tiny" in out
+    assert not (tmp_path / "out").exists()
+
+
+MISTAKES = {
+    "quant=w9a9": ["quant/w9a9", "w4a8"],
+    "model=unknown": ["model/unknown", "tiny"],
+    "quant.weight_bits=99": ["quant.weight_bits=99", "2 to 8"],
+    "quant.weight_bits=four": ["quant.weight_bits", "four"],
+    "quant.act_bits=3": ["quant.act_bits=3", "4 to 8"],
+    "quant.wieght_bits=4": ["wieght_bits"],
+    "quant.layers={nothing_like_it: {weight_bits: 8}}": ["quant.layers", "nothing_like_it"],
+    "calib.timesteps=5": ["calib.timesteps=5", "4 steps"],
+    "calib.timesteps=0": ["calib.timesteps=0"],
+    "calib.rows=17": ["calib.rows=17", "trajectory.samples"],
+    "calib.strategy._target_=qdexp.calib.strategies.nosuch": ["_target_=qdexp.calib.strategies.nosuch", "PYTHONPATH"],
+    "quantizer.act.range._target_=nosuch.Range": ["_target_=nosuch.Range", "PYTHONPATH"],
+    "protocol.scheduler._target_=diffusers.NoSuch": ["_target_=diffusers.NoSuch"],
+    "model.network._target_=nosuch.Net": ["_target_=nosuch.Net"],
+    "protocol.n=5": ["protocol.n=5"],
+    "protocol.extractor=nosuch": ["protocol.extractor=nosuch", "fashion-cnn"],
+    "protocol.reference=nosuch": ["protocol.reference=nosuch"],
+    "model.shape=[3,28,28]": ["protocol.extractor", "[3, 28, 28]"],
+    "model.weights=nosuch.safetensors": ["model.weights=nosuch.safetensors", "no such file"],
+    "model.weights=TORN": ["model.weights=", "not a whole safetensors file"],
+    "out=FILE": ["out=", "file/below", "choose a folder"],
+    "device=tpu": ["device=tpu", "cpu"],
+    "sweep=a/b": ["sweep=a/b"],
+    "nonsense": ["nonsense"],
+    "tracker.mode=loud": ["tracker.mode"],
+}
+
+
+@pytest.fixture
+def places(tmp_path: Path, own_conf: Path) -> dict[str, str]:
+    """What TORN and FILE stand for in the table: half a weights file, and a folder below a regular file."""
+    raw = (own_conf / "tiny.safetensors").read_bytes()
+    (tmp_path / "torn.safetensors").write_bytes(raw[: len(raw) // 2])
+    (tmp_path / "file").write_text("")
+    return {"TORN": str(tmp_path / "torn.safetensors"), "FILE": str(tmp_path / "file" / "below")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "mistake"),
+    [("", mistake) for mistake in MISTAKES] + [("-m method=ptq,timestep_aware", mistake) for mistake in list(MISTAKES)[::5]],
+)
+def test_a_mistake_is_one_line(qdexp: Command, tmp_path: Path, places: dict[str, str], flags: str, mistake: str) -> None:
+    option = mistake
+    for name, place in places.items():
+        option = option.replace(name, place)
+    before = {path.name for path in tmp_path.iterdir()}
+    code, out, err = qdexp(*flags.split(), option)
+    assert (code, out) == (1, "")
+    assert err.startswith("qdexp: ")
+    assert "\n" not in err
+    assert all(part in err for part in MISTAKES[mistake]), err
+    assert {path.name for path in tmp_path.iterdir()} - before <= {"out"}
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [("norm_num_groups=3", "qdexp: model.network: "), ("layers_per_block=2", "does not fit model.network")],
+)
+def test_a_network_that_cannot_be_built(qdexp: Command, tmp_path: Path, mistake: str, named: str) -> None:
+    code, _, err = qdexp(f"model.network.{mistake}")
+    assert code == 1
+    assert err.startswith("qdexp: model.")
+    assert named in err
+    assert "\n" not in err
+    assert not list(tmp_path.glob("out/store/trajectory-*"))
+
+
+def test_a_mistake_in_a_process_of_its_own(small: list[str], tmp_path: Path) -> None:
+    process = start([*small, "quant.weight_bits=99"], tmp_path)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err == "qdexp: quant.weight_bits=99: choose 2 to 8, or 32 to leave it untouched\n"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_stopped_while_it_samples(qdexp: Command, small: list[str], tmp_path: Path, how: signal.Signals) -> None:
+    """Started again it keeps the shards that are there, and ends in the images of an undisturbed run."""
+    options = ["method=fp", "protocol.n=240"]
+    process = start([*(option for option in small if not option.startswith("protocol.n=")), *options], tmp_path)
+    deadline = time.monotonic() + 120
+    while not (shards := sorted((tmp_path / "out" / "store").glob(".work-samples-*/shard-*"))):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(how)
+    _, err = process.communicate()
+    if how == signal.SIGINT:
+        assert process.returncode == 1
+        assert err == "qdexp: stopped; finished stages are kept, the same command goes on\n"
+    first = shards[0].stat()
+    assert not list((tmp_path / "out").glob("store/samples-*"))
+
+    assert qdexp(*options)[0] == 0
+    assert qdexp(*options, f"out={tmp_path / 'undisturbed'}")[0] == 0
+    (resumed,), (whole,) = (list(tmp_path.glob(f"{out}/store/samples-*")) for out in ("out", "undisturbed"))
+    kept = (resumed / shards[0].name).stat()
+    assert (kept.st_ino, kept.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    digests = [{path.name: files.sha256(path) for path in folder.glob("shard-*")} for folder in (resumed, whole)]
+    assert len(digests[0]) == 30
+    assert digests[0] == digests[1]
+    lines = [(tmp_path / out / "executions.jsonl").read_text().splitlines() for out in ("out", "undisturbed")]
+    assert [len(entries) for entries in lines] == [2, 2]
+
+
+def test_a_sweep_through_submitit(qdexp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell in a process of its own; what comes back is the same table."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code, out, err = qdexp("-m", "method=fp,ptq", "hydra/launcher=submitit_local")
+    assert code == 0, err
+    records = [json.loads(Path(path).read_text()) for path in re.findall(r"^record +(.*)$", out, flags=re.MULTILINE)]
+    assert [record["axes"]["method"] for record in records] == ["fp", "ptq"]
+    assert all(record["status"] == "complete" for record in records)

@@ -1,0 +1,187 @@
+"""Imports point down: what a module may know of. Read from the source, so that late imports count too."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import qdexp
+from qdexp.cell import Cell
+from qdexp.stages.base import Stage
+from qdexp.stages.calibration import CalibrationStage
+from qdexp.stages.curves import CurvesStage
+from qdexp.stages.evaluation import EvaluationStage
+from qdexp.stages.quantization import QuantizationStage
+from qdexp.stages.samples import SamplesStage
+from qdexp.stages.trajectory import TrajectoryStage
+
+SRC = Path(qdexp.__file__).parents[1]
+TOP = SRC.parent
+ORDER = [
+    {"hydra_plugins", "__main__"},
+    {"sweep"},
+    {"cell"},
+    {"stages"},
+    {"models", "sampling", "calib", "metrics"},
+    {"quant"},
+    {"config", "store", "record", "device", "provenance", "zoo"},
+    {"files"},
+    {"errors", "paths"},
+]
+"""A part imports from itself and from those further down."""
+
+READERS = {"report", "tracking"}
+"""Read records; they know nothing of the machinery, and only the sweep knows them."""
+
+COMMON = {"qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.store", "qdexp.device", "qdexp.stages.base"}
+"""What carries results about without changing them."""
+
+INPUTS: dict[type[Stage], set[type[Stage]]] = {
+    TrajectoryStage: set(),
+    CalibrationStage: {TrajectoryStage},
+    QuantizationStage: {CalibrationStage},
+    SamplesStage: {QuantizationStage},
+    CurvesStage: {QuantizationStage, TrajectoryStage},
+    EvaluationStage: {SamplesStage},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SRC.rglob("*.py")}
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it: qdexp's own by their full names, others as they are written."""
+    found = set()
+    for name in _names(ast.parse(path.read_text())):
+        own = name if name in MODULES else name.rpartition(".")[0]
+        found.add(own if own in MODULES else name)
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    return {name for name in imports(path) if name in MODULES}
+
+
+def part(module: str) -> str:
+    """The part of qdexp that a module belongs to: quant of qdexp.quant.affine."""
+    first, _, rest = module.partition(".")
+    return first if first == "hydra_plugins" else rest.partition(".")[0]
+
+
+PARTS = sorted({part(module) for module in MODULES} - READERS - {""})
+
+
+def files_of(name: str) -> Iterator[tuple[str, Path]]:
+    """The modules of a part; scripts of the zoo, which nothing imports, are free to use what they need."""
+    return ((module, path) for module, path in MODULES.items() if part(module) == name and ".zoo.train_" not in module)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_imports_point_down(name: str) -> None:
+    (height,) = [level for level, names in enumerate(ORDER) if name in names]
+    below = set().union(*ORDER[height + 1 :]) | {name} | (READERS if name == "sweep" else set())
+    for module, path in files_of(name):
+        wrong = {other for other in own_imports(path) if part(other) not in below}
+        assert not wrong, f"{module} imports {wrong}"
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_readers_of_records_know_nothing_of_the_machinery(name: str) -> None:
+    for module, path in files_of(name):
+        assert {part(other) for other in own_imports(path)} <= {name, "errors", "files"}, module
+        assert not {other for other in imports(path) if other.split(".")[0] in ("torch", "hydra", "pytorch_lightning")}, module
+
+
+def test_analysis_reads_records_only() -> None:
+    for path in TOP.glob("analysis/*.py"):
+        assert {part(other) for other in own_imports(path)} <= READERS | {"errors", "files"}, path
+
+
+def test_quant_is_pure_torch() -> None:
+    for module, path in files_of("quant"):
+        roots = {name.split(".")[0] for name in imports(path)} - {"qdexp"} - set(sys.stdlib_module_names)
+        assert roots <= {"torch", "diffusers", "safetensors"}, module
+        assert {part(other) for other in own_imports(path)} <= {"quant", "errors", "files"}, module
+
+
+def test_nothing_imports_a_script_of_the_zoo() -> None:
+    assert not {module for module, path in MODULES.items() if any(".zoo.train_" in name for name in own_imports(path))}
+
+
+def stage_needs(stage: type[Stage]) -> set[str]:
+    """All modules of qdexp that a stage's own module leads to; what lies in its inputs' modules is in their keys."""
+    needs: set[str] = set()
+    waiting = {stage.__module__}
+    while waiting:
+        module = waiting.pop()
+        needs.add(module)
+        found = own_imports(MODULES[module]) - needs - COMMON - {"qdexp"}
+        waiting |= {name for name in found if part(name) != "stages"}
+    return needs
+
+
+def covered(module: str, stage: type[Stage]) -> bool:
+    return any(module == source or module.startswith(f"{source}.") for source in stage.sources)
+
+
+@pytest.mark.parametrize("stage", INPUTS, ids=lambda stage: stage.name)
+def test_sources_of_a_stage_hold_all_that_it_leads_to(stage: type[Stage]) -> None:
+    missing = {module for module in stage_needs(stage) if not covered(module, stage)}
+    assert not missing, f"add {sorted(missing)} to {stage.__name__}.sources: its result depends on them"
+
+
+@pytest.mark.parametrize("stage", INPUTS, ids=lambda stage: stage.name)
+def test_a_stage_uses_code_of_its_inputs_only(stage: type[Stage]) -> None:
+    reachable, waiting = {stage.__module__, "qdexp.stages.base"}, set(INPUTS[stage])
+    while waiting:
+        one = waiting.pop()
+        reachable.add(one.__module__)
+        waiting |= INPUTS[one]
+    assert {name for name in own_imports(MODULES[stage.__module__]) if part(name) == "stages"} <= reachable
+
+
+def test_inputs_are_what_stages_read(cell_of: Callable[..., Cell]) -> None:
+    for stage in cell_of().stages.values():
+        assert {type(one) for one in stage.inputs.values()} <= INPUTS[type(stage)]
+
+
+def test_all_stages_are_looked_at() -> None:
+    files = {module for module in MODULES if module.startswith("qdexp.stages.")} - {"qdexp.stages.base"}
+    assert {stage.__module__ for stage in INPUTS} == files
+
+
+@pytest.mark.parametrize(("group", "stage"), [("quantizer", QuantizationStage), ("calib", CalibrationStage)])
+def test_what_our_configs_name_is_in_the_sources(group: str, stage: type[Stage]) -> None:
+    for path in (TOP / "conf" / group).glob("*.yaml"):
+        text = OmegaConf.to_yaml(OmegaConf.load(path))
+        targets = [line.split("_target_: ")[1] for line in text.splitlines() if "_target_: " in line]
+        assert all(covered(target.rpartition(".")[0], stage) for target in targets), path
+
+
+def test_help_needs_no_torch() -> None:
+    """Hydra loads the plugin, and Python the app, before --help is printed."""
+    script = (
+        "import sys, qdexp.__main__, hydra_plugins.qdexp.sweeper; print([m for m in ('torch', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

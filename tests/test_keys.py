@@ -1,0 +1,186 @@
+"""Option by option: the stages whose results it changes, and no others, get a new key."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qdexp.cell import Cell
+from qdexp.metrics import reference
+from qdexp.metrics.extractors import EXTRACTORS, FASHION_CNN
+from qdexp.stages.calibration import CalibrationStage
+
+CellOf = Callable[..., Cell]
+
+ALL = {"trajectory", "calibration", "quantization", "heldout", "curves", "full_precision", "samples", "evaluation"}
+QUANTIZATION = {"quantization", "curves", "samples", "evaluation"}
+CALIBRATION = {"calibration"} | QUANTIZATION
+TRAJECTORY = {"trajectory"} | CALIBRATION
+IMAGES = {"full_precision", "samples", "evaluation"}
+HELDOUT = {"heldout", "curves"}
+NONE: set[str] = set()
+
+OPTIONS = {
+    "calib=last": CALIBRATION,
+    "calib.timesteps=3": CALIBRATION,
+    "calib.rows=5": CALIBRATION,
+    "calib.strategy._target_=qdexp.calib.strategies.normal": CALIBRATION,
+    "calib.name=other": NONE,
+    "quant.weight_bits=3": QUANTIZATION,
+    "quant.act_bits=4": QUANTIZATION,
+    "quant.softmax_bits=16": QUANTIZATION,
+    "quant.first_last_bits=4": QUANTIZATION,
+    "quant.layers={conv_in: {weight_bits: 4}}": QUANTIZATION,
+    "quantizer=search": QUANTIZATION,
+    "quantizer.weight.granularity=per_tensor": QUANTIZATION,
+    "quantizer.weight.symmetric=true": QUANTIZATION,
+    "quantizer.weight.range._target_=qdexp.quant.ranges.NormSearch": QUANTIZATION,
+    "quantizer.act.symmetric=true": QUANTIZATION,
+    "+quantizer.act.rows=4": QUANTIZATION,
+    "quantizer.name=other": NONE,
+    "protocol.n=21": IMAGES,
+    "protocol.noise_seed=1": IMAGES | HELDOUT,
+    "protocol.heldout=9": HELDOUT,
+    "protocol.steps=5": ALL,
+    "protocol.scheduler.solver_order=1": ALL,
+    "protocol.name=other": NONE,
+    "trajectory.samples=17": TRAJECTORY,
+    "seed=1": TRAJECTORY,
+    "sampling.batch=7": ALL,
+    "sampling.channels_last=false": ALL,
+    "model.schedule.beta_end=0.03": ALL,
+    "+model.network.norm_eps=1e-4": ALL,
+    "model.name=other": NONE,
+    "method=timestep_aware": NONE,
+    "out=elsewhere": NONE,
+    "sweep=other": NONE,
+    "tracker=wandb": NONE,
+    "device=auto": NONE,
+}
+
+
+def changed(one: Cell, other: Cell) -> set[str]:
+    """The stages whose keys differ."""
+    assert one.stages.keys() == other.stages.keys()
+    return {name for name in one.stages if one.stages[name].key != other.stages[name].key}
+
+
+@pytest.mark.parametrize(("option", "expected"), OPTIONS.items())
+def test_option(cell_of: CellOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, expected: set[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    if option == "device=auto" and torch.cuda.is_available():
+        expected = ALL
+    assert changed(cell_of(), cell_of(option)) == expected
+
+
+@pytest.mark.parametrize("option", ["seed=1", "quant=w8a8", "calib=last", "trajectory.samples=17", "protocol.heldout=9"])
+def test_full_precision_depends_on_nothing_of_quantization(cell_of: CellOf, option: str) -> None:
+    assert cell_of("method=fp").key == cell_of("method=fp", option).key
+
+
+def test_full_precision_images_are_those_that_others_are_compared_with(cell_of: CellOf) -> None:
+    keys = {name: stage.key for name, stage in cell_of("method=ptq").stages.items()}
+    assert cell_of("method=fp").stages["samples"].key == keys["full_precision"] != keys["samples"]
+
+
+def test_weights_count_by_content_not_by_name(cell_of: CellOf, own_conf: Path, tmp_path: Path) -> None:
+    weights = load_file(own_conf / "tiny.safetensors")
+    save_file(weights, tmp_path / "moved.safetensors")
+    weights["conv_out.bias"] += 1e-6
+    save_file(weights, tmp_path / "finetuned.safetensors")
+    base = cell_of()
+    assert changed(base, cell_of(f"model.weights={tmp_path}/moved.safetensors")) == NONE
+    assert changed(base, cell_of(f"model.weights={tmp_path}/finetuned.safetensors")) == ALL
+
+
+def test_reference(cell_of: CellOf, tmp_path: Path) -> None:
+    statistics = {"mu": torch.zeros(64, dtype=torch.float64), "sigma": torch.eye(64, dtype=torch.float64)}
+    reference.write(tmp_path / "mine.safetensors", statistics, FASHION_CNN, "mine")
+    assert changed(cell_of(), cell_of(f"protocol.reference={tmp_path}/mine.safetensors")) == {"evaluation"}
+
+
+def test_extractor(cell_of: CellOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = cell_of()
+    before = {name: stage.key for name, stage in base.stages.items()}
+    monkeypatch.setitem(EXTRACTORS, FASHION_CNN.name, replace(FASHION_CNN, digest="0" * 64))
+    after = Cell(base.config).stages
+    assert {name for name in after if after[name].key != before[name]} == {"evaluation"}
+
+
+STRATEGY = """
+def pick(steps, timesteps, generator):
+    return list(range({start}, {start} + timesteps))
+"""
+
+
+def test_source_of_a_users_strategy(cell_of: CellOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "keys_strategy", raising=False)
+    source, options = tmp_path / "keys_strategy.py", ["calib.strategy._target_=keys_strategy.pick"]
+    source.write_text(STRATEGY.format(start=0))
+    base = cell_of(*options)
+    assert {name: stage.key for name, stage in base.stages.items()}  # the source is read when a key is asked for
+    source.write_text(STRATEGY.format(start=1))
+    assert changed(base, cell_of(*options)) == CALIBRATION
+    source.write_text(STRATEGY.format(start=0))
+    assert changed(base, cell_of(*options)) == NONE
+
+
+def test_versions_of_what_computes(cell_of: CellOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = cell_of()
+    before = {name: stage.key for name, stage in base.stages.items()}
+
+    def since() -> set[str]:
+        after = Cell(base.config).stages
+        return {name for name in after if after[name].key != before[name]}
+
+    for package in (torch, diffusers):
+        with monkeypatch.context() as patch:
+            patch.setattr(package, "__version__", "0.0")
+            assert since() == ALL
+    monkeypatch.setattr(CalibrationStage, "version", CalibrationStage.version + 1)
+    assert since() == CALIBRATION
+
+
+def test_key_depends_on_no_order(cell_of: CellOf) -> None:
+    one = cell_of("quant.layers={conv_in: {weight_bits: 4, act_bits: 4}}")
+    other = cell_of("quant.layers={conv_in: {act_bits: 4, weight_bits: 4}}")
+    assert changed(one, other) == NONE
+
+
+def test_later_patterns_win_so_their_order_counts(cell_of: CellOf) -> None:
+    first, second = "conv_in: {weight_bits: 4}", "*conv_*: {weight_bits: 8}"
+    one, other = cell_of(f"quant.layers={{{first}, {second}}}"), cell_of(f"quant.layers={{{second}, {first}}}")
+    assert changed(one, other) == QUANTIZATION
+
+
+def test_only_stages_with_new_keys_are_executed(cell_of: CellOf, executed: Callable[..., list[str]]) -> None:
+    def run(*options: str) -> set[str]:
+        before = executed()
+        cell = cell_of(*options)
+        cell.run()
+        made = executed()[len(before) :]
+        assert len(made) == len(set(made))
+        names = {stage.entry: name for name, stage in cell.stages.items()}
+        return {names[entry] for entry in made}
+
+    assert run("method=ptq") == ALL
+    assert run("method=timestep_aware") == CALIBRATION
+    assert run("method=timestep_aware", "quant=w8a8") == QUANTIZATION
+    assert run("method=fp") == {"evaluation"}
+    assert run("method=timestep_aware", "protocol.n=24") == IMAGES
+    assert run("method=timestep_aware", "seed=1") == TRAJECTORY
+
+
+def test_manifest_says_what_an_entry_is(cell_of: CellOf) -> None:
+    cell = cell_of()
+    cell.run()
+    for stage in cell.stages.values():
+        note = json.loads((cell.out / "store" / stage.entry / "manifest.json").read_text())["note"]
+        assert note == {"stage": stage.name, "version": stage.version, "options": stage.options}

@@ -1,0 +1,131 @@
+"""What each form of the command yields: the README's table, and what is refused."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., tuple[int, str, str]]
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def table() -> list[tuple[str, list[str]]]:
+    """The rows of the README's table: arguments, and the labels of the cells that they yield."""
+    section = README.read_text().split("What each form of the command runs")[1].split("\n\n")[1]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in section.splitlines()[2:]]
+    return [("" if given == "(nothing)" else given.strip("`"), re.findall("`(.+?)`", cells)) for given, cells in rows]
+
+
+TABLE = table()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output folder for all rows of the table, so that no cell is computed twice."""
+    return tmp_path_factory.mktemp("table")
+
+
+def cells(stdout: str) -> list[str]:
+    """The labels of the cells that a command ended in, in their order, read from their records."""
+    paths = [line.split(maxsplit=1)[1] for line in stdout.splitlines() if line.startswith("record ")]
+    records = [json.loads(Path(path).read_text()) for path in paths]
+    assert all(record["status"] == "complete" for record in records)
+    axes = [record["axes"] for record in records]
+    return [own["method"] if own["method"] == "fp" else f"{own['method']} {own['quant']}" for own in axes]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), TABLE, ids=[row[0] or "(nothing)" for row in TABLE])
+def test_what_each_command_yields(qdexp: Command, shared: Path, arguments: str, expected: list[str]) -> None:
+    code, out, err = qdexp(*shlex.split(arguments), f"out={shared}")
+    assert (code, err) == (0, "")
+    assert cells(out) == expected
+
+
+def test_a_sweep_ends_in_a_table_and_a_picture(qdexp: Command, tmp_path: Path) -> None:
+    code, out, _ = qdexp("-m", "method=fp,ptq")
+    assert code == 0
+    assert "sweep trial: 2 cells, 9 stages, 0 of them in" in out
+    folder = tmp_path / "out" / "sweeps" / "trial"
+    assert {path.name for path in folder.iterdir()} == {"table.md", "samples.png"}
+    rows = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert any(row.startswith("| fp ") for row in rows)
+    assert any(row.startswith("| ptq ") for row in rows)
+    _, again, _ = qdexp("-m", "method=fp,ptq")
+    assert "sweep trial: 2 cells, 9 stages, 9 of them in" in again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("method=ptq calib=uniform", ("calib=uniform", "method=ptq")),
+        ("method=fp quantizer=linear", ("quantizer=linear", "method=fp")),
+        ("method=ptq quantizer=search", ("quantizer=search", "method=ptq")),
+        ("-m method=ptq,timestep_aware calib=last", ("calib=last", "method=timestep_aware")),
+        ("-m experiment=calibration method=ptq", ("calib=uniform", "method=ptq")),
+    ],
+)
+def test_a_choice_that_contradicts_the_method(qdexp: Command, tmp_path: Path, arguments: str, named: tuple[str, str]) -> None:
+    code, _, err = qdexp(*arguments.split())
+    assert code == 1
+    assert err.startswith("qdexp: ")
+    assert all(name in err for name in named)
+    assert not (tmp_path / "out" / "store").exists()
+
+
+def test_a_method_of_ones_own_is_held_to_its_parts(qdexp: Command, own_conf: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "more"
+    (conf / "method").mkdir(parents=True)
+    (conf / "method" / "late.yaml").write_text("# @package _global_\ndefaults:\n  - override /calib: last\nmethod: late\n")
+    path = f"hydra.searchpath=[file://{own_conf},file://{conf}]"
+    code, out, _ = qdexp(path, "method=late", "quantizer=search")
+    assert code == 0
+    assert cells(out) == ["late w4a8"]
+    code, _, err = qdexp(path, "method=late", "calib=first")
+    assert code == 1
+    assert "calib=first" in err
+    assert "method=late fixes calib=last" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["quant.weight_bits=8,4,99", "calib.timesteps=2,5", "method=ptq calib.rows=4,17", "sampling.batch=8,0", "calib=last,none"],
+)
+def test_a_bad_cell_late_in_the_sweep_stops_it_before_any_work(qdexp: Command, tmp_path: Path, arguments: str) -> None:
+    code, out, err = qdexp("-m", *arguments.split())
+    assert (code, out) == (1, "")
+    assert err.startswith("qdexp: ")
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_all_cells_of_a_sweep_carry_one_name(qdexp: Command, tmp_path: Path) -> None:
+    code, _, err = qdexp("-m", "method=fp,ptq", "sweep=${now:%H-%M-%S-%f}")
+    assert (code, err) == (0, "")
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()]
+    assert len(records) == 2
+    assert len({record["config"]["sweep"] for record in records}) == 1
+
+
+def test_values_below_a_group_reach_every_rung(qdexp: Command, shared: Path) -> None:
+    code, out, err = qdexp("-m", "quantizer.act.rows=4", f"out={shared}")
+    assert (code, err) == (0, "")
+    assert cells(out) == ["fp", "ptq w4a8", "timestep_aware w4a8"]
+
+
+@pytest.mark.parametrize("arguments", ["experiment=calibration", "-m experiment=calibration,calibration"])
+def test_a_study_is_one_sweep(qdexp: Command, tmp_path: Path, arguments: str) -> None:
+    code, _, err = qdexp(*arguments.split())
+    assert code == 1
+    assert err.startswith("qdexp: experiment=calibration")
+    assert not (tmp_path / "out" / "store").exists()
+
+
+def test_weights_that_do_not_fit_are_found_before_any_work(qdexp: Command, tmp_path: Path) -> None:
+    code, _, err = qdexp("model.network.block_out_channels=[8,16]")
+    assert code == 1
+    assert err.startswith("qdexp: model.weights=")
+    assert "does not fit model.network" in err
+    assert not (tmp_path / "out" / "store").exists()

@@ -1,0 +1,32 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from wandb_reader import read
+
+
+def test_a_cell_and_its_run_agree(qdexp: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, _, err = qdexp("method=ptq", "tracker=wandb", "tracker.project=trials")
+    assert (code, err) == (0, "")
+    (path,) = (tmp_path / "out" / "records").iterdir()
+    record = json.loads(path.read_text())
+    (log,) = (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")
+    run = read(log)
+    assert (run.run.project, run.run.run_group, run.run.display_name) == ("trials", "trial", record["cell"])
+    assert run.exit_code == 0
+    assert {name: run.summary[name] for name in record["metrics"]} == record["metrics"]
+    assert run.summary["total_seconds"] == record["costs"]["total"]["seconds"]
+    assert run.config["record"]["config"] == record["config"]
+    assert run.config["record"]["keys"] == record["keys"]
+    forced = [row["curves/teacher_forced"] for row in run.history if "curves/teacher_forced" in row]
+    assert forced == pytest.approx(record["curves"]["teacher_forced"])
+    assert [artifact.name for artifact in run.artifacts] == [f"checkpoint-{record['keys']['quantization']}"]
+    assert any("samples.path" in row for row in run.history)
+
+
+def test_a_tracker_that_fails_takes_nothing_with_it(qdexp: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, out, _ = qdexp("method=fp", "tracker=wandb", "tracker.project=a/b")
+    assert code == 0
+    assert "warning: W&B run of tiny-fp" in out
+    assert json.loads(next((tmp_path / "out" / "records").iterdir()).read_text())["status"] == "complete"
