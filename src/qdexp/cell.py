@@ -164,6 +164,7 @@ def preflight(config: Config) -> Cell:
     require_writable(Path(config.out))
     devices.resolve(config.device)
     models.check_weights(config.model)
+    models.check_fit(config.model)
     extractor = find(config.protocol.extractor)
     extractor.checked_weights()
     Reference.load(Path(config.protocol.reference)).check(extractor)

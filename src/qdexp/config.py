@@ -111,16 +111,12 @@ class ActScheme:
 
 @dataclass
 class Quantizer:
-    """``weight`` and ``act`` both null: nothing is quantized."""
+    """How ranges and rounding are found; under the name ``none`` nothing is quantized."""
 
     name: str
-    weight: WeightScheme | None
-    act: ActScheme | None
+    weight: WeightScheme
+    act: ActScheme
     rounding: str
-
-    def __post_init__(self) -> None:
-        both = (self.weight is None) == (self.act is None)
-        _require(both, "quantizer", self.name, "give both weight and act, or neither")
 
 
 @dataclass
@@ -228,4 +224,4 @@ class Config:
     def full_precision(self) -> bool:
         """True where nothing is quantized, whatever the other axes say: such cells are one and the same."""
         untouched = self.quant.weight_bits == self.quant.act_bits == UNTOUCHED and not self.quant.layers
-        return untouched or self.quantizer.weight is None
+        return untouched or self.quantizer.name == "none"

@@ -88,6 +88,9 @@ def run(cfg: DictConfig) -> str:
     hydra_config = HydraConfig.get()
     whole = OmegaConf.merge({"hydra": hydra_config}, cfg)
     assert isinstance(whole, DictConfig)
+    alone = hydra_config.mode == RunMode.RUN
+    if alone and hydra_config.sweeper.params:
+        raise UserError(f"experiment={hydra_config.runtime.choices['experiment']}: a study is a sweep; add -m")
     cell = preflight(freeze(whole))
     devices.make_repeatable()
     try:
@@ -99,7 +102,7 @@ def run(cfg: DictConfig) -> str:
         raise UserError(f"out={cell.out}: {error.strerror}; {mend}") from error
     finally:
         _mirror(cell)
-    if hydra_config.mode == RunMode.RUN:
+    if alone:
         show([cell], [record])
     return str(record_path(cell.out, cell.name))
 

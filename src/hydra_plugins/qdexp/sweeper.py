@@ -17,6 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from qdexp.errors import UserError
+
 
 @dataclass
 class LadderSweeperConf:
@@ -63,6 +65,9 @@ class LadderSweeper(Sweeper):
     def arguments(self, given: list[str]) -> list[str]:
         """The overrides of the sweep: those given, a study's own axes, and the ladder where nothing replaces it."""
         named = {axis(argument) for argument in given}
+        several = [argument for argument in given if axis(argument) == "experiment" and "," in argument]
+        if several:
+            raise UserError(f"{several[0]}: a study names its own axes; run one experiment at a time")
         chosen = [f"{name}={values}" for name, values in self.params.items() if name not in named]
         if not (named | set(self.params)) & {"method", "quantizer", "calib", "experiment"}:
             chosen.append(f"method={','.join(self.ladder)}")
@@ -74,8 +79,8 @@ class LadderSweeper(Sweeper):
 
         assert self.launcher is not None and self.hydra_context is not None and self.config is not None
         compose = self.hydra_context.config_loader.load_sweep_config
-        _ = self.config.sweep  # resolved here, so that ${now:...} gives every cell the same name
-        cells = grid(self.arguments(arguments))
+        name = f"sweep={self.config.sweep}"  # read once: ${now:...} would name every cell anew
+        cells = [[*cell, name] for cell in grid(self.arguments(arguments))]
         kept = distinct([compose(self.config, overrides) for overrides in cells])
         announce([cell for _, cell in kept])
         returns = self.launcher.launch([cells[index] for index, _ in kept], initial_job_idx=0)

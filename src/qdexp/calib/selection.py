@@ -20,7 +20,10 @@ def choose_positions(strategy: Strategy, steps: int, timesteps: int, seed: int) 
     """
     if timesteps > steps:
         raise UserError(f"calib.timesteps={timesteps}: the sampler has {steps} steps; lower it, or raise protocol.steps")
-    positions = sorted(strategy(steps, timesteps, torch.Generator().manual_seed(seed)))
+    try:
+        positions = sorted(strategy(steps, timesteps, torch.Generator().manual_seed(seed)))
+    except Exception as error:  # it may be the user's own
+        raise UserError(f"calib.strategy: raised {type(error).__name__}: {error}; mend the function") from error
     if len(positions) != timesteps or not all(0 <= p < steps for p in positions):
         raise UserError(f"calib.strategy: {positions} are not {timesteps} positions between 0 and {steps - 1}")
     return positions

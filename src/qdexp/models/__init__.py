@@ -33,16 +33,23 @@ def check_weights(model: Model) -> None:
         raise _problem(model, f"its digest is not the one in {stated.name}", "the file is damaged or not the one meant")
 
 
+def check_fit(model: Model) -> None:
+    """Raises UserError where architecture and weights differ in a name or a shape."""
+    wanted = {name: tuple(value.shape) for name, value in _skeleton(model).state_dict().items()}
+    with safe_open(model.weights, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            difference = f"{name} is {found.get(name, 'missing')}, in model.network {wanted.get(name, 'missing')}"
+            raise _problem(model, f"does not fit model.network ({difference})", "change one of the two")
+
+
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
     """The full-precision network in eval mode, without gradients. UserError where architecture and weights do not fit."""
     check_weights(model)
+    check_fit(model)
     network = _architecture(model)
-    try:
-        network.load_state_dict(load_file(model.weights))
-    except RuntimeError as error:
-        raise _problem(
-            model, f"does not fit model.network ({str(error).splitlines()[1].strip()})", "change one of the two"
-        ) from error
+    network.load_state_dict(load_file(model.weights))
     network.eval().requires_grad_(False)
     return network.to(memory_format=torch.channels_last) if channels_last else network
 
@@ -55,10 +62,18 @@ def _architecture(model: Model) -> torch.nn.Module:
     return network
 
 
+def _skeleton(model: Model) -> torch.nn.Module:
+    """The architecture without memory; with it where its constructor computes with its parameters."""
+    try:
+        with torch.device("meta"):
+            return _architecture(model)
+    except UserError:
+        return _architecture(model)
+
+
 def layer_names(model: Model) -> list[str]:
-    """The names of the convolutions and linear layers; nothing is allocated."""
-    with torch.device("meta"):
-        network = _architecture(model)
+    """The names of the convolutions and linear layers."""
+    network = _skeleton(model)
     kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Linear)
     return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 

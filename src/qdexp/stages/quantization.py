@@ -36,7 +36,6 @@ class QuantizationStage(Stage):
     @property
     def options(self) -> dict[str, Any]:
         quantizer = self.config.quantizer
-        assert quantizer.weight is not None and quantizer.act is not None
         return {
             "bits": vars(self.config.quant),
             "layers": list(self.config.quant.layers or {}),  # their order too: later patterns win
@@ -52,7 +51,6 @@ class QuantizationStage(Stage):
         return {"weights": Path(self.config.model.weights)}
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        assert self.config.quantizer.act is not None
         rows = [part[: self.config.quantizer.act.rows].to(self.device) for part in read_rows(inputs["calibration"])]
         batches = list(zip(*(part.split(self.config.sampling.batch) for part in rows), strict=True))
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
@@ -64,7 +62,6 @@ class QuantizationStage(Stage):
 def quantize(network: torch.nn.Module, config: Config, batches: Sequence[Sequence[Tensor]]) -> None:
     """Quantizes ``network`` in place; ``batches`` of (x_t, t) are the calibration set."""
     quant, quantizer = config.quant, config.quantizer
-    assert quantizer.weight is not None and quantizer.act is not None
     plan = plan_bits(network, config, batches[0])
     networks.convert(
         network,
@@ -88,7 +85,6 @@ def plan_bits(network: torch.nn.Module, config: Config, example: Sequence[Tensor
 def check(config: Config) -> None:
     """Raises where the quantizer's parts cannot be made or a pattern of ``quant.layers`` names no layer."""
     quantizer = config.quantizer
-    assert quantizer.weight is not None and quantizer.act is not None
     instantiate(quantizer.weight.range)
     instantiate(quantizer.act.range)
     resolve(quantizer.rounding)
