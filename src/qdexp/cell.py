@@ -164,7 +164,6 @@ def preflight(config: Config) -> Cell:
     require_writable(Path(config.out))
     devices.resolve(config.device)
     models.check_weights(config.model)
-    models.check_fit(config.model)
     extractor = find(config.protocol.extractor)
     extractor.checked_weights()
     Reference.load(Path(config.protocol.reference)).check(extractor)
@@ -173,6 +172,7 @@ def preflight(config: Config) -> Cell:
                         f"{config.model.name} makes {config.model.shape}; choose another extractor")  # fmt: skip
     cell = Cell(config)
     _ = cell.key  # every _target_ can be imported, every file be read
+    models.check_fit(config.model)
     Sampler(config.model, config.protocol)
     if cell.quantized:
         chosen_rows(config)

@@ -111,7 +111,7 @@ def main() -> None:
     )
     weights = {name: value.contiguous() for name, value in module.network.state_dict().items()}
     write_tensors(args.out / "model.safetensors", weights)
-    print({name: float(value) for name, value in trainer.callback_metrics.items()})
+    trainer.validate(module, DataLoader(held_out, 256))  # of the averaged weights, which the module holds now
 
 
 if __name__ == "__main__":
