@@ -23,6 +23,7 @@ FAULTS = {
     "quant.layers.conv_*.act_bits": ["quant.layers={conv_*:{act_bits:3}}"],
     "quant.layers.conv_*": ["quant.layers={conv_*:{bits:4}}"],
     "quant.layers": ["quant.layers=4"],
+    "protocol.noise_seed": ["protocol.noise_seed=-1", "protocol.noise_seed=4294967296"],
     "quantizer.weight": ["quantizer.weight=null"],
     "quantizer.act": ["quantizer.act=null"],
     "quantizer.weight.granularity": ["quantizer.weight.granularity=per_row"],

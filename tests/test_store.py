@@ -239,3 +239,14 @@ def test_a_folder_that_cannot(tmp_path: Path, where: str) -> None:
     assert str(caught.value).startswith(f"out={out}: ")
     assert str(caught.value).endswith("choose a folder that can be written to")
     assert "\n" not in str(caught.value)
+
+
+def test_a_kill_between_manifest_and_rename_costs_nothing(tmp_path: Path) -> None:
+    work = tmp_path / "store" / f".work-{NAME}"
+    work.mkdir(parents=True)
+    (work / MANIFEST).write_text("of a process that was killed")
+    entry = Store(tmp_path).make(NAME, compute, NOTE)
+    assert entry.costs["resumed"] == 1
+    opened = Store(tmp_path).open(NAME)
+    assert opened is not None
+    assert MANIFEST not in json.loads((opened.folder / MANIFEST).read_text())["files"]

@@ -10,7 +10,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qdexp.config import register_resolvers
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
 
@@ -35,7 +34,6 @@ def _line(error: Exception) -> str:
 
 
 def main() -> None:
-    register_resolvers()
     # Hydra shall pass errors on: what a user can mend is printed below in one line
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:

@@ -1,7 +1,9 @@
 """A cell: one config, the stages that it needs, and the record that they end in."""
 
 import json
+import traceback
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,11 @@ class Cell:
         """The record's file name."""
         return "-".join([self.config.model.name, *self.label.split(), self.key[:10]])
 
+    @property
+    def record(self) -> Path:
+        """Where the record is, or will be."""
+        return records.path(self.out, self.name)
+
     def run(self) -> Record:
         """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again."""
         store = Store(self.out)
@@ -84,7 +91,7 @@ class Cell:
             record = self._record("complete") | {"costs": costs | {"total": _total(costs)}}
             record |= self._results({stage: entry.folder for stage, entry in entries.items()})
         except Exception as error:
-            what = {"stage": stage, "type": type(error).__name__, "message": str(error)}
+            what = {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
             if records.read_complete(self.out, self.name) is None:  # what was measured once stays measured
                 records.write(self.out, self._record("failed") | {"error": what})
             raise
@@ -153,6 +160,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
         "extractor": extractor.name,
         "extractor_digest": extractor.digest,
         "reference_digest": reference.digest,
+        "torch_fidelity": version("torch-fidelity"),
     }
     lowest = floor(reference, protocol.n)
     floors = {} if lowest is None else {"floor": {"fid": lowest, "n": protocol.n}}

@@ -157,6 +157,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         _require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
+        _require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")
         _require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
         _require(self.steps > 0, "protocol.steps", self.steps, "choose at least 1")
         _require("_target_" in self.scheduler, "protocol.scheduler", self.scheduler, "name the scheduler's class as _target_")

@@ -86,8 +86,9 @@ def measure(device: torch.device, work: Callable[[], None]) -> dict[str, float]:
     """Runs ``work``; its wall-clock ``seconds`` and its ``peak_memory_mb`` (MiB: of the process, or of the CUDA allocator)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR.exists():
-        _CLEAR.write_text("5")  # Linux: start the peak again from here
+    else:
+        with contextlib.suppress(OSError):  # Linux, where it is allowed: start the peak again from here
+            _CLEAR.write_text("5")
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -98,7 +99,8 @@ def measure(device: torch.device, work: Callable[[], None]) -> dict[str, float]:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    if peaks:
+        return peaks[0]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -32,19 +32,20 @@ def _processor() -> str:
 
 
 def collect(device: torch.device) -> dict[str, Any]:
-    """The git commit and whether the checkout is dirty (null outside one), versions, host, device, driver, threads, command."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    """The git commit and whether the checkout is dirty (null outside one), versions, host, device, CUDA, threads, command."""
+    ours = _git("ls-files", "--error-unmatch", "paths.py") is not None  # not the repository around an installed wheel
+    status = _git("status", "--porcelain", "--untracked-files=no") if ours else None
     cuda = device.type == "cuda"
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join(sys.orig_argv[1:]),
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": _git("rev-parse", "HEAD") if ours else None,
         "git_dirty": None if status is None else bool(status),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in _PACKAGES},
         "host": platform.node(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "driver": torch.version.cuda if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
     }

@@ -64,8 +64,12 @@ class Store:
         final, work = self.folder(name), self.root / f".work-{name}"
         if final.exists():
             self._put_aside(final)
+        resumed = work.exists()
         work.mkdir(exist_ok=True)
         costs = compute(work)
+        if resumed:  # what the killed process spent is not known
+            costs["resumed"] = 1.0
+        (work / MANIFEST).unlink(missing_ok=True)  # of a process that was killed before the rename
         for leftover in work.rglob(f"{files.PART}*"):  # of a process that was killed while it wrote
             leftover.unlink()
         digests = {str(p.relative_to(work)): files.sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}

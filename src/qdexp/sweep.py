@@ -24,7 +24,7 @@ from qdexp.record import Record
 from qdexp.record import path as record_path
 from qdexp.report.grid import sample_grid
 from qdexp.report.records import read_records
-from qdexp.report.table import ladder_table, to_markdown
+from qdexp.report.table import ladder_table, row_names, to_markdown
 from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
 from qdexp.tracking.mirror import TrackingError, mirror
@@ -103,41 +103,43 @@ def run(cfg: DictConfig) -> str:
     finally:
         _mirror(cell)
     if alone:
-        show([cell], [record])
-    return str(record_path(cell.out, cell.name))
+        show(cell, [record])
+    return str(cell.record)
 
 
 def _mirror(cell: Cell) -> None:
     """Copies the cell's record, if it got one, to the tracker. A tracker that fails takes nothing with it."""
     tracker: Tracker = cell.config.tracker
-    path = record_path(cell.out, cell.name)
+    path = cell.record
     if tracker.name == "none" or not path.exists():
         return
-    record = read_records([path])[0]
     try:
+        record = read_records([path])[0]
         with tempfile.TemporaryDirectory() as folder:
             grid = _picture(cell.out, [record], Path(folder) / "samples.png")
             place = (cell.out, tracker.project, tracker.mode, tracker.entity)
             mirror(record, cell.config.sweep, *place, out=cell.out, grid=grid)
-    except TrackingError as error:
+    except (TrackingError, UserError, OSError) as error:
         print(f"warning: {error}", flush=True)
 
 
 def conclude(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> list[Record]:
-    """The end of a sweep: table, picture and paths of what succeeded; UserError where a cell failed."""
-    records = read_records([path for cell in cells if (path := record_path(cell.out, cell.name)).exists()])
-    show(cells, records)
-    failed = [cell.label for cell, job in zip(cells, returns, strict=True) if job.status == JobStatus.FAILED]
+    """The end of a sweep: table, picture and paths of the records; UserError where a cell failed."""
+    jobs = list(zip(cells, returns, strict=True))
+    # a job may have run on another machine, whose device gives its record another name: it says which
+    paths = [Path(job.return_value) if job.status == JobStatus.COMPLETED else cell.record for cell, job in jobs]
+    records = read_records([path for path in paths if path.exists()])
+    show(cells[0], records)
+    failed = [cell.label for cell, job in jobs if job.status == JobStatus.FAILED]
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; the same command runs only these again"
-        )
+        names = ", ".join(failed)
+        raise UserError(f"{len(failed)} of {len(cells)} cells failed: {names}; the same command runs only these again")
     return records
 
 
-def show(cells: Sequence[Cell], records: Sequence[Record]) -> None:
+def show(cell: Cell, records: Sequence[Record]) -> None:
     """Prints a table a protocol and writes it, with the picture, into the sweep's folder."""
-    folder = cells[0].out / "sweeps" / cells[0].config.sweep
+    folder = cell.out / "sweeps" / cell.config.sweep
     folder.mkdir(parents=True, exist_ok=True)
     console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
     for _, group in groupby(sorted(records, key=_protocol_hash), key=_protocol_hash):
@@ -145,9 +147,9 @@ def show(cells: Sequence[Cell], records: Sequence[Record]) -> None:
         console.print(ladder_table(comparable))
         pages.append(to_markdown(comparable))
     files.write_text(folder / "table.md", "\n\n".join(pages))
-    for cell in cells:
-        print(f"record   {record_path(cell.out, cell.name)}")
-    if _picture(cells[0].out, records, folder / "samples.png"):
+    for record in records:
+        print(f"record   {record_path(cell.out, record['cell'])}")
+    if _picture(cell.out, records, folder / "samples.png"):
         print(f"samples  {folder / 'samples.png'}")
     print(f"table    {folder / 'table.md'}", flush=True)
 
@@ -157,21 +159,17 @@ def _protocol_hash(record: Record) -> Any:
 
 
 def _picture(out: Path, records: Sequence[Record], path: Path) -> Path | None:
-    """Writes the first images of each complete record, a row each, to ``path``; None where there are none."""
+    """Writes the first images of each complete record, a row each, to ``path``; None where there are none.
+
+    Where a sweep's models draw images of several shapes, those of the first are shown.
+    """
+    complete = [record for record in records if record["status"] == "complete"]
     rows: list[tuple[str, np.ndarray]] = []
-    for record in records:
-        if record["status"] == "complete":
-            images = next(read_shards(out / record["artifacts"]["samples"], "images"))
-            rows.append((_name(record, records), images[:SHOWN].numpy()))
+    for record, name in zip(complete, row_names(complete), strict=True):
+        images = next(read_shards(out / record["artifacts"]["samples"], "images"), None)
+        if images is not None and (not rows or images.shape[1:] == rows[0][1].shape[1:]):
+            rows.append((name, images[:SHOWN].numpy()))
     if not rows:
         return None
     sample_grid(rows, path)
     return path
-
-
-def _name(record: Record, others: Sequence[Record]) -> str:
-    """The method, and what else tells the record from the others."""
-    quantized = [other["axes"] for other in others if other["axes"]["method"] != "fp"]
-    telling = [axis for axis in ("quant", "seed", "model") if len({axes[axis] for axes in quantized}) > 1]
-    own = record["axes"]
-    return " ".join([own["method"], *(str(own[axis]) for axis in telling if own in quantized)])

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from qdexp.errors import UserError
-from qdexp.report.table import LINE, ladder_table, to_markdown
+from qdexp.report.table import LINE, ladder_table, row_names, to_markdown
 
 Record = dict[str, Any]
 Make = Callable[..., Record]
@@ -169,5 +169,16 @@ def test_report_imports_no_machinery() -> None:
     code = "import sys, qdexp.report.table, qdexp.report.grid; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in out if name.startswith("qdexp.")}
-    assert all(name == "qdexp.errors" or name.startswith("qdexp.report") for name in ours)
+    assert all(name in ("qdexp.errors", "qdexp.files") or name.startswith("qdexp.report") for name in ours)
     assert not {"torch", "wandb", "hydra", "matplotlib"} & set(out)
+
+
+def test_an_option_that_tells_rows_apart_gets_a_column_and_a_name(make: Make) -> None:
+    few, many = make("ptq"), make("ptq")
+    few["config"] = {"calib": {"timesteps": 2, "rows": 3}, "out": "a"}
+    many["config"] = {"calib": {"timesteps": 5, "rows": 3}, "out": "b"}
+    rows = cells([few, many])
+    assert sorted(row["calib.timesteps"] for row in rows) == ["2", "5"]
+    assert not {"calib.rows", "out"} & set(rows[0])
+    assert row_names([few, many]) == ["ptq 2", "ptq 5"]
+    assert row_names([few, make("fp")])[1] == "fp"

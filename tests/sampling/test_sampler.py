@@ -8,6 +8,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from qdexp.config import Model, Protocol
+from qdexp.errors import UserError
 from qdexp.sampling.noise import draw, generators
 from qdexp.sampling.sampler import Sampler, estimate_noise, to_images
 
@@ -133,6 +134,19 @@ def test_nothing_is_left_over_from_batch_to_batch(tiny_model: Model, tiny_unet: 
     run(sampler, Plain(), [7, 8, 9])
     assert torch.equal(run(sampler, tiny_unet, [0, 1]), first)
     assert torch.equal(run(Sampler(tiny_model, protocol), tiny_unet, [0, 1]), first)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "named"),
+    [
+        ("diffusers.PNDMScheduler", 5, "protocol.scheduler=diffusers.PNDMScheduler: its 14 timesteps"),
+        ("diffusers.EulerDiscreteScheduler", 7, "protocol.scheduler=diffusers.EulerDiscreteScheduler: its 7 timesteps"),
+        ("diffusers.DDIMScheduler", 1001, "protocol.steps=1001"),
+    ],
+)
+def test_a_walk_of_other_steps_is_refused(tiny_model: Model, ddim: Protocol, scheduler: str, steps: int, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        Sampler(tiny_model, replace(ddim, scheduler={"_target_": scheduler}, steps=steps))
 
 
 def test_what_the_network_and_the_observer_see(tiny_model: Model, solver: Protocol) -> None:

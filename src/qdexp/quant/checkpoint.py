@@ -43,12 +43,10 @@ def save(
     folder: Path | str,
     network: nn.Module,
     architecture: Mapping[str, Any],
-    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a converted and calibrated network.
 
-    architecture: `{"_target_": "diffusers.UNet2DModel", **constructor arguments}`, JSON values only. extra: anything the
-    caller wants to find again in `metadata(folder)["extra"]`.
+    architecture: `{"_target_": "diffusers.UNet2DModel", **constructor arguments}`, JSON values only.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +60,6 @@ def save(
         "layers": _grouped((name, {"weight": x.weight_scheme, "act": _act_scheme(x)}) for name, x in quantized_layers(network)),
         "attentions": _grouped((name, {"act": x.act, "softmax": x.softmax}) for name, x in _processors(network)),
         "digest": files.sha256(folder / TENSORS),
-        "extra": dict(extra or {}),
     }
     files.write_text(folder / JSON, json.dumps(content, indent=1))
 

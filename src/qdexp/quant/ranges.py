@@ -4,25 +4,8 @@ Weights and activations go through the same two objects. A *range estimator* is 
 Hydra from its `_target_`. For each tensor it starts a *range stream*, which is shown the values, arranged [groups, n], in any
 number of parts and in as many passes as it asks for, and then tells one range a group.
 
-An estimator of your own needs one file on the Python path and `_target_: my_ranges.Percentile` in a quantizer's YAML:
-
-    @dataclass(frozen=True)
-    class Percentile(RangeEstimator):
-        q: float = 0.999
-
-        def start(self, scheme, groups):
-            return PercentileStream(self.q)
-
-    class PercentileStream(RangeStream):
-        def __init__(self, q):
-            self.q, self.parts = q, []
-
-        def observe(self, x):
-            self.parts.append(torch.quantile(x.float(), torch.tensor([1 - self.q, self.q]), dim=1))
-
-        def range(self):
-            lo, hi = torch.stack(self.parts).mean(0)
-            return lo, hi
+An estimator of your own needs one file on the Python path and its `_target_` in a quantizer's YAML. The README has a percentile
+as an example, under "Extending".
 """
 
 from abc import ABC, abstractmethod

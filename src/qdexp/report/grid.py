@@ -3,7 +3,6 @@
 Every cell of a sweep draws sample i from the same noise, so what differs down a column is the work of the quantizer alone.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from qdexp import files
 
 PAPER, INK = (250, 250, 248), (40, 40, 40)
 TILE = 56
@@ -62,6 +63,4 @@ def _label_width(labels: list[str], font: Any) -> int:
 
 
 def _write(picture: Image.Image, path: Path) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    picture.save(part, format="PNG")
-    part.replace(path)
+    files.write(path, lambda part: picture.save(part, format="PNG"))

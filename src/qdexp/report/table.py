@@ -22,6 +22,8 @@ LADDER = ("fp", "ptq", "timestep_aware", "reconstruction", "qdiffusion")
 
 SHOWN = {"method", "weight_bits", "act_bits", "calib", "protocol"}
 """Axes that the fixed columns, or the caption, already tell."""
+UNTOLD = ("out", "sweep", "tracker", "device")
+"""Options that do not tell one measurement from another."""
 LINE = 100
 """Characters of the longest line that tells of a failed cell."""
 
@@ -112,12 +114,28 @@ def _order(record: Record) -> tuple[Any, ...]:
     return str(axes.get("model")), not _full_precision(record), widths, rank, method, record["cell"]
 
 
-def _columns(records: list[Record]) -> list[Column]:
-    fixed = [
+def row_names(records: list[Record]) -> list[str]:
+    """A short name for each record, for a picture: the method, and what else tells it from the others."""
+    method, bits, calib = _labels()
+    several = len({_bits(record) for record in records if not _full_precision(record)}) > 1
+    telling = [*([bits] if several else []), *_telling(records, [method, bits, calib])]
+    names = []
+    for record in records:
+        told = [column.text(record) for column in telling if column is not bits or not _full_precision(record)]
+        names.append(" ".join([method.text(record), *told]))
+    return names
+
+
+def _labels() -> list[Column]:
+    return [
         Column(("method",), lambda record: record["axes"]["method"], "left"),
         Column(("bits",), _bits, "left"),
         Column(("calib",), _calib, "left"),
     ]
+
+
+def _columns(records: list[Record]) -> list[Column]:
+    fixed = _labels()
     numbers = [
         Column(("FID",), _fid),
         Column(("IS",), _number("isc", ".2f")),
@@ -136,18 +154,35 @@ def _used(column: Column, records: list[Record]) -> bool:
 
 
 def _telling(records: list[Record], fixed: list[Column]) -> list[Column]:
-    """Columns of the other axes that are needed to tell rows apart (quantizer, seed, ...), and the model where it varies."""
-    others = sorted({name for record in records for name in record["axes"]} - SHOWN)
-    found = []
-    for name in others:
+    """Columns of what else is needed to tell rows apart: other axes, the model where it varies, then single options."""
+    axes = sorted({name for record in records for name in record["axes"]} - SHOWN)
+    options = sorted({name for record in records for name in _options(record)})
+    found: list[Column] = []
+    for column in [*map(_axis, axes), *map(_option, options)]:
         values: dict[tuple[str, ...], set[str]] = {}
         for record in records:
-            label = tuple(column.text(record) for column in fixed)
-            values.setdefault(label, set()).add(str(record["axes"].get(name)))
-        models = name == "model" and len(set().union(*values.values())) > 1
+            label = tuple(known.text(record) for known in [*fixed, *found])
+            values.setdefault(label, set()).add(column.text(record))
+        models = column.header == ("model",) and len(set().union(*values.values())) > 1
         if models or any(len(several) > 1 for several in values.values()):
-            found.append(_axis(name))
+            found.append(column)
     return found
+
+
+def _options(record: Record) -> dict[str, Any]:
+    """The frozen config as ``{"calib.timesteps": 10}``, without what does not change a number."""
+
+    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        leaves: dict[str, Any] = {}
+        for name, value in tree.items():
+            leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        return leaves
+
+    return {name: value for name, value in flat(record.get("config", {})).items() if not name.startswith(UNTOLD)}
+
+
+def _option(name: str) -> Column:
+    return Column((name,), lambda record: str(_options(record).get(name, NONE)), "left")
 
 
 def _axis(name: str) -> Column:

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from qdexp.config import Model, Protocol
+from qdexp.errors import UserError
 from qdexp.sampling.noise import draw
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -31,25 +32,38 @@ class Sampler:
         self.shape = tuple(model.shape)
         self.steps = protocol.steps
         self._scheduler = lambda: instantiate(protocol.scheduler, **model.schedule)
-        self.timesteps = [int(t) for t in self._ready(torch.device("cpu")).timesteps]
+        exact = [float(t) for t in self._ready().timesteps]
+        self.timesteps = [int(t) for t in exact]
+        if self.timesteps != exact or len(exact) != self.steps:
+            raise UserError(
+                f"protocol.scheduler={protocol.scheduler['_target_']}: its {len(exact)} timesteps are not {self.steps} whole "
+                f"numbers; choose a scheduler that calls the network once a step, at whole timesteps"
+            )
 
-    def _ready(self, device: torch.device) -> Any:
-        """A scheduler of its own for each batch: multistep solvers remember their last outputs."""
+    def _ready(self) -> Any:
+        """A scheduler of its own for each batch: multistep solvers remember their last outputs.
+
+        It stays on the CPU, where its branches on the timestep wait for no device.
+        """
         scheduler = self._scheduler()
-        scheduler.set_timesteps(self.steps, device=device)
+        try:
+            scheduler.set_timesteps(self.steps)
+        except ValueError as error:
+            raise UserError(f"protocol.steps={self.steps}: {error}") from error
         return scheduler
 
     def run(
         self, network: torch.nn.Module, sources: list[torch.Generator], device: torch.device, observe: Observer | None = None
     ) -> Tensor:
         """x_0 [n, c, h, w] in about [-1, 1], on ``device``; one generator a sample gives all its noise."""
-        scheduler = self._ready(device)
+        scheduler = self._ready()
+        timesteps = torch.tensor(self.timesteps, device=device)
         takes_noise = "generator" in inspect.signature(scheduler.step).parameters
         noise = {"generator": sources} if takes_noise else {}
         x_t = (draw(sources, self.shape) * scheduler.init_noise_sigma).to(device)
         for position, t in enumerate(scheduler.timesteps):
             seen = scheduler.scale_model_input(x_t, t)
-            eps = estimate_noise(network, seen, t.long().expand(len(seen)))
+            eps = estimate_noise(network, seen, timesteps[position].expand(len(seen)))
             if observe is not None:
                 observe(position, seen, eps)
             x_t = scheduler.step(eps, t, x_t, return_dict=False, **noise)[0]

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -49,7 +49,8 @@ def shard_path(folder: Path, shard: int) -> Path:
 def read_shards(folder: Path, name: str) -> Iterator[Tensor]:
     """The tensor ``name`` of every shard in order; rows lie along dimension 0."""
     for path in sorted(folder.glob("shard-*.safetensors")):
-        yield load_file(path)[name]
+        with safe_open(path, framework="pt") as shard:
+            yield shard.get_tensor(name)
 
 
 class Sampling(pl.LightningModule):

@@ -1,6 +1,7 @@
 """The scores of a cell's images: against the reference, and against the full-precision images of the same noise."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class EvaluationStage(Stage):
     @property
     def options(self) -> dict[str, Any]:
         protocol = self.config.protocol
-        return {"extractor": find(protocol.extractor).digest, "batch": BATCH, "seed": protocol.noise_seed}
+        scorer = version("torch-fidelity")
+        return {"extractor": find(protocol.extractor).digest, "batch": BATCH, "seed": protocol.noise_seed, "scorer": scorer}
 
     @property
     def files(self) -> dict[str, Path]:

@@ -56,7 +56,7 @@ class QuantizationStage(Stage):
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
         torch.manual_seed(self.config.seed)
         quantize(network, self.config, batches)
-        checkpoint.save(folder / CHECKPOINT, network, self.config.model.network, {"model": self.config.model.name})
+        checkpoint.save(folder / CHECKPOINT, network, self.config.model.network)
 
 
 def quantize(network: torch.nn.Module, config: Config, batches: Sequence[Sequence[Tensor]]) -> None:
