@@ -2,26 +2,31 @@ import pytest
 import torch
 from quant_helpers import slow_fake_quantize, slow_grid
 
-from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, dequantize, fake_quantize, qparams_from_range, quantize
+from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, Split, dequantize, fake_quantize, qparams_from_range, quantize
+from qdexp.quant.scheme import Granularity
 
 SIGNS = {"both": lambda x: x, "positive": lambda x: x.abs() + 1, "negative": lambda x: -x.abs() - 1}
 
 
 def qparams_of(x: torch.Tensor, scheme: Scheme) -> QParams:
-    lo, hi = scheme.granularity.arrange(x).aminmax(dim=1)
-    return qparams_from_range(lo, hi, scheme)
+    rows = groups_of(x, scheme.granularity)
+    return qparams_from_range(torch.stack([row.min() for row in rows]), torch.stack([row.max() for row in rows]), scheme)
+
+
+def groups_of(x: torch.Tensor, granularity: Granularity) -> list[torch.Tensor]:
+    return [row for piece in granularity.pieces(x) for row in piece]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(), PerChannel(1)])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(), PerChannel(1), Split((3, 1)), Split((1, 3), PerChannel())])
 @pytest.mark.parametrize("sign", SIGNS)
-def test_equals_loops_over_elements(bits: int, symmetric: bool, granularity: PerTensor | PerChannel, sign: str) -> None:
+def test_equals_loops_over_elements(bits: int, symmetric: bool, granularity: Granularity, sign: str) -> None:
     torch.manual_seed(bits)
     x = SIGNS[sign](torch.randn(3, 4, 5))
     scheme = Scheme(bits, granularity, symmetric)
     qparams = qparams_of(x, scheme)
-    rows, hat = granularity.arrange(x), granularity.arrange(fake_quantize(x, qparams, scheme))
+    rows, hat = groups_of(x, granularity), groups_of(fake_quantize(x, qparams, scheme), granularity)
     for group, row in enumerate(rows):
         scale, zero_point = slow_grid(row.min().item(), row.max().item(), bits, symmetric)
         assert qparams.scale[group].item() == pytest.approx(scale, rel=1e-6)
@@ -84,7 +89,7 @@ def test_zero_and_both_ends_are_reproduced(sign: str, symmetric: bool) -> None:
 
 def test_half_precision_and_strides_are_kept() -> None:
     x = torch.randn(2, 8, 4, 4).to(torch.bfloat16, memory_format=torch.channels_last)
-    for scheme in (Scheme(8), Scheme(4, PerChannel(1))):
+    for scheme in (Scheme(8), Scheme(4, PerChannel(1)), Scheme(8, Split((2, 6)))):
         qparams = qparams_of(x, scheme)
         assert qparams.scale.dtype == torch.float32
         hat = fake_quantize(x, qparams, scheme)

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdexp.quant import MinMax, PerChannel, QParams, Scheme, fake_quantize, qparams_from_range
+from qdexp.quant import (
+    MinMax,
+    NormSearch,
+    PerChannel,
+    PerTensor,
+    QParams,
+    RangeEstimator,
+    Scheme,
+    Split,
+    fake_quantize,
+    qparams_from_range,
+)
 from qdexp.quant.layers import ActivationQuantizer, to_quantized
 from qdexp.quant.ranges import estimate
 from qdexp.quant.rounding import nearest
@@ -79,6 +90,56 @@ def test_observation_passes_values_through_and_then_rounds() -> None:
     quantizer.finish()
     assert torch.equal(quantizer(x), fake_quantize(x, qparams_of(x, Scheme(2)), Scheme(2)))
     assert quantizer(x).unique().numel() <= 4
+
+
+def observed(scheme: Scheme, estimator: RangeEstimator, parts: list[Tensor]) -> ActivationQuantizer:
+    quantizer = ActivationQuantizer(scheme)
+    observer = quantizer.start(estimator)
+    for _ in range(observer.passes):
+        for part in parts:
+            quantizer(part)
+        observer.end_pass()
+    quantizer.finish()
+    return quantizer
+
+
+@pytest.mark.parametrize("estimator", [MinMax(), NormSearch()])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 5), (2, 1, 5)])
+def test_the_parts_of_a_split_input_are_quantized_as_if_alone(
+    estimator: RangeEstimator, symmetric: bool, sizes: tuple[int, ...]
+) -> None:
+    x = torch.randn(6, 8, 5, 5) * torch.logspace(-2, 2, 8).view(8, 1, 1)
+    split = observed(Scheme(6, Split(sizes), symmetric), estimator, list(x.split(2)))
+    assert split.scale.shape == split.zero_point.shape == (len(sizes),)
+    alone = [observed(Scheme(6, symmetric=symmetric), estimator, list(part.split(2)))(part) for part in x.split(sizes, dim=1)]
+    assert torch.equal(split(x), torch.cat(alone, dim=1))
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel()])
+def test_a_bimodal_input_loses_far_less_in_parts(granularity: PerTensor | PerChannel) -> None:
+    gain, sizes = 64, (10, 6)
+    x, float_layer = torch.randn(4, 16, 6, 6), nn.Conv2d(16, 8, 1)
+    x[:, :10] *= gain
+    float_layer.weight.data[:, :10] /= gain  # both parts count for the output as much as they did
+    expected = float_layer(x)
+
+    def error(bits: tuple[int, int], split: bool) -> float:
+        layer, schemes = nn.Conv2d(16, 8, 1), []
+        layer.load_state_dict(float_layer.state_dict())
+        for bit, within in zip(bits, (granularity, PerTensor()), strict=True):
+            schemes.append(None if bit == 32 else Scheme(bit, Split(sizes, within) if split else within))
+        weight_scheme, act_scheme = schemes
+        quantized = to_quantized(layer, weight_scheme, act_scheme)
+        if weight_scheme is not None:
+            qparams = qparams_of(quantized.weight, weight_scheme)
+            quantized.set_weight(nearest(quantized.weight, qparams, weight_scheme), qparams)
+        if act_scheme is not None:
+            quantized.input_quantizer = observed(act_scheme, MinMax(), [x])
+        return ((quantized(x) - expected).norm() / expected.norm()).item()
+
+    for bits in ((32, 8), (4, 32), (4, 8)):
+        assert error(bits, split=True) < 0.25 * error(bits, split=False)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

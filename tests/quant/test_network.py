@@ -12,8 +12,10 @@ from qdexp.quant import (
     LayerBits,
     MinMax,
     NormSearch,
+    PerChannel,
     PerTensor,
     Scheme,
+    Split,
     convert,
     execution_order,
     fake_quantize,
@@ -26,6 +28,7 @@ from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
 from qdexp.quant.ranges import estimate
 from qdexp.quant.rounding import nearest
+from qdexp.quant.shortcuts import split_sizes
 
 
 def relative_error(network: nn.Module, reference: Tensor) -> float:
@@ -133,6 +136,44 @@ def test_activations_are_observed_with_quantized_weights_and_unrounded_inputs(ti
         expected = qparams_from_range(*estimate(torch.cat(seen[name]), scheme, NormSearch()), scheme)
         # The open softmax differs from the fused one in the last bit, which may turn a search to the next candidate.
         torch.testing.assert_close(quantizer.scale, expected.scale, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("within", [PerTensor(), PerChannel()])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_parts_of_a_split_weight_are_quantized_as_if_alone(
+    tiny_unet: UNet2DModel, within: PerTensor | PerChannel, symmetric: bool
+) -> None:
+    splits = split_sizes(tiny_unet, batches()[0], "skip+conv1")
+    before = {name: value.clone() for name, value in tiny_unet.named_parameters()}
+    whole = dict(quantized_layers(quantized(copy.deepcopy(tiny_unet), 4, 8, weight_granularity=within)))
+    quantized(tiny_unet, 4, 8, splits=splits, weight_granularity=within, weight_symmetric=symmetric, act_symmetric=symmetric)
+    layers = dict(quantized_layers(tiny_unet))
+    assert splits.keys() < layers.keys() == whole.keys()
+    scheme = Scheme(4, within, symmetric)
+    for name, layer in layers.items():
+        quantizer = layer.input_quantizer
+        assert isinstance(quantizer, ActivationQuantizer)
+        if name in splits:
+            slices = before[f"{name}.weight"].split(splits[name], dim=1)
+            alone = [fake_quantize(x, qparams_from_range(*estimate(x, scheme, NormSearch()), scheme), scheme) for x in slices]
+            assert torch.equal(layer.weight, torch.cat(alone, dim=1))
+            assert quantizer.scheme == Scheme(8, Split(splits[name]), symmetric)
+        else:
+            assert quantizer.scheme.granularity == PerTensor()
+            assert symmetric or torch.equal(layer.weight, whole[name].weight)
+
+
+def test_splits_of_layers_left_in_floating_point_do_nothing(tiny_unet: UNet2DModel) -> None:
+    splits = split_sizes(tiny_unet, batches()[0], "skip")
+    float_layers = {"*.conv_shortcut": {"weight_bits": 32, "act_bits": 32}}
+    without = output(quantized(copy.deepcopy(tiny_unet), 4, 8, layers=float_layers))
+    assert torch.equal(output(quantized(copy.deepcopy(tiny_unet), 4, 8, layers=float_layers, splits=splits)), without)
+    quantized(tiny_unet, 4, 8, layers={"*.conv_shortcut": {"weight_bits": 32}}, splits=splits)
+    for name in splits:
+        layer = dict(quantized_layers(tiny_unet))[name]
+        assert layer.weight_scheme is None
+        assert isinstance(layer.input_quantizer, ActivationQuantizer)
+        assert layer.input_quantizer.scheme.granularity == Split(splits[name])
 
 
 def test_every_pass_needs_batches(tiny_unet: UNet2DModel) -> None:

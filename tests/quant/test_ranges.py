@@ -5,8 +5,18 @@ import torch
 from quant_helpers import slow_norm_search
 from torch import Tensor
 
-from qdexp.quant import MinMax, NormSearch, PerChannel, RangeEstimator, RangeStream, Scheme, qparams_from_range
-from qdexp.quant.ranges import estimate, norm_errors
+from qdexp.quant import (
+    MinMax,
+    NormSearch,
+    PerChannel,
+    PerTensor,
+    RangeEstimator,
+    RangeStream,
+    Scheme,
+    Split,
+    qparams_from_range,
+)
+from qdexp.quant.ranges import Observer, estimate, norm_errors
 
 ESTIMATORS = [MinMax(), NormSearch(), NormSearch(p=2.0, candidates=(1.0, 0.8, 0.5))]
 
@@ -86,6 +96,24 @@ def test_many_parts_equal_one(estimator: RangeEstimator, symmetric: bool) -> Non
     parts = streamed(estimator, scheme, list(x.split([1, 20, 39], dim=1)))
     for ends, whole in zip(parts, estimate(x, scheme, estimator), strict=True):
         torch.testing.assert_close(ends, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("within", [PerTensor(), PerChannel()])
+def test_the_parts_of_a_split_have_the_ranges_that_they_have_alone(
+    estimator: RangeEstimator, within: PerTensor | PerChannel
+) -> None:
+    x, sizes = weights("both"), (1, 20, 39)
+    alone = [estimate(part, Scheme(4, within), estimator) for part in x.split(sizes, dim=1)]
+    scheme = Scheme(4, Split(sizes, within))
+    observer = Observer(estimator, scheme, scheme.granularity.groups(x.shape))
+    for _ in range(observer.passes):
+        observer.observe(x)
+        observer.end_pass()
+    expected = [torch.cat(ends) for ends in zip(*alone, strict=True)]
+    for ends, streamed_ends, end in zip(estimate(x, scheme, estimator), observer.range(), expected, strict=True):
+        assert torch.equal(ends, end)
+        assert torch.equal(streamed_ends, end)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

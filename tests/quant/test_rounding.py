@@ -9,7 +9,7 @@ from qdexp.quant.rounding import nearest, resolve
 def test_nearest_finds_the_nearest_level() -> None:
     scheme = Scheme(3, PerChannel())
     weight = torch.randn(4, 5, 3, 3)
-    qparams = qparams_from_range(*scheme.granularity.arrange(weight).aminmax(dim=1), scheme)
+    qparams = qparams_from_range(*scheme.granularity.pieces(weight)[0].aminmax(dim=1), scheme)
     chosen = (dequantize(nearest(weight, qparams, scheme), qparams, scheme) - weight).abs()
     for level in range(scheme.qmin, scheme.qmax + 1):
         other = (dequantize(torch.full(weight.shape, level), qparams, scheme) - weight).abs()

@@ -10,7 +10,7 @@ from qdexp.quant.network import (
     quantize_weights,
 )
 from qdexp.quant.ranges import MinMax, NormSearch, RangeEstimator, RangeStream
-from qdexp.quant.scheme import PerChannel, PerTensor, Scheme
+from qdexp.quant.scheme import PerChannel, PerTensor, Scheme, Split
 
 __all__ = [
     "LayerBits",
@@ -22,6 +22,7 @@ __all__ = [
     "RangeEstimator",
     "RangeStream",
     "Scheme",
+    "Split",
     "convert",
     "dequantize",
     "execution_order",

@@ -10,7 +10,7 @@ last bit. Zero is always on the grid, exactly: padding, ReLU and dead channels r
 arXiv 1712.05877, section 2.3).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +64,34 @@ def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) 
     """x_hat for a scale and zero point that broadcast against x. The shape is that of x * scale."""
     x_int = (x * scale.reciprocal()).round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
     return x_int.sub_(zero_point).mul_(scale)
+
+
+class _LearnedScale(torch.autograd.Function):
+    """x_hat with gradients to x and to the scale; the rounding counts as the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.scheme = scheme
+        return round_to_grid(x, scale, zero_point, scheme)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        x, scale, zero_point = ctx.saved_tensors
+        exact = x * scale.reciprocal()
+        level = exact.round()
+        held = level.clamp(*(end - zero_point for end in (ctx.scheme.qmin, ctx.scheme.qmax)))
+        inside = level == held
+        # d x_hat / d s: round(x / s) - x / s inside the grid, the outermost level beyond it
+        by_scale = gradient * (held - exact * inside)
+        return gradient * inside, by_scale.sum_to_size(scale.shape), None, None
+
+
+def fake_quantize_learned(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+    """`fake_quantize` with straight-through gradients to x and scale (LSQ, Esser et al. 2020, arXiv 1902.08153, equation 3)."""
+    result: Tensor = _LearnedScale.apply(x, *_expand(qparams, scheme, x.ndim), scheme)
+    return result
 
 
 def _expand(qparams: QParams, scheme: Scheme, ndim: int) -> QParams:

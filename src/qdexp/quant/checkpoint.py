@@ -8,7 +8,7 @@ What quantization adds is joined into five tensors, since a tensor's entry in th
     quantized.weight             uint8, every layer's integers less qmin, packed at that layer's bits, layer after layer
     quantized.weight_scale       float32 [groups of all layers]
     quantized.weight_zero_point  uint8 [groups of all layers]
-    quantized.act_scale          float32 [activation quantizers with an observed range]
+    quantized.act_scale          float32 [groups of all activation quantizers with an observed range]
     quantized.act_zero_point     uint8, likewise
 
 in definition order of the layers. Biases, norms and layers left in floating point keep their own names and dtypes.
@@ -133,11 +133,11 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         if scheme is not None:
             count, shape = layer.weight.numel(), layer.weight.shape
             values = unpack(cursors["quantized.weight"].take(packed_bytes(count, scheme.bits)), scheme.bits, count)
-            groups = scheme.granularity.groups(shape)
+            groups = sum(scheme.granularity.groups(shape))
             layer.set_weight((values + scheme.qmin).to(scheme.dtype).view(shape), _take_qparams(cursors, "weight", groups))
     for _, quantizer in activation_quantizers(network):
         if not quantizer.fixed:
-            quantizer.set_qparams(_take_qparams(cursors, "act", 1))
+            quantizer.set_qparams(_take_qparams(cursors, "act", len(quantizer.scale)))
         quantizer.mode = "on"
     network.load_state_dict(tensors, assign=True)
 

@@ -2,8 +2,9 @@
 
     y = layer(Q_a(x); dequantize(w_int), b)
 
-Q_a is static per tensor, b stays in floating point. The dequantized weight is computed once and kept, so a call costs one
-rounding of the input. The buffers of quantization are not in `state_dict()`: what is saved is packed, see `checkpoint`.
+Q_a is static, with one grid for the tensor or for each part of a concatenation; b stays in floating point. The dequantized
+weight is computed once and kept, so a call costs one rounding of the input. The buffers of quantization are not in
+`state_dict()`: what is saved is packed, see `checkpoint`.
 """
 
 from typing import Any, Literal
@@ -11,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qdexp.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range
-from qdexp.quant.ranges import RangeEstimator, RangeStream
+from qdexp.quant.affine import QParams, dequantize, fake_quantize, fake_quantize_learned, qparams_from_range
+from qdexp.quant.ranges import Observer, RangeEstimator
 from qdexp.quant.scheme import Scheme
 
 Mode = Literal["off", "observe", "on"]
@@ -21,7 +22,7 @@ Mode = Literal["off", "observe", "on"]
 class ActivationQuantizer(nn.Module):
     """Rounds what passes through to the grid of `scheme`.
 
-    `mode` is "off" (values pass untouched: the start), "observe" (they pass, and are shown to the range stream) or "on".
+    `mode` is "off" (values pass untouched: the start), "observe" (they pass, and are shown to the observer) or "on".
     With `fixed_range` the grid is known beforehand and never observed.
     """
 
@@ -33,33 +34,35 @@ class ActivationQuantizer(nn.Module):
         self.scheme = scheme
         self.fixed = fixed_range is not None
         self.mode: Mode = "off"
-        self.stream: RangeStream | None = None
-        lo, hi = fixed_range or (0.0, 0.0)
-        qparams = qparams_from_range(torch.tensor([lo]), torch.tensor([hi]), scheme)
+        self.groups = scheme.granularity.groups(())  # no shape is known here: activations have no group for each channel
+        self.observer: Observer | None = None
+        lo, hi = (torch.full((sum(self.groups),), end) for end in fixed_range or (0.0, 0.0))
+        qparams = qparams_from_range(lo, hi, scheme)
         self.register_buffer("scale", qparams.scale, persistent=False)
         self.register_buffer("zero_point", qparams.zero_point, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x, any shape -> the same shape, dtype and strides."""
         if self.mode == "on":
-            return fake_quantize(x, QParams(self.scale, self.zero_point), self.scheme)
-        if self.mode == "observe" and self.stream is not None:
-            self.stream.observe(self.scheme.granularity.arrange(x))
+            quantize = fake_quantize_learned if self.scale.requires_grad else fake_quantize
+            return quantize(x, QParams(self.scale, self.zero_point), self.scheme)
+        if self.mode == "observe" and self.observer is not None:
+            self.observer.observe(x)
         return x
 
-    def start(self, estimator: RangeEstimator) -> RangeStream:
+    def start(self, estimator: RangeEstimator) -> Observer:
         """Begin to observe."""
-        self.stream, self.mode = estimator.start(self.scheme, groups=1), "observe"
-        return self.stream
+        self.observer, self.mode = Observer(estimator, self.scheme, self.groups), "observe"
+        return self.observer
 
     def finish(self) -> None:
         """Take over the range observed, and round from now on."""
-        if self.stream is not None:
-            self.set_qparams(qparams_from_range(*self.stream.range(), self.scheme))
-        self.stream, self.mode = None, "on"
+        if self.observer is not None:
+            self.set_qparams(qparams_from_range(*self.observer.range(), self.scheme))
+        self.observer, self.mode = None, "on"
 
     def set_qparams(self, qparams: QParams) -> None:
-        """Round to this grid, once `mode` is "on". Each of scale and zero point is [1]."""
+        """Round to this grid, once `mode` is "on". Each of scale and zero point is [groups]."""
         self.scale.copy_(qparams.scale)
         self.zero_point.copy_(qparams.zero_point)
 

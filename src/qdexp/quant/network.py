@@ -11,7 +11,8 @@ All of it happens in place and in eval mode. A network is called `network(x_t, t
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -23,10 +24,11 @@ from qdexp.quant.attention import quantize_attention
 from qdexp.quant.layers import QUANTIZED, ActivationQuantizer, Mode, QuantizedLayer, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
 from qdexp.quant.rounding import Rounding
-from qdexp.quant.scheme import Granularity, PerChannel, PerTensor, Scheme
+from qdexp.quant.scheme import PerChannel, PerTensor, Scheme, Split, Whole
 
 FLOAT = 32
 PER_OUTPUT_CHANNEL = PerChannel(0)
+NO_SPLITS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -99,28 +101,33 @@ def convert(
     network: nn.Module,
     plan: Mapping[str, LayerBits],
     *,
-    weight_granularity: Granularity = PER_OUTPUT_CHANNEL,
+    weight_granularity: Whole = PER_OUTPUT_CHANNEL,
     weight_symmetric: bool = False,
     act_symmetric: bool = False,
     softmax_bits: int = 8,
+    splits: Mapping[str, tuple[int, ...]] = NO_SPLITS,
 ) -> None:
     """Give every layer of the plan its schemes, and every attention whose to_q has quantized inputs a processor of ours.
 
     Such an attention quantizes Q, K and V with the act_bits of its to_q, and the softmax with `softmax_bits` (2 to 16, or 32).
+    The convolutions in `splits` are quantized in parts of these numbers of input channels, see `shortcuts`.
     """
     network.eval()
-    weight, act = Scheme(8, weight_granularity, weight_symmetric), Scheme(8, PerTensor(), act_symmetric)
     for name, bits in plan.items():
         if bits != LayerBits(FLOAT, FLOAT):
-            to_quantized(network.get_submodule(name), _with_bits(weight, bits.weight), _with_bits(act, bits.act))
+            sizes = splits.get(name)
+            weight = _scheme(bits.weight, weight_granularity, weight_symmetric, sizes)
+            act = _scheme(bits.act, PerTensor(), act_symmetric, sizes)
+            to_quantized(network.get_submodule(name), weight, act)
     for name, attention in attentions(network):
         bits = plan.get(f"{name}.to_q", LayerBits(FLOAT, FLOAT))
         if bits.act != FLOAT:
-            quantize_attention(attention, _with_bits(act, bits.act), _with_bits(Scheme(8), softmax_bits))
+            quantize_attention(attention, _scheme(bits.act, PerTensor(), act_symmetric), _scheme(softmax_bits, PerTensor()))
 
 
-def _with_bits(scheme: Scheme, bits: int) -> Scheme | None:
-    return None if bits == FLOAT else replace(scheme, bits=bits)
+def _scheme(bits: int, whole: Whole, symmetric: bool = False, sizes: tuple[int, ...] | None = None) -> Scheme | None:
+    """The scheme of a tensor whose channels, dimension 1, are cut into parts of `sizes` if there are any."""
+    return None if bits == FLOAT else Scheme(bits, whole if sizes is None else Split(sizes, whole), symmetric)
 
 
 @torch.no_grad()
@@ -141,11 +148,11 @@ def observe_activations(network: nn.Module, batches: Iterable[Sequence[Tensor]],
     """
     set_activation_mode(network, "off")
     quantizers = [quantizer for _, quantizer in activation_quantizers(network) if not quantizer.fixed]
-    streams = [quantizer.start(estimator) for quantizer in quantizers]
-    for _ in range(max((stream.passes for stream in streams), default=0)):
+    observers = [quantizer.start(estimator) for quantizer in quantizers]
+    for _ in range(max((observer.passes for observer in observers), default=0)):
         _run(network, batches)
-        for stream in streams:
-            stream.end_pass()
+        for observer in observers:
+            observer.end_pass()
     for quantizer in quantizers:
         quantizer.finish()
     set_activation_mode(network, "on")

@@ -1,15 +1,15 @@
 """Range estimation: from a stream of values to the interval [lo, hi] that the grid shall span.
 
 Weights and activations go through the same two objects. A *range estimator* is configuration: a small frozen dataclass, made by
-Hydra from its `_target_`. For each tensor it starts a *range stream*, which is shown the values, arranged [groups, n], in any
-number of parts and in as many passes as it asks for, and then tells one range a group.
+Hydra from its `_target_`. For each piece of a tensor (most have one) it starts a *range stream*, which is shown the values,
+arranged [groups, n], in any number of parts and in as many passes as it asks for, and then tells one range a group.
 
 An estimator of your own needs one file on the Python path and its `_target_` in a quantizer's YAML. The README has a percentile
 as an example, under "Extending".
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from qdexp.quant.scheme import Scheme
 
 
 class RangeStream(ABC):
-    """The values of one tensor, seen part by part. `passes` is how often the whole stream must be shown."""
+    """The values of one piece of a tensor, seen part by part. `passes` is how often the whole stream must be shown."""
 
     passes: int = 1
 
@@ -41,17 +41,41 @@ class RangeEstimator(ABC):
 
     @abstractmethod
     def start(self, scheme: Scheme, groups: int) -> RangeStream:
-        """A fresh stream for one tensor of `groups` groups that will be quantized with `scheme`."""
+        """A fresh stream for one piece, of `groups` groups, of a tensor that will be quantized with `scheme`."""
+
+
+class Observer:
+    """The range of one tensor, from a range stream for each of its pieces. Used like a stream."""
+
+    def __init__(self, estimator: RangeEstimator, scheme: Scheme, groups: Sequence[int]) -> None:
+        """groups: of each piece."""
+        self.granularity = scheme.granularity
+        self.streams = [estimator.start(scheme, count) for count in groups]
+        self.passes = max(stream.passes for stream in self.streams)
+
+    def observe(self, x: Tensor) -> None:
+        """Take in one part of the tensor's values, with every piece in it."""
+        for stream, piece in zip(self.streams, self.granularity.pieces(x), strict=True):
+            stream.observe(piece)
+
+    def end_pass(self) -> None:
+        """To be told after each pass over all the values."""
+        for stream in self.streams:
+            stream.end_pass()
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """(lo, hi), each [groups of all pieces]. To be called once, after the last pass."""
+        lo, hi = (torch.cat(ends) for ends in zip(*(stream.range() for stream in self.streams), strict=True))
+        return lo, hi
 
 
 def estimate(x: Tensor, scheme: Scheme, estimator: RangeEstimator) -> tuple[Tensor, Tensor]:
     """The range of a tensor that is at hand whole, such as a weight: (lo, hi), each [groups]."""
-    values = scheme.granularity.arrange(x)
-    stream = estimator.start(scheme, len(values))
-    for _ in range(stream.passes):
-        stream.observe(values)
-        stream.end_pass()
-    return stream.range()
+    observer = Observer(estimator, scheme, scheme.granularity.groups(x.shape))
+    for _ in range(observer.passes):
+        observer.observe(x)
+        observer.end_pass()
+    return observer.range()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ A scheme says which grid a tensor is rounded to, and nothing about how that grid
     granularity  which elements share one scale: a *group*
     symmetric    integers -2^(b-1) .. 2^(b-1)-1 with zero point 0, else 0 .. 2^b-1 with a zero point of their own
 
-Every granularity answers three questions, so that each quantizing function has a single path: how many groups a shape has,
-how a tensor is arranged as [groups, n], and how one value a group is laid out to broadcast against the tensor.
+A granularity may cut a tensor into *pieces*, whose sizes differ; the groups of one piece are of equal size. Every granularity
+answers three questions, so that each quantizing function has a single path: how many groups the pieces of a shape have, how
+a tensor's pieces are arranged as [groups, n], and how one value a group is laid out to broadcast against the tensor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,13 @@ from qdexp.errors import UserError
 class PerTensor:
     """One group. A tensor [64, 48, 28, 28] has a scale of shape [1]."""
 
-    def groups(self, shape: Sequence[int]) -> int:
-        """The number of groups of a tensor of this shape."""
-        return 1
+    def groups(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The number of groups of each piece of a tensor of this shape."""
+        return (1,)
 
-    def arrange(self, x: Tensor) -> Tensor:
-        """The values of x as [groups, n]."""
-        return x.reshape(1, -1)
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The values of x, each piece as [groups, n]."""
+        return (x.reshape(1, -1),)
 
     def expand(self, values: Tensor, ndim: int) -> Tensor:
         """One value a group, [groups], laid out to broadcast against a tensor of `ndim` dimensions."""
@@ -43,13 +44,13 @@ class PerChannel:
 
     axis: int = 0
 
-    def groups(self, shape: Sequence[int]) -> int:
-        """The number of groups of a tensor of this shape."""
-        return shape[self.axis]
+    def groups(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The number of groups of each piece of a tensor of this shape."""
+        return (shape[self.axis],)
 
-    def arrange(self, x: Tensor) -> Tensor:
-        """The values of x as [groups, n]."""
-        return x.movedim(self.axis, 0).flatten(1) if x.ndim > 1 else x.unsqueeze(1)
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The values of x, each piece as [groups, n]."""
+        return (x.movedim(self.axis, 0).flatten(1) if x.ndim > 1 else x.unsqueeze(1),)
 
     def expand(self, values: Tensor, ndim: int) -> Tensor:
         """One value a group, [groups], laid out to broadcast against a tensor of `ndim` dimensions."""
@@ -58,8 +59,47 @@ class PerChannel:
         return values.view(shape)
 
 
-Granularity = PerTensor | PerChannel
-GRANULARITIES: dict[str, type[Granularity]] = {"per_tensor": PerTensor, "per_channel": PerChannel}
+Whole = PerTensor | PerChannel
+"""The granularities that leave a tensor in one piece."""
+
+GRANULARITIES: dict[str, type[Whole]] = {"per_tensor": PerTensor, "per_channel": PerChannel}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pieces of `sizes` along `axis`, each with groups of its own as `within` says; groups are ordered piece after piece.
+
+    The input [64, 80, 28, 28] of a convolution that reads concat(h, skip) of 48 and 32 channels has a scale of shape [2] with
+    sizes (48, 32); the convolution's weight [16, 80, 3, 3], within = PerChannel(0), one of shape [32].
+    """
+
+    sizes: tuple[int, ...]
+    within: Whole = PerTensor()
+    axis: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.within, PerChannel) and self.within.axis == self.axis:
+            raise ValueError(f"axis {self.axis} is split: it cannot have a group for each index too")
+
+    def groups(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The number of groups of each piece of a tensor of this shape."""
+        return self.within.groups(shape) * len(self.sizes)
+
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The values of x, each piece as [groups, n]."""
+        return tuple(piece for part in x.split(self.sizes, self.axis) for piece in self.within.pieces(part))
+
+    def expand(self, values: Tensor, ndim: int) -> Tensor:
+        """One value a group, [groups], laid out to broadcast against a tensor of `ndim` dimensions."""
+        parts = []
+        for size, part in zip(self.sizes, values.view(len(self.sizes), -1), strict=True):
+            along = [size if dim == self.axis else 1 for dim in range(ndim)]
+            laid_out = self.within.expand(part, ndim)
+            parts.append(laid_out.expand(torch.broadcast_shapes(laid_out.shape, along)))
+        return torch.cat(parts, self.axis)
+
+
+Granularity = Whole | Split
 
 
 @dataclass(frozen=True)
@@ -93,12 +133,30 @@ class Scheme:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, e.g. {"bits": 4, "symmetric": False, "granularity": {"kind": "per_channel", "axis": 0}}."""
-        kind = next(kind for kind, cls in GRANULARITIES.items() if type(self.granularity) is cls)
-        return {"bits": self.bits, "symmetric": self.symmetric, "granularity": {"kind": kind, **asdict(self.granularity)}}
+        granularity = self.granularity
+        if isinstance(granularity, Split):
+            plain = {"kind": "split", **asdict(granularity), "within": _to_dict(granularity.within)}
+        else:
+            plain = _to_dict(granularity)
+        return {"bits": self.bits, "symmetric": self.symmetric, "granularity": plain}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Scheme":
         """The inverse of `to_dict`."""
-        options = dict(values["granularity"])
-        granularity = GRANULARITIES[options.pop("kind")](**options)
+        plain = values["granularity"]
+        granularity: Granularity
+        if plain["kind"] == "split":
+            granularity = Split(tuple(plain["sizes"]), _from_dict(plain["within"]), plain["axis"])
+        else:
+            granularity = _from_dict(plain)
         return cls(values["bits"], granularity, values["symmetric"])
+
+
+def _to_dict(granularity: Whole) -> dict[str, Any]:
+    kind = next(kind for kind, cls in GRANULARITIES.items() if type(granularity) is cls)
+    return {"kind": kind, **asdict(granularity)}
+
+
+def _from_dict(values: Mapping[str, Any]) -> Whole:
+    options = dict(values)
+    return GRANULARITIES[options.pop("kind")](**options)

@@ -1,0 +1,58 @@
+"""AdaRound: weight rounding as an optimization.
+
+    w_int = floor(w / s) + h(alpha),  h(alpha) = clamp(1.2 sigmoid(alpha) - 0.1, 0, 1)
+
+alpha starts where h is the fractional part of w / s, so that the start is the weight itself; the regulariser
+
+    1 - |2 h - 1|^beta,  beta falling
+
+drives h to 0 or 1, and at the end h = [alpha >= 0] (Nagel et al. 2020, arXiv 2004.10568, equations 21 to 24).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from qdexp.quant.affine import QParams
+from qdexp.quant.scheme import Scheme
+
+LOW, HIGH = -0.1, 1.1
+
+
+class SoftRounding(nn.Module):
+    """The rounding of one weight while it is learned; `alpha`, of the weight's shape, is its only parameter."""
+
+    floor: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, weight: Tensor, qparams: QParams, scheme: Scheme) -> None:
+        """weight: the full-precision one, any strides (kept)."""
+        super().__init__()
+        self.scheme = scheme
+        scale, zero_point = (scheme.granularity.expand(value, weight.ndim) for value in qparams)
+        exact = weight.detach() * scale.reciprocal()
+        floor = exact.floor()
+        self.register_buffer("floor", floor)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.alpha = nn.Parameter(torch.logit((exact - floor - LOW) / (HIGH - LOW)))
+
+    def h(self) -> Tensor:
+        """The soft choice between the lower level, 0, and the upper one, 1; of the weight's shape."""
+        return (torch.sigmoid(self.alpha) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+    def weight(self, h: Tensor) -> Tensor:
+        """The dequantized weight for a choice `h`."""
+        return (self._integers(h) - self.zero_point) * self.scale
+
+    def integers(self) -> Tensor:
+        """The hard choice: integers of the scheme's dtype, strides of the weight."""
+        return self._integers((self.alpha >= 0).float()).to(self.scheme.dtype)
+
+    def _integers(self, h: Tensor) -> Tensor:
+        return (self.floor + h + self.zero_point).clamp(self.scheme.qmin, self.scheme.qmax)
+
+
+def undecided(h: Tensor, beta: Tensor | float) -> Tensor:
+    """The regulariser 1 - |2 h - 1|^beta of every weight: 0 where h is 0 or 1, 1 where it is 1/2."""
+    return 1 - (2 * h - 1).abs().pow(beta)

@@ -1,0 +1,91 @@
+"""Blocks: the parts of a network that are reconstructed one at a time.
+
+A block is the outermost residual block, transformer block or attention around a layer, or else the layer itself (BRECQ, Li et
+al. 2021, arXiv 2102.05426, section 3.2). A block's *call* is what the network hands to it; the calls of several batches are
+joined to rows, so that a batch of any of them can be run again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+BLOCKS: tuple[type[nn.Module], ...] = (ResnetBlock2D, BasicTransformerBlock, Attention)
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named arguments."""
+
+
+def blocks_of(network: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The names of the blocks around `layers`, which are in execution order: so are the blocks."""
+    return list(dict.fromkeys(_outermost(network, layer) for layer in layers))
+
+
+def _outermost(network: nn.Module, layer: str) -> str:
+    parts = layer.split(".")
+    around = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next((name for name in around if isinstance(network.get_submodule(name), BLOCKS)), layer)
+
+
+def output(result: Any) -> Tensor:
+    """What a block is measured on: its result, or the first tensor of it."""
+    return next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+
+
+class Rows:
+    """The joined calls of a block: tensors that have an entry a row, and arguments that all rows share."""
+
+    def __init__(self, calls: Sequence[Call], sizes: Sequence[int]) -> None:
+        """`calls`: one a batch; `sizes`: the rows of each batch. Raises ValueError where an argument has neither an entry a row
+        nor one value for all batches."""
+        self._spec = pytree.tree_structure(calls[0])
+        columns = list(zip(*(pytree.tree_leaves(call) for call in calls), strict=True))
+        self._joined = [_has_rows(column, sizes) for column in columns]
+        self._leaves = [
+            torch.cat(column) if joined else _shared(column) for column, joined in zip(columns, self._joined, strict=True)
+        ]
+        self._size = sum(sizes)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def take(self, rows: Tensor | slice) -> Call:
+        """The call for these rows: int64 indices on the device of the rows, or a slice."""
+        leaves = [leaf[rows] if joined else leaf for leaf, joined in zip(self._leaves, self._joined, strict=True)]
+        call: Call = pytree.tree_unflatten(leaves, self._spec)
+        return call
+
+
+def _has_rows(column: Sequence[Any], sizes: Sequence[int]) -> bool:
+    """Whether an argument, one value a batch, has an entry for each row. A tensor handed to every batch never does, even if it
+    is as long as all of them."""
+    if len(column) > 1 and all(leaf is column[0] for leaf in column):
+        return False
+    lengths = [len(leaf) if isinstance(leaf, Tensor) and leaf.ndim > 0 else None for leaf in column]
+    return lengths == list(sizes)
+
+
+def _shared(column: Sequence[Any]) -> Any:
+    if any(_differ(leaf, column[0]) for leaf in column[1:]):
+        raise ValueError("a block is called with values that differ between batches but have no entry for each of their rows")
+    return column[0]
+
+
+def _differ(one: Any, other: Any) -> bool:
+    tensors = [leaf for leaf in (one, other) if isinstance(leaf, Tensor)]
+    if tensors:
+        return len(tensors) == 1 or not torch.equal(*tensors)
+    return isinstance(one, int | float | str) and one != other
+
+
+def run(block: nn.Module, call: Call, overrides: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The block's output for a call, with some of its parameters and buffers replaced."""
+    args, kwargs = call
+    if not overrides:
+        return output(block(*args, **kwargs))
+    return output(torch.func.functional_call(block, dict(overrides), args, kwargs))

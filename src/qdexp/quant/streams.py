@@ -1,0 +1,116 @@
+"""Streams: the forward passes of all calibration batches through one network, pushed forward block by block.
+
+Every pass stands still at the entrance of a block and holds its pending shortcuts, since it is a coroutine (a greenlet) inside
+the network's own `forward`. So no block makes the network start again from its input, whatever stands between the blocks, and
+n blocks cost one pass instead of n.
+
+    stream = Stream(network, blocks, batches)
+    for block in blocks:
+        calls = stream.calls          # what each batch hands to the block
+        outputs = stream.advance()    # the block runs; all passes go on to the next entrance
+
+Between two calls of `advance` a block may be changed: it runs as it is then.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from qdexp.quant.blocks import Call, output
+
+
+class _Pass(greenlet):
+    """One batch's forward pass. `call` is set while it stands at an entrance, `output` once the block has run."""
+
+    def __init__(self, stream: "Stream", network: nn.Module, batch: Sequence[Tensor]) -> None:
+        super().__init__(lambda: network(*batch))
+        self.stream, self.rows = stream, len(batch[0])
+        self.entrance = ""
+        self.call: Call = ((), {})
+        self.output: Tensor | None = None
+
+
+class Stream:
+    """See the module's docstring. `blocks` are in execution order; all batches must visit them in this order."""
+
+    def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> None:
+        self._blocks = list(blocks)
+        self._position = 0
+        self._passes = [_Pass(self, network, batch) for batch in batches]
+        self._handles = [handle for name in blocks for handle in self._watch(network.get_submodule(name), name)]
+        try:
+            self._go_on()
+        except BaseException:
+            self.close()
+            raise
+
+    def _watch(self, block: nn.Module, name: str) -> Iterator[Any]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            now = getcurrent()
+            if self._owns(now) and self._expects(name):
+                now.entrance, now.call = name, (args, kwargs)
+                now.parent.switch()
+                now.call = ((), {})
+
+        def leave(_: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            now = getcurrent()
+            if self._owns(now) and now.entrance == name:
+                now.entrance, now.output = "", output(result).clone()  # what follows may work in place
+
+        yield block.register_forward_pre_hook(enter, with_kwargs=True)
+        yield block.register_forward_hook(leave)
+
+    def _owns(self, now: Any) -> bool:
+        return isinstance(now, _Pass) and now.stream is self
+
+    def _expects(self, name: str) -> bool:
+        return self._position < len(self._blocks) and self._blocks[self._position] == name
+
+    @property
+    def calls(self) -> list[Call]:
+        """Every batch's call of the block at whose entrance the stream stands."""
+        return [each.call for each in self._passes]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The rows of every batch."""
+        return [each.rows for each in self._passes]
+
+    def advance(self) -> list[Tensor]:
+        """Run the block with every batch and go on to the next entrance, or to the end. Returns the block's outputs."""
+        self._position += 1
+        self._go_on()
+        outputs = [each.output for each in self._passes]
+        for each in self._passes:
+            each.output = None
+        assert all(value is not None for value in outputs)
+        return [value for value in outputs if value is not None]
+
+    @torch.no_grad()
+    def _go_on(self) -> None:
+        for each in self._passes:
+            each.switch()
+            if self._position < len(self._blocks) and each.entrance != self._blocks[self._position]:
+                raise RuntimeError(f"the network did not come to {self._blocks[self._position]}: batches take different paths")
+
+    def close(self) -> None:
+        """Let go of the network and of the passes that have not ended."""
+        for handle in self._handles:
+            handle.remove()
+        for each in self._passes:
+            if each and not each.dead:
+                each.throw()  # GreenletExit: ends the forward pass silently
+
+
+@contextmanager
+def streaming(network: nn.Module, blocks: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> Iterator[Stream]:
+    """A stream that is closed at the end, come what may."""
+    stream = Stream(network, blocks, batches)
+    try:
+        yield stream
+    finally:
+        stream.close()

@@ -1,0 +1,339 @@
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from greenlet import getcurrent
+from quant_helpers import batches, quantized
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from qdexp.quant import execution_order
+from qdexp.quant.blocks import Call, blocks_of, output
+from qdexp.quant.shortcuts import split_sizes
+from qdexp.quant.streams import Stream, streaming
+
+Batches = Sequence[Sequence[Tensor]]
+
+
+class Stop(Exception):
+    """Raised where a pass shall end."""
+
+
+@torch.no_grad()
+def restarted(network: nn.Module, block: str, batch: Sequence[Tensor]) -> tuple[Call, Tensor]:
+    """What one batch's pass hands to a block and gets from it: a pass from the start that ends there."""
+    seen: list[Any] = []
+
+    def stop(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        seen.extend([(args, kwargs), output(result)])
+        raise Stop
+
+    handle = network.get_submodule(block).register_forward_hook(stop, with_kwargs=True)
+    with pytest.raises(Stop):
+        network(*batch)
+    handle.remove()
+    return seen[0], seen[1]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal to the last bit, whatever they are made of."""
+    mine, my_spec = pytree.tree_flatten(one)
+    theirs, their_spec = pytree.tree_flatten(other)
+    assert my_spec == their_spec
+    for first, second in zip(mine, theirs, strict=True):
+        assert torch.equal(first, second) if isinstance(first, Tensor) else first == second
+
+
+class Conditioned(nn.Module):
+    """A diffusion transformer called with three tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
+        )
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        y: Tensor = self.inner(x, timestep=t, class_labels=labels).sample
+        return y
+
+
+def conditional() -> nn.Module:
+    return UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+    )
+
+
+def case(name: str, unet: nn.Module) -> tuple[nn.Module, Batches]:
+    """A network, and three batches of which the last is smaller."""
+    sizes = (3, 3, 2)
+    t = torch.randint(0, 1000, (8,)).split(sizes)
+    images, latents = torch.randn(8, 1, 8, 8).split(sizes), torch.randn(8, 4, 8, 8).split(sizes)
+    if name == "unet":
+        return unet, list(zip(images, t, strict=True))
+    if name == "split":
+        splits = split_sizes(unet, batches()[0], "skip+conv1")
+        return quantized(unet, 4, 6, splits=splits), list(zip(images, t, strict=True))
+    if name == "conditional":
+        return conditional().eval(), list(zip(latents, t, torch.randn(8, 3, 8).split(sizes), strict=True))
+    return Conditioned().eval(), list(zip(latents, t, torch.randint(0, 10, (8,)).split(sizes), strict=True))
+
+
+def blocks(network: nn.Module, data: Batches) -> list[str]:
+    return blocks_of(network, execution_order(network, data[0]))
+
+
+@pytest.mark.parametrize("name", ["unet", "conditional", "transformer", "split"])
+def test_the_same_bits_as_passes_that_start_again_for_every_block(tiny_unet: UNet2DModel, name: str) -> None:
+    network, data = case(name, tiny_unet)
+    names = blocks(network, data)
+    with streaming(network, names, data) as stream:
+        assert stream.sizes == [3, 3, 2]
+        for block in names:
+            calls = list(stream.calls)
+            outputs = stream.advance()
+            for batch, call, result in zip(data, calls, outputs, strict=True):
+                expected_call, expected = restarted(network, block, batch)
+                assert_same(call, expected_call)
+                assert torch.equal(result, expected)
+                assert not result.requires_grad
+
+
+def test_every_module_runs_once_a_pass(tiny_unet: UNet2DModel) -> None:
+    data = batches(3, 2)
+    names = blocks(tiny_unet, data)
+    runs: Counter[str] = Counter()
+    for name, module in tiny_unet.named_modules():
+        module.register_forward_hook(lambda *_, name=name: runs.update([name]))
+    with torch.no_grad():
+        tiny_unet(*data[0])
+    once = dict(runs)
+    runs.clear()
+    with streaming(tiny_unet, names, data) as stream:
+        for _ in names:
+            stream.advance()
+        assert runs == {name: len(data) * count for name, count in once.items()}
+
+
+def test_a_block_runs_as_it_is_when_the_stream_advances(tiny_unet: UNet2DModel) -> None:
+    data = batches(3, 2)
+    names = blocks(tiny_unet, data)
+    changed = copy.deepcopy(tiny_unet)
+    with streaming(tiny_unet, names, data) as stream:
+        for place, name in enumerate(names):
+            for network in (tiny_unet, changed) if place % 3 == 0 else ():
+                for parameter in network.get_submodule(name).parameters():
+                    parameter.data *= 1.5
+            calls = list(stream.calls)
+            for batch, call, result in zip(data, calls, stream.advance(), strict=True):
+                expected_call, expected = restarted(changed, name, batch)
+                assert_same(call, expected_call)
+                assert torch.equal(result, expected)
+
+
+def test_a_block_may_run_outside_the_stream_meanwhile(tiny_unet: UNet2DModel) -> None:
+    """As it does while something is learned of it, with gradients."""
+    data = batches(3, 2)
+    names = blocks(tiny_unet, data)
+    with streaming(tiny_unet, names, data) as stream:
+        for name in names:
+            block = tiny_unet.get_submodule(name)
+            alone = [output(block(*args, **kwargs)) for args, kwargs in stream.calls]
+            assert all(value.requires_grad for value in alone)
+            assert_same([value.detach() for value in alone], stream.advance())
+
+
+def assert_untouched(network: nn.Module, data: Batches, expected: Tensor) -> None:
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+    with torch.no_grad():
+        assert torch.equal(network(*data[0])[0], expected)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 18])
+def test_closed_at_any_block_it_leaves_the_network_as_it_was(tiny_unet: UNet2DModel, steps: int) -> None:
+    data = batches(3, 2)
+    names = blocks(tiny_unet, data)
+    with torch.no_grad():
+        expected = tiny_unet(*data[0])[0]
+    stream = Stream(tiny_unet, names, data)
+    for _ in range(steps):
+        stream.advance()
+    stream.close()
+    assert_untouched(tiny_unet, data, expected)
+    stream.close()
+    with streaming(tiny_unet, names, data) as again:
+        assert_same(again.calls[0], restarted(tiny_unet, names[0], data[0])[0])
+    assert torch.is_grad_enabled()
+
+
+class Chain(nn.Module):
+    """Three layers; what lies between them is up to a subclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(2, 2) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.third(self.second(self.first(x)))
+        return y
+
+
+CHAIN = ["first", "second", "third"]
+
+
+class Branching(Chain):
+    """Leaves a layer out where the input is negative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x) if x.sum() > 0 else self.third(self.first(x))
+        return y
+
+
+class Swapping(Chain):
+    """Changes the order of two layers where the input is negative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x) if x.sum() > 0 else self.second(self.third(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize("kind", [Branching, Swapping])
+@pytest.mark.parametrize("signs", [(1, -1), (-1, 1)])
+def test_batches_must_take_one_path(kind: type[Chain], signs: tuple[int, int]) -> None:
+    network = kind()
+    with (
+        pytest.raises(RuntimeError, match="batches take different paths"),
+        streaming(network, CHAIN, [(sign * torch.ones(2, 2),) for sign in signs]) as stream,
+    ):
+        for _ in CHAIN:
+            stream.advance()
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+
+
+class Failing(Chain):
+    """Fails before, between or after its layers."""
+
+    def __init__(self, where: int) -> None:
+        super().__init__()
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        for place, layer in enumerate([self.first, self.second, self.third, nn.Identity()]):
+            if place == self.where and len(x) == 1:
+                raise ArithmeticError("cannot go on")
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("where", range(4))
+def test_an_error_in_the_network_reaches_the_caller_as_it_is(where: int) -> None:
+    network = Failing(where)
+    done = 0
+    with (
+        pytest.raises(ArithmeticError, match="cannot go on"),
+        streaming(network, CHAIN, [(torch.ones(2, 2),), (torch.ones(1, 2),)]) as stream,
+    ):
+        for _ in CHAIN:
+            stream.advance()
+            done += 1
+    assert done == max(where - 1, 0)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+    assert network(torch.ones(2, 2)).shape == (2, 2)
+
+
+class InPlace(Chain):
+    """Works in place on what its layers return, as nn.ReLU(inplace=True) does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.third(self.second(self.first(x).relu_()).add_(1))
+        return y
+
+
+def test_outputs_are_those_of_the_block_whatever_happens_to_them_in_place() -> None:
+    network, data = InPlace(), [(torch.randn(3, 2),), (torch.randn(3, 2),)]
+    with streaming(network, CHAIN, data) as stream:
+        for name in CHAIN:
+            calls = [pytree.tree_map(torch.clone, call) for call in stream.calls]
+            for call, result in zip(calls, stream.advance(), strict=True):
+                assert torch.equal(result, output(network.get_submodule(name)(*call[0], **call[1])))
+
+
+class Repeating(Chain):
+    """Runs one of its layers twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.third(self.second(self.first(self.second(x))))
+        return y
+
+
+def test_a_block_that_runs_twice_is_met_once() -> None:
+    network, data = Repeating(), [(torch.randn(3, 2),)]
+    names = ["second", "first", "third"]
+    with streaming(network, names, data) as stream:
+        for name in names:
+            ((args, _),) = stream.calls
+            (result,) = stream.advance()
+            assert torch.equal(result, network.get_submodule(name)(*args))
+
+
+def test_streams_beside_one_another_do_not_mix(tiny_unet: UNet2DModel) -> None:
+    """Over two networks, and a third one over the first network that is at another block."""
+    data = batches(3, 2)
+    names = blocks(tiny_unet, data)
+    other = quantized(copy.deepcopy(tiny_unet), 4, 8)
+    with (
+        streaming(tiny_unet, names, data) as ahead,
+        streaming(other, names, data) as beside,
+        streaming(tiny_unet, names, data) as behind,
+    ):
+        assert_same(ahead.advance()[0], restarted(tiny_unet, names[0], data[0])[1])
+        for place, name in enumerate(names):
+            for network, stream in ((other, beside), (tiny_unet, behind)):
+                expected = [restarted(network, name, batch) for batch in data]
+                assert_same(list(stream.calls), [call for call, _ in expected])
+                assert_same(stream.advance(), [result for _, result in expected])
+            if place + 1 < len(names):
+                assert_same(ahead.advance(), [restarted(tiny_unet, names[place + 1], batch)[1] for batch in data])
+
+
+class Watched(nn.Module):
+    """A network that streams through the one that it holds before it calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inner = nn.Linear(2, 2), Chain()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        with streaming(self.inner, CHAIN, [(x,), (2 * x,)]) as stream:
+            self.seen.extend(result for _ in CHAIN for result in stream.advance())
+        y: Tensor = self.inner(x)
+        return y
+
+
+def test_streams_inside_one_another_do_not_mix() -> None:
+    network, x = Watched(), torch.randn(3, 2)
+    names = ["before", *(f"inner.{name}" for name in CHAIN)]
+    here = getcurrent()
+    with streaming(network, names, [(x,)]) as stream:
+        outputs = [stream.advance()[0] for _ in names]
+        assert getcurrent() is here
+    expected, values = [], [outputs[0], 2 * outputs[0]]
+    with torch.no_grad():
+        for name in CHAIN:
+            values = [network.inner.get_submodule(name)(value) for value in values]
+            expected.extend(values)
+    assert_same(network.seen, expected)
+    assert_same(outputs[1:], expected[::2])
