@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qdexp.config import Config
 from qdexp.errors import UserError
@@ -30,6 +30,7 @@ FAULTS = {
     "quantizer.weight.range": ["~quantizer.weight.range._target_", "~quantizer.weight.range"],
     "quantizer.act.range": ["~quantizer.act.range._target_"],
     "quantizer.act.rows": ["++quantizer.act.rows=0", "++quantizer.act.rows=some"],
+    "quantizer.split": ["quantizer.split=conv1", "quantizer.split=true", "quantizer.split=null"],
     "calib.timesteps": ["calib.timesteps=0", "calib.timesteps=ten"],
     "calib.rows": ["calib.rows=0", "calib.rows=-1"],
     "calib.strategy": ["~calib.strategy._target_", "calib.strategy=uniform"],
@@ -73,6 +74,18 @@ def test_a_fault_is_named(option: str, override: str) -> None:
     text = str(caught.value)
     assert text.startswith((f"{option}=", f"{option}: "))
     assert "\n" not in text
+
+
+def test_off_without_quotes_is_explained() -> None:
+    cfg = composed()
+    cfg.merge_with(OmegaConf.create("quantizer: {split: off}"))
+    with pytest.raises(UserError, match=r"^quantizer.split=False: choose \"off\" \(YAML needs the quotes"):
+        Config.of(cfg)
+
+
+@pytest.mark.parametrize("scope", ["off", "skip", "skip+conv1"])
+def test_scopes_of_split_shortcuts(scope: str) -> None:
+    assert config(f"quantizer.split={scope}").quantizer.split == scope
 
 
 def test_the_default_is_a_w4a8_cell() -> None:

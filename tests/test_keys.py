@@ -43,6 +43,7 @@ OPTIONS = {
     "quantizer.weight.range._target_=qdexp.quant.ranges.NormSearch": QUANTIZATION,
     "quantizer.act.symmetric=true": QUANTIZATION,
     "+quantizer.act.rows=4": QUANTIZATION,
+    "quantizer.split=skip": QUANTIZATION,
     "quantizer.name=other": NONE,
     "protocol.n=21": IMAGES,
     "protocol.noise_seed=1": IMAGES | HELDOUT,

@@ -16,16 +16,21 @@ from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
 from qdexp.quant import checkpoint
+from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import curves, evaluation, quantization
+from qdexp.stages import conversion, curves, evaluation
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
+from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
-from qdexp.stages.quantization import CHECKPOINT, QuantizationStage
+from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.samples import SamplesStage
 from qdexp.store import Store, require_writable
+
+_LEARNED = {"weights": "rounding", "scales": "quantization"}
+"""Which stage learns what."""
 
 
 class Cell:
@@ -37,11 +42,11 @@ class Cell:
         self.device = devices.resolve(config.device)
         self.quantized = not config.full_precision
         if self.quantized:
-            made = CurvesStage(config)
+            made, quantization = CurvesStage(config), QuantizationStage(config)
             self.stages: dict[str, Stage] = {
                 "trajectory": CalibrationStage(config).inputs["trajectory"],
-                "calibration": CalibrationStage(config),
-                "quantization": QuantizationStage(config),
+                **quantization.inputs,
+                "quantization": quantization,
                 "heldout": made.heldout,
                 "curves": made,
                 "full_precision": SamplesStage(config, quantized=False),
@@ -133,12 +138,19 @@ class Cell:
             results["curves"] = json.loads((folders["curves"] / curves.FILE).read_text())
             forced = results["curves"]["teacher_forced"]
             metrics["noise_error"] = sum(forced) / len(forced)
+            results["reconstruction"] = _reconstruction(folders)
             metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
         else:
             metrics["size_stored_mb"] = Path(self.config.model.weights).stat().st_size / 1e6
         bits = self.config.quant.weight_bits if self.quantized else 32
         metrics["size_nominal_mb"] = checkpoint.nominal_bytes(models.parameters(self.config.model), bits) / 1e6
         return results
+
+
+def _reconstruction(folders: dict[str, Path]) -> dict[str, Any]:
+    """What learning did for each block; empty where nothing was learned."""
+    written = {learned: folders[stage] / result.FILE for learned, stage in _LEARNED.items() if stage in folders}
+    return {learned: json.loads(path.read_text()) for learned, path in written.items() if path.exists()}
 
 
 def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -184,5 +196,5 @@ def preflight(config: Config) -> Cell:
     Sampler(config.model, config.protocol)
     if cell.quantized:
         chosen_rows(config)
-        quantization.check(config)
+        conversion.check(config)
     return cell

@@ -97,11 +97,13 @@ class ActScheme:
     """How activations are quantized, always per tensor; the bits come from ``quant``.
 
     Ranges are estimated on the first ``rows`` rows of the calibration set, which are stratified over its timesteps; null: all.
+    ``learned``: the scales are then learned block by block.
     """
 
     symmetric: bool
     range: Target
     rows: int | None = None
+    learned: bool = False
 
     def __post_init__(self) -> None:
         _require("_target_" in self.range, "quantizer.act.range", self.range, "name the range estimator as _target_")
@@ -111,12 +113,90 @@ class ActScheme:
 
 @dataclass
 class Quantizer:
-    """How ranges and rounding are found; under the name ``none`` nothing is quantized."""
+    """How ranges and rounding are found; under the name ``none`` nothing is quantized.
+
+    ``split`` says which convolutions of a concatenation are quantized in its parts: those that read it directly (skip), or also
+    those that read it through norms and nonlinearities (skip+conv1).
+    """
 
     name: str
     weight: WeightScheme
     act: ActScheme
     rounding: str
+    split: str = "off"
+
+    def __post_init__(self) -> None:
+        mend = 'choose "off" (YAML needs the quotes, or reads False), skip or skip+conv1'
+        _require(self.split in ("off", "skip", "skip+conv1"), "quantizer.split", self.split, mend)
+
+    @property
+    def learns_rounding(self) -> bool:
+        """Whether weight rounding is learned block by block."""
+        return self.rounding == "adaround"
+
+
+@dataclass
+class WeightLearning:
+    """How weight rounding is learned: ``iterations`` of Adam at ``rate`` for each block.
+
+    After the fraction ``warmup`` of the iterations the regulariser sets in; its exponent falls from ``beta[0]`` to ``beta[1]``.
+    ``balanced``: the loss is relative to the start's and ``regulariser`` weighs the mean over the weights, so that one value
+    fits blocks of every size; else it weighs the sum over the weights, beside an absolute loss, as in Q-Diffusion's code.
+    """
+
+    iterations: int
+    rate: float
+    regulariser: float
+    warmup: float
+    beta: list[float]
+    balanced: bool
+
+    def __post_init__(self) -> None:
+        option = "recon.weights"
+        _require(self.iterations > 0, f"{option}.iterations", self.iterations, "choose at least 1")
+        _require(self.rate > 0, f"{option}.rate", self.rate, "choose a learning rate above 0")
+        _require(self.regulariser >= 0, f"{option}.regulariser", self.regulariser, "choose 0 or more")
+        _require(
+            0 <= self.warmup < 1, f"{option}.warmup", self.warmup, "choose a fraction of the iterations, 0 or more, below 1"
+        )
+        falls = len(self.beta) == 2 and self.beta[0] >= self.beta[1] > 0
+        _require(falls, f"{option}.beta", self.beta, "give [start, end], start >= end > 0")
+
+
+@dataclass
+class ScaleLearning:
+    """How activation scales are learned: ``iterations`` of Adam on log s for each block, the rate falling to 0 as a cosine.
+
+    The loss is the mean of |error|^``power``.
+    """
+
+    iterations: int
+    rate: float
+    power: float
+
+    def __post_init__(self) -> None:
+        option = "recon.scales"
+        _require(self.iterations > 0, f"{option}.iterations", self.iterations, "choose at least 1")
+        _require(self.rate > 0, f"{option}.rate", self.rate, "choose a learning rate above 0")
+        _require(self.power >= 1, f"{option}.power", self.power, "choose 1 or more; 2 is the mean squared error")
+
+
+@dataclass
+class Recon:
+    """Block reconstruction, for quantizers that learn: batches of ``batch`` rows of the calibration set.
+
+    The set's last ``heldout`` rows are not learned from: they tell whether a block has become better than it was.
+    """
+
+    name: str
+    batch: int
+    heldout: int
+    weights: WeightLearning
+    scales: ScaleLearning
+
+    def __post_init__(self) -> None:
+        _require(self.batch > 0, "recon.batch", self.batch, "choose at least 1")
+        _require(self.heldout > 0, "recon.heldout", self.heldout, "choose at least 1")
 
 
 @dataclass
@@ -192,6 +272,7 @@ class Config:
     quant: Quant
     quantizer: Quantizer
     calib: Calib
+    recon: Recon
     protocol: Protocol
     tracker: Tracker
     method: str

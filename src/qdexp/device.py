@@ -48,22 +48,35 @@ def predict(
 ) -> list[Any]:
     """What ``module`` predicts for each batch, or nothing where ``writer`` takes it.
 
-    Lightning runs in one process on one device, whatever the job around it looks like, writes no files of its own, and says
-    nothing but its progress bar where there is a terminal.
+    Shows Lightning's progress bar where there is a terminal.
     """
+    bar = {"enable_progress_bar": sys.stderr.isatty()}
+    with _trainer(device, [] if writer is None else [writer], bar) as trainer:
+        return trainer.predict(module, loader, return_predictions=writer is None) or []
+
+
+def fit(module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, callback: Callback) -> None:
+    """Trains ``module`` on every batch of ``loader`` once."""
+    with _trainer(device, [callback], {"max_epochs": 1, "enable_progress_bar": False}) as trainer:
+        trainer.fit(module, loader)
+
+
+@contextlib.contextmanager
+def _trainer(device: torch.device, callbacks: list[Callback], options: dict[str, Any]) -> Iterator[pl.Trainer]:
+    """Lightning in one process on one device, whatever the job around it looks like; it writes no files of its own, and says
+    nothing."""
     with _quiet():
-        trainer = pl.Trainer(
-            accelerator=device.type,
-            devices=1,
-            plugins=[LightningEnvironment()],  # not SLURM's: its signals are not ours to handle
-            callbacks=[] if writer is None else [writer],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=sys.stderr.isatty(),
-        )
         try:
-            return trainer.predict(module, loader, return_predictions=writer is None) or []
+            yield pl.Trainer(
+                accelerator=device.type,
+                devices=1,
+                plugins=[LightningEnvironment()],  # not SLURM's: its signals are not ours to handle
+                callbacks=callbacks,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                **options,
+            )
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, which is ours to give
             raise stop.__context__ or stop from None
 

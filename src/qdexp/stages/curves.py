@@ -19,7 +19,8 @@ from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler, estimate_noise
 from qdexp.sampling.shards import Recording, read_shards
 from qdexp.stages.base import Stage
-from qdexp.stages.quantization import CHECKPOINT, QuantizationStage
+from qdexp.stages.conversion import CHECKPOINT
+from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.trajectory import heldout_trajectory
 
 FILE = "curves.json"

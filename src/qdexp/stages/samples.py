@@ -9,7 +9,8 @@ from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Sampling, Stream, write_shards
 from qdexp.stages.base import Stage, network_options, sampler_options
-from qdexp.stages.quantization import CHECKPOINT, QuantizationStage
+from qdexp.stages.conversion import CHECKPOINT
+from qdexp.stages.quantization import QuantizationStage
 
 
 class SamplesStage(Stage):

@@ -1,0 +1,182 @@
+"""What is learned of one block, as Lightning modules.
+
+Both minimise the distance between the block's output, for the inputs that the network quantized so far hands to it, and the
+output of the same block in the full-precision network (BRECQ, Li et al. 2021, arXiv 2102.05426, equation 10): first the rounding
+of the weights, with activations in full precision; then, in a second walk with all weights rounded, the scales of the
+activations.
+
+A block's *state* is what is learned of it: integers of the weights or scales of the activations, by name.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qdexp.config import ScaleLearning, WeightLearning
+from qdexp.quant.adaround import SoftRounding, undecided
+from qdexp.quant.blocks import Rows, run
+from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A block and what it is learned from. `original`: the full-precision block; `targets`: its outputs, [rows, ...]."""
+
+    block: nn.Module
+    original: nn.Module
+    rows: Rows
+    targets: Tensor
+
+
+class Reconstruction(pl.LightningModule):
+    """Learns on batches of row indices, int64 [batch]. `start`: the block's relative squared error before."""
+
+    title: ClassVar[str]
+    """What is learned, as a person calls it."""
+
+    def __init__(self, site: Site, settings: WeightLearning | ScaleLearning, start: float) -> None:
+        super().__init__()
+        # no submodule: Lightning would switch the block to training, dropout on, and carry it off to the CPU at the end
+        self._site = (site,)
+        self.settings, self.start = settings, start
+        self.error = torch.tensor(math.nan)
+        """The relative squared error of the last batch."""
+
+    @staticmethod
+    @abstractmethod
+    def state(block: nn.Module) -> State:
+        """A copy of the block's state; empty where there is nothing to learn."""
+
+    @staticmethod
+    @abstractmethod
+    def restore(block: nn.Module, state: State) -> None:
+        """Give the block this state."""
+
+    @abstractmethod
+    def learned(self) -> State:
+        """The state that was learned."""
+
+    def difference(self, index: Tensor, overrides: State) -> tuple[Tensor, Tensor]:
+        """The block's output less its target, and the target, for rows of the calibration set."""
+        (site,) = self._site
+        target = site.targets[index]
+        difference = run(site.block, site.rows.take(index), overrides) - target
+        self.error = difference.detach().square().sum() / target.square().sum()
+        return difference, target
+
+
+class WeightReconstruction(Reconstruction):
+    """AdaRound of all weights of a block, which start at nearest rounding."""
+
+    title = "weight rounding"
+    settings: WeightLearning
+
+    def __init__(self, site: Site, settings: WeightLearning, start: float) -> None:
+        super().__init__(site, settings, start)
+        layers = dict(_rounded_layers(site.block))
+        originals = dict(site.original.named_parameters())
+        self._names = list(layers)
+        self._roundings = [
+            SoftRounding(originals[_parameter(name, "weight")], layer.weight_qparams, layer.weight_scheme)
+            for name, layer in layers.items()
+        ]
+        self._registered = nn.ModuleList(self._roundings)
+
+    @staticmethod
+    def state(block: nn.Module) -> State:
+        return {name: layer.weight_int.clone() for name, layer in _rounded_layers(block)}
+
+    @staticmethod
+    def restore(block: nn.Module, state: State) -> None:
+        for name, layer in _rounded_layers(block):
+            layer.set_weight(state[name], layer.weight_qparams)
+
+    @torch.no_grad()
+    def learned(self) -> State:
+        return {name: rounding.integers() for name, rounding in zip(self._names, self._roundings, strict=True)}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.settings.rate, fused=True)
+
+    def training_step(self, index: Tensor, step: int) -> Tensor:
+        """The loss of one batch."""
+        choices = [rounding.h() for rounding in self._roundings]
+        parts = zip(self._names, self._roundings, choices, strict=True)
+        overrides = {_parameter(name, "weight"): rounding.weight(h) for name, rounding, h in parts}
+        difference, target = self.difference(index, overrides)
+        if self.settings.balanced:
+            loss = difference.square().sum() / target.square().sum() / self.start
+        else:  # summed over the channels, mean over the rest
+            loss = difference.square().sum(1 if difference.ndim == 4 else -1).mean()
+        return loss + self._regulariser(choices, step)
+
+    def _regulariser(self, choices: list[Tensor], step: int) -> Tensor | float:
+        settings = self.settings
+        progress = (step / settings.iterations - settings.warmup) / (1 - settings.warmup)
+        if progress < 0:
+            return 0.0
+        first, last = settings.beta
+        beta = first + (last - first) * progress
+        total = torch.stack([undecided(h, beta).sum() for h in choices]).sum()
+        return settings.regulariser * total / (sum(h.numel() for h in choices) if settings.balanced else 1)
+
+
+class ScaleReconstruction(Reconstruction):
+    """Scales of all activation quantizers of a block whose range is not fixed, learned as log s: they stay positive."""
+
+    title = "activation scales"
+    settings: ScaleLearning
+
+    def __init__(self, site: Site, settings: ScaleLearning, start: float) -> None:
+        super().__init__(site, settings, start)
+        quantizers = dict(_learned_quantizers(site.block))
+        self._names = list(quantizers)
+        self.logs = nn.ParameterList(quantizer.scale.log() for quantizer in quantizers.values())
+
+    @staticmethod
+    def state(block: nn.Module) -> State:
+        return {name: quantizer.scale.clone() for name, quantizer in _learned_quantizers(block)}
+
+    @staticmethod
+    def restore(block: nn.Module, state: State) -> None:
+        for name, quantizer in _learned_quantizers(block):
+            quantizer.scale.copy_(state[name])
+
+    @torch.no_grad()
+    def learned(self) -> State:
+        return {name: log.exp() for name, log in zip(self._names, self.logs, strict=True)}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.settings.rate, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.settings.iterations)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, index: Tensor, step: int) -> Tensor:
+        """The loss of one batch."""
+        overrides = {_parameter(name, "scale"): log.exp() for name, log in zip(self._names, self.logs, strict=True)}
+        difference, target = self.difference(index, overrides)
+        power = self.settings.power
+        loss: Tensor = difference.abs().pow(power).sum() / target.abs().pow(power).sum()
+        return loss
+
+
+def _parameter(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name  # a block may be the layer itself
+
+
+def _rounded_layers(block: nn.Module) -> Iterator[tuple[str, Any]]:
+    layers = ((name, module) for name, module in block.named_modules() if isinstance(module, QuantizedLayer))
+    return ((name, layer) for name, layer in layers if layer.weight_scheme is not None)
+
+
+def _learned_quantizers(block: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
+    quantizers = ((name, module) for name, module in block.named_modules() if isinstance(module, ActivationQuantizer))
+    return ((name, quantizer) for name, quantizer in quantizers if not quantizer.fixed)

@@ -1,0 +1,36 @@
+"""What reconstruction did for each block, as a file beside the checkpoint."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdexp import files
+
+FILE = "blocks.json"
+
+
+@dataclass(frozen=True)
+class BlockErrors:
+    """The relative squared error of a block's output on the held-out rows: `before`, and as `learned`.
+
+    Where `learned` is not below `before`, the block stays as it was.
+    """
+
+    block: str
+    before: float
+    learned: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was learned is used."""
+        return self.learned < self.before
+
+
+def write(folder: Path, title: str, results: Sequence[BlockErrors]) -> None:
+    """Writes `blocks.json`, one list a column, and says which blocks learning did not make better."""
+    stayed = [each.block for each in results if not each.kept]
+    if stayed:
+        print(f"  {title}: no gain in {len(stayed)} of {len(results)} blocks, which stay as they were: {', '.join(stayed)}")
+    columns = {name: [getattr(each, name) for each in results] for name in ("block", "before", "learned", "kept")}
+    files.write_text(folder / FILE, json.dumps(columns))

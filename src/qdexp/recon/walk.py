@@ -1,0 +1,133 @@
+"""The walk from block to block: learn, judge, keep, go on.
+
+A full-precision and a quantized stream of the calibration set advance together. At each block the quantized stream gives the
+inputs and the full-precision one the targets. What was learned is kept only where it makes the error on the held-out rows
+smaller, and is written to a file of its own at once: a killed walk goes on at the block where it stopped, and ends with the
+same bits.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from qdexp import device as devices
+from qdexp import files
+from qdexp.config import Recon, ScaleLearning, WeightLearning
+from qdexp.errors import UserError
+from qdexp.quant.blocks import Rows, run
+from qdexp.quant.streams import streaming
+from qdexp.recon import result
+from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, State, WeightReconstruction
+from qdexp.recon.progress import BlockProgress
+from qdexp.recon.result import BlockErrors
+
+Settings = WeightLearning | ScaleLearning
+Batches = Sequence[Sequence[Tensor]]
+_PARTS = "block-{}.safetensors"
+_STATE, _ERRORS = "state.", "errors"
+
+
+class Walk:
+    """Walks through a network whose `blocks` are in execution order. `full`: the full-precision network; `folder`: keeps the
+    blocks that are finished."""
+
+    def __init__(
+        self, network: nn.Module, full: nn.Module, blocks: Sequence[str], recon: Recon, seed: int, folder: Path
+    ) -> None:
+        self.network, self.full, self.blocks = network, full, list(blocks)
+        self.recon, self.seed, self.folder = recon, seed, folder
+
+    def learn_weights(self, batches: Batches) -> None:
+        """The rounding of all weights, from nearest rounding on; activations must not be quantized yet."""
+        self._walk(WeightReconstruction, self.recon.weights, batches)
+
+    def learn_scales(self, batches: Batches) -> None:
+        """The scales of all activations, from the observed ranges on."""
+        self._walk(ScaleReconstruction, self.recon.scales, batches)
+
+    def clear(self) -> None:
+        """Remove the files of single blocks, once the whole is kept elsewhere."""
+        for path in self.folder.glob(_PARTS.format("*")):
+            path.unlink()
+
+    def _walk(self, kind: type[Reconstruction], settings: Settings, batches: Batches) -> None:
+        results: list[BlockErrors] = []
+        if not any(kind.state(self.network.get_submodule(name)) for name in self.blocks):
+            return  # all of it is left in floating point
+        with (
+            BlockProgress(kind.title, len(self.blocks)) as progress,
+            streaming(self.full, self.blocks, batches) as full,
+            streaming(self.network, self.blocks, batches) as quantized,
+        ):
+            for number, name in enumerate(self.blocks):
+                progress.enter(name)
+                block, original = self.network.get_submodule(name), self.full.get_submodule(name)
+                targets = full.advance()
+                if kind.state(block):
+                    path = self.folder / _PARTS.format(f"{number:04d}")
+                    if not path.exists():
+                        site = Site(block, original, Rows(quantized.calls, quantized.sizes), torch.cat(targets))
+                        state, errors = self._learn(kind, settings, site, name, progress)
+                        _write(path, state, errors)
+                    state, errors = _read(path, name, targets[0].device)
+                    kind.restore(block, state)
+                    results.append(errors)
+                quantized.advance()
+        result.write(self.folder, kind.title, results)
+
+    def _learn(
+        self, kind: type[Reconstruction], settings: Settings, site: Site, name: str, progress: BlockProgress
+    ) -> tuple[State, BlockErrors]:
+        rows = len(site.rows)
+        learning, heldout = slice(0, rows - self.recon.heldout), slice(rows - self.recon.heldout, rows)
+        old, before = kind.state(site.block), self._error(site, heldout)
+        if not math.isfinite(before):
+            raise UserError(f"block {name}: its error under {kind.title} is {before} before anything is learned; "
+                            f"the weights or the calibration rows hold values that are not finite")  # fmt: skip
+        if before == 0:  # nothing to gain, and nothing to measure a loss against
+            return old, BlockErrors(name, before, before)
+        module = kind(site, settings, self._error(site, learning))
+        devices.fit(module, self._batches(learning.stop, settings.iterations, name, site), site.targets.device, progress)
+        learned = module.to(site.targets.device).learned()  # Lightning leaves it on the CPU
+        kind.restore(site.block, learned)
+        errors = BlockErrors(name, before, self._error(site, heldout))
+        return learned if errors.kept else old, errors
+
+    def _batches(self, rows: int, iterations: int, name: str, site: Site) -> DataLoader[Tensor]:
+        """Row indices of every iteration, in epochs of random order that depend on seed and block alone."""
+        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        needed = iterations * self.recon.batch
+        epochs = [torch.randperm(rows, generator=generator) for _ in range(-(-needed // rows))]
+        index = torch.cat(epochs)[:needed].view(iterations, self.recon.batch).to(site.targets.device)
+        return DataLoader(cast("Dataset[Tensor]", list(index.unbind())), batch_size=None)
+
+    @torch.no_grad()
+    def _error(self, site: Site, rows: slice) -> float:
+        """The block's relative squared error on these rows, as it is."""
+        sums = torch.zeros(2, dtype=torch.float64, device=site.targets.device)
+        for start in range(rows.start, rows.stop, self.recon.batch):
+            part = slice(start, min(start + self.recon.batch, rows.stop))
+            target = site.targets[part]
+            difference = run(site.block, site.rows.take(part)) - target
+            sums += torch.stack([difference.double().square().sum(), target.double().square().sum()])
+        error, power = sums.tolist()
+        return error / power if power else error
+
+
+def _write(path: Path, state: State, errors: BlockErrors) -> None:
+    tensors = {_STATE + name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    files.write_tensors(path, tensors | {_ERRORS: torch.tensor([errors.before, errors.learned], dtype=torch.float64)})
+
+
+def _read(path: Path, block: str, device: torch.device) -> tuple[State, BlockErrors]:
+    tensors = load_file(path, device=str(device))
+    before, learned = tensors.pop(_ERRORS).tolist()
+    return {name.removeprefix(_STATE): tensor for name, tensor in tensors.items()}, BlockErrors(block, before, learned)

@@ -1,0 +1,95 @@
+"""From a config to a network with quantized layers: what the two stages that quantize share."""
+
+import fnmatch
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from qdexp import models
+from qdexp.config import ActScheme, Config, WeightScheme
+from qdexp.errors import UserError
+from qdexp.quant import network as networks
+from qdexp.quant.rounding import resolve
+from qdexp.quant.scheme import GRANULARITIES
+from qdexp.quant.shortcuts import split_sizes
+from qdexp.stages.base import identity, network_options
+from qdexp.stages.calibration import read_rows
+
+CHECKPOINT = "checkpoint"
+
+Batches = list[tuple[Tensor, Tensor]]
+"""The calibration set, or a part of it: (x_t, t), at most ``sampling.batch`` rows each."""
+
+
+def weight_options(config: Config) -> dict[str, Any]:
+    """The options that change the layers' schemes and their weights."""
+    quantizer = config.quantizer
+    return {
+        "bits": vars(config.quant),
+        "layers": list(config.quant.layers or {}),  # their order too: later patterns win
+        "weight": scheme_options(quantizer.weight),
+        "rounding": identity({"_target_": quantizer.rounding}) if "." in quantizer.rounding else quantizer.rounding,
+        "split": quantizer.split,
+        "seed": config.seed,
+        **network_options(config),
+    }
+
+
+def scheme_options(scheme: WeightScheme | ActScheme) -> dict[str, Any]:
+    """A scheme's options, its range estimator by its identity."""
+    return {**vars(scheme), "range": identity(scheme.range)}
+
+
+def read_batches(folder: Path, config: Config, device: torch.device, rows: int | None = None) -> Batches:
+    """The calibration set in ``folder``, or its first ``rows``, on ``device``."""
+    x_t, t = (part[:rows].to(device).split(config.sampling.batch) for part in read_rows(folder))
+    return list(zip(x_t, t, strict=True))
+
+
+def convert(network: torch.nn.Module, config: Config, batches: Batches) -> list[str]:
+    """Gives the layers of ``network`` their quantized classes, in place; returns their names in execution order."""
+    quant, quantizer = config.quant, config.quantizer
+    example = [part[:1] for part in batches[0]]
+    order = networks.execution_order(network, example)
+    networks.convert(
+        network,
+        networks.plan_bits(network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers),
+        weight_granularity=GRANULARITIES[quantizer.weight.granularity](),
+        weight_symmetric=quantizer.weight.symmetric,
+        act_symmetric=quantizer.act.symmetric,
+        softmax_bits=quant.softmax_bits,
+        splits=split_sizes(network, example, quantizer.split),
+    )
+    return order
+
+
+def check(config: Config) -> None:
+    """Raises where the quantizer's parts cannot be made, or ``quant.layers`` or ``quantizer.split`` finds no layer, or where
+    there are too few rows to learn from."""
+    quantizer = config.quantizer
+    instantiate(quantizer.weight.range)
+    instantiate(quantizer.act.range)
+    if not quantizer.learns_rounding:
+        resolve(quantizer.rounding)
+    rows = config.calib.timesteps * config.calib.rows
+    if (quantizer.learns_rounding or quantizer.act.learned) and config.recon.heldout >= rows:
+        raise UserError(f"recon.heldout={config.recon.heldout}: leaves none of the {rows} rows of the calibration set to learn "
+                        f"from; lower it, or raise calib.rows")  # fmt: skip
+    if quantizer.split != "off":
+        _check_split(config)
+    names = models.layer_names(config.model) if config.quant.layers else []
+    for pattern in config.quant.layers or {}:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {names[0]!r}")
+
+
+def _check_split(config: Config) -> None:
+    network = models.skeleton(config.model)
+    device = next(network.parameters()).device
+    example = torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    with suppress(RuntimeError):  # a network that asks for values cannot run without; the stage itself will tell
+        split_sizes(network, example, config.quantizer.split)
