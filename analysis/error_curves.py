@@ -5,11 +5,10 @@
 Left, teacher-forced: the step's own error. Right, free-running: what has accumulated until there.
 """
 
-import argparse
 import math
-from pathlib import Path
 
 import matplotlib.pyplot as plt
+from drawing import arguments
 
 from qdexp.report.records import read_records
 
@@ -18,11 +17,7 @@ KINDS = {"teacher_forced": "error of the step: |eps_q - eps|² / |eps|²", "free
 
 def main() -> None:
     """Reads the records given and writes one figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("records", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True, help="PNG or PDF to write")
-    args = parser.parse_args()
-
+    args = arguments(__doc__)
     records = [record for record in read_records(args.records) if "curves" in record]
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for axis, (kind, title) in zip(axes, KINDS.items(), strict=True):

@@ -1,4 +1,8 @@
-"""Networks from a config: the class named by ``model.network._target_``, filled from a safetensors file."""
+"""Networks from a config: the class named by ``model.network._target_``, filled from a safetensors file.
+
+A class may define ``adapt_weights(weights) -> weights``: how its own weights follow from those of the file, which have the same
+names and shapes. A checkpoint holds the network's own, so loading one does not call it.
+"""
 
 import math
 from pathlib import Path
@@ -35,7 +39,7 @@ def check_weights(model: Model) -> None:
 
 def check_fit(model: Model) -> None:
     """Raises UserError where architecture and weights differ in a name or a shape."""
-    wanted = {name: tuple(value.shape) for name, value in _skeleton(model).state_dict().items()}
+    wanted = {name: tuple(value.shape) for name, value in skeleton(model).state_dict().items()}
     with safe_open(model.weights, framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     for name in sorted(wanted.keys() | found.keys()):
@@ -49,7 +53,8 @@ def build(model: Model, channels_last: bool) -> torch.nn.Module:
     check_weights(model)
     check_fit(model)
     network = _architecture(model)
-    network.load_state_dict(load_file(model.weights))
+    adapt = getattr(network, "adapt_weights", dict)
+    network.load_state_dict(adapt(load_file(model.weights)))
     network.eval().requires_grad_(False)
     return network.to(memory_format=torch.channels_last) if channels_last else network
 
@@ -58,11 +63,11 @@ def _architecture(model: Model) -> torch.nn.Module:
     try:
         network: torch.nn.Module = instantiate(model.network, _convert_="all")
     except InstantiationException as error:
-        raise UserError(f"model.network: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.network: {' '.join(str(error).split())}") from error
     return network
 
 
-def _skeleton(model: Model) -> torch.nn.Module:
+def skeleton(model: Model) -> torch.nn.Module:
     """The architecture without memory; with it where its constructor computes with its parameters."""
     try:
         with torch.device("meta"):
@@ -73,7 +78,7 @@ def _skeleton(model: Model) -> torch.nn.Module:
 
 def layer_names(model: Model) -> list[str]:
     """The names of the convolutions and linear layers."""
-    network = _skeleton(model)
+    network = skeleton(model)
     kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Linear)
     return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 

@@ -1,0 +1,68 @@
+"""Draws the noise-prediction error against how bimodal the shortcuts are, a panel a bit-width, and prints it as a table.
+
+    python -m qdexp -m experiment=shortcut_modes
+    python analysis/shortcut_modes.py outputs/records/ddpm_fashion_bimodal-*.json --out shortcut_modes.png
+
+The full-precision function is the same for every gain; the error is the mean over the sampler's steps (metrics.noise_error).
+"""
+
+from collections import defaultdict
+
+import matplotlib.pyplot as plt
+from drawing import arguments
+
+from qdexp.errors import UserError
+from qdexp.report.records import Record, read_records
+from qdexp.report.table import common_protocol
+
+LABELS = {"off": "one scale for both parts", "skip": "split shortcut: a scale each", "skip+conv1": "split before conv1 too"}
+Lines = dict[str, dict[str, dict[float, float]]]
+"""Bit-width -> split -> gain -> error."""
+
+
+def lines_of(records: list[Record]) -> Lines:
+    """The errors of the quantized cells whose model has a deep_gain. Raises UserError where two cells claim one point."""
+    chosen = [r for r in records if "deep_gain" in r["config"]["model"]["network"] and "noise_error" in r.get("metrics", {})]
+    common_protocol(chosen)
+    lines: Lines = defaultdict(lambda: defaultdict(dict))
+    for record in chosen:
+        line = lines[record["axes"]["quant"]][record["config"]["quantizer"]["split"]]
+        gain = record["config"]["model"]["network"]["deep_gain"]
+        if gain in line:
+            raise UserError(f"{record['cell']} differs from another record in more than bits, split and gain: give one study's")
+        line[gain] = record["metrics"]["noise_error"]
+    return lines
+
+
+def table(lines: Lines) -> str:
+    """Markdown: a row a gain, a column for each bit-width and split."""
+    columns = [(quant, split) for quant in lines for split in sorted(lines[quant])]
+    gains = sorted({gain for quant, split in columns for gain in lines[quant][split]})
+    rows = [["gain", *(f"{quant.upper()} {split}" for quant, split in columns)], ["---:"] * (len(columns) + 1)]
+    for gain in gains:
+        errors = [lines[quant][split].get(gain) for quant, split in columns]
+        rows.append([f"{gain:g}", *("-" if error is None else f"{error:.3g}" for error in errors)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    """Reads the records given, prints the table and writes one figure."""
+    args = arguments(__doc__)
+    lines = lines_of(read_records(args.records))
+    size = (3.4 * len(lines), 3.4)
+    figure, (axes,) = plt.subplots(1, len(lines), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (quant, splits) in zip(axes, lines.items(), strict=True):
+        for split, errors in sorted(splits.items()):
+            gains = sorted(errors)
+            axis.plot(gains, [errors[gain] for gain in gains], marker="o", markersize=3, label=LABELS.get(split, split))
+        axis.set(title=quant.upper(), xlabel="gain of the deep part", yscale="log")
+        axis.set_xscale("log", base=2)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("error: |eps_q - eps|² / |eps|²")
+    axes[-1].legend()
+    figure.savefig(args.out, dpi=120)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The scripts in analysis/, on records of tiny cells."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdexp.errors import UserError
+
+SCRIPTS = Path(__file__).parents[2] / "analysis"
+YAML = """\
+defaults: [tiny, _self_]
+name: bimodal
+network: {_target_: qdexp.models.bimodal.BimodalUNet2DModel, deep_gain: 1}
+"""
+STUDY = ("model=bimodal", "model.network.deep_gain=1,64", "quant=w32a8,w4a8", "protocol.n=10", "calib.rows=4")
+
+Record = dict[str, Any]
+Script = Callable[..., str]
+Points = dict[tuple[str, str, int], float]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``run(script, *arguments)``: what ``python analysis/SCRIPT ...`` prints, without a new process."""
+
+    def printed(script: str, *arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.syspath_prepend(SCRIPTS)
+        capsys.readouterr()
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return printed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture
+def study(qdexp: Callable[..., tuple[int, str, str]], own_conf: Path, folder: Path) -> list[Path]:
+    """Records of the named study on the tiny model: two gains, two bit-widths, with and without split shortcut. Run once."""
+    conf, records = folder / "conf", folder / "out" / "records"
+    if records.exists():
+        return sorted(records.iterdir())
+    (conf / "model").mkdir(parents=True)
+    (conf / "model" / "bimodal.yaml").write_text(YAML)
+    path = f"hydra.searchpath=[file://{own_conf},file://{conf}]"
+    code, _, err = qdexp("-m", path, "experiment=shortcut_modes", *STUDY, f"out={folder / 'out'}")
+    assert code == 0, err
+    return sorted(records.iterdir())
+
+
+def points(records: Sequence[Path]) -> Points:
+    """(bits, split, gain) -> error."""
+    found: Points = {}
+    for record in (json.loads(path.read_text()) for path in records):
+        gain = record["config"]["model"]["network"]["deep_gain"]
+        found[record["axes"]["quant"], record["config"]["quantizer"]["split"], gain] = record["metrics"]["noise_error"]
+    return found
+
+
+def rows(markdown: str) -> list[list[str]]:
+    """The cells of a Markdown table's lines, without the rule."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    return [line for line in lines if not set("".join(line)) <= set("-:")]
+
+
+def test_a_split_shortcut_does_not_care_how_bimodal_it_is(study: list[Path]) -> None:
+    errors = points(study)
+    assert len(errors) == 8
+    for quant in ("w32a8", "w4a8"):
+        assert errors[quant, "off", 64] > 3 * errors[quant, "off", 1]
+        assert errors[quant, "skip", 64] == pytest.approx(errors[quant, "skip", 1], rel=0.1)
+
+
+def test_the_table_of_shortcut_modes_says_what_the_records_say(run: Script, study: list[Path], tmp_path: Path) -> None:
+    figure = tmp_path / "modes.png"
+    header, *body = rows(run("shortcut_modes.py", *study, "--out", figure))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert [row[0] for row in body] == ["1", "64"]
+    columns = [name.lower().split() for name in header[1:]]
+    shown = {(quant, split, int(row[0])): text for row in body for (quant, split), text in zip(columns, row[1:], strict=True)}
+    assert shown == {point: f"{error:.3g}" for point, error in points(study).items()}
+
+
+def test_records_of_two_studies_are_not_drawn_as_one(run: Script, study: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give one study's"):
+        run("shortcut_modes.py", study[0], study[0], "--out", tmp_path / "modes.png")
+    assert not (tmp_path / "modes.png").exists()
+
+
+def test_ranges_of_shortcuts_are_a_gain_apart(run: Script, study: list[Path]) -> None:
+    ratios: dict[int, list[list[str]]] = {}
+    for path in study:
+        record: Record = json.loads(path.read_text())
+        if record["config"]["quantizer"]["split"] == "skip" and record["axes"]["quant"] == "w32a8":
+            header, *ratios[record["config"]["model"]["network"]["deep_gain"]] = rows(run("shortcut_ranges.py", path))
+            assert header == ["layer", "input, deep", "input, skip", "deep / skip", "weights, deep / skip"]
+    names = [row[0] for row in ratios[1]]
+    assert names == [f"up_blocks.{level}.resnets.{index}.conv_shortcut" for level in (0, 1) for index in (0, 1)]
+    for one, other in zip(ratios[1], ratios[64], strict=True):
+        assert float(other[3]) == pytest.approx(64 * float(one[3]), rel=0.05)
+        assert float(other[4]) == pytest.approx(float(one[4]) / 64, abs=0.006)
+
+
+def test_error_curves(run: Script, study: list[Path], tmp_path: Path) -> None:
+    assert run("error_curves.py", *study, "--out", tmp_path / "curves.png") == ""
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
