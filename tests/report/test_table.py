@@ -178,7 +178,7 @@ def test_an_option_that_tells_rows_apart_gets_a_column_and_a_name(make: Make) ->
     few["config"] = {"calib": {"timesteps": 2, "rows": 3}, "out": "a"}
     many["config"] = {"calib": {"timesteps": 5, "rows": 3}, "out": "b"}
     rows = cells([few, many])
-    assert sorted(row["calib.timesteps"] for row in rows) == ["2", "5"]
+    assert [row["timesteps"] for row in rows] == ["2", "5"]
     assert not {"calib.rows", "out"} & set(rows[0])
     assert row_names([few, many]) == ["ptq 2", "ptq 5"]
     assert row_names([few, make("fp")])[1] == "fp"

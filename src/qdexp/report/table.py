@@ -5,6 +5,7 @@ differ in them do not compare. The protocol is said below the table, with its fl
 below which no difference between methods means anything.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,7 +45,7 @@ def ladder_table(records: list[Record]) -> Table:
     columns = _columns(records)
     for column in columns:
         table.add_column("\n".join(column.header), justify=column.justify, no_wrap=column.justify == "right", overflow="fold")
-    for record in sorted(records, key=_order):
+    for record in _sorted(records):
         table.add_row(*(escape(column.text(record)) for column in columns))
     return table
 
@@ -54,7 +55,7 @@ def to_markdown(records: list[Record]) -> str:
     caption, columns = _caption(records), _columns(records)
     rows = [[" ".join(column.header) for column in columns]]
     rows.append(["---:" if column.justify == "right" else "---" for column in columns])
-    rows += [[column.text(record) for column in columns] for record in sorted(records, key=_order)]
+    rows += [[column.text(record) for column in columns] for record in _sorted(records)]
     lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
     failures = [f"- {line}" for line in _failures(records)]
     return "\n".join([*lines, "", f"{caption}.", *([""] if failures else []), *failures]) + "\n"
@@ -95,7 +96,7 @@ def _protocol_line(protocol: dict[str, Any]) -> str:
 
 def _failures(records: list[Record]) -> list[str]:
     """One line a failed cell: where and why."""
-    failed = [record for record in sorted(records, key=_order) if record["status"] != "complete"]
+    failed = [record for record in _sorted(records) if record["status"] != "complete"]
     return [_failure(record["cell"], record.get("error", {})) for record in failed]
 
 
@@ -105,13 +106,27 @@ def _failure(cell: str, error: dict[str, Any]) -> str:
     return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
 
 
-def _order(record: Record) -> tuple[Any, ...]:
-    """Full precision first, then a ladder for each pair of bit-widths, widest first."""
-    axes = record["axes"]
-    method = axes["method"]
-    rank = LADDER.index(method) if method in LADDER else len(LADDER)
-    widths = (0, 0) if _full_precision(record) else (-axes["weight_bits"], -axes["act_bits"])
-    return str(axes.get("model")), not _full_precision(record), widths, rank, method, record["cell"]
+def _sorted(records: list[Record]) -> list[Record]:
+    """Full precision first, then a ladder for each pair of bit-widths, widest first; then by what tells equal methods apart."""
+    telling = _telling(records, _labels())
+
+    def order(record: Record) -> tuple[Any, ...]:
+        axes = record["axes"]
+        method = axes["method"]
+        rank = LADDER.index(method) if method in LADDER else len(LADDER)
+        widths = (0, 0) if _full_precision(record) else (-axes["weight_bits"], -axes["act_bits"])
+        told = [_by_value(column.text(record)) for column in telling]
+        return str(axes.get("model")), not _full_precision(record), widths, rank, method, told, record["cell"]
+
+    return sorted(records, key=order)
+
+
+def _by_value(text: str) -> tuple[float, str]:
+    """Numbers by their value, before words."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return math.inf, text
 
 
 def row_names(records: list[Record]) -> list[str]:
@@ -140,6 +155,7 @@ def _columns(records: list[Record]) -> list[Column]:
         Column(("FID",), _fid),
         Column(("IS",), _number("isc", ".2f")),
         Column(("KID", "x1000"), _kid),
+        Column(("noise error", "x1000"), _noise_error),
         Column(("MSE to FP", "x1000"), _distance),
         Column(("PSNR", "dB"), _number("psnr", ".1f")),
         Column(("nominal", "MB"), _number("size_nominal_mb", ".2f")),
@@ -158,7 +174,7 @@ def _telling(records: list[Record], fixed: list[Column]) -> list[Column]:
     axes = sorted({name for record in records for name in record["axes"]} - SHOWN)
     options = sorted({name for record in records for name in _options(record)})
     found: list[Column] = []
-    for column in [*map(_axis, axes), *map(_option, options)]:
+    for column in [*map(_axis, axes), *(_option(name, options) for name in options)]:
         values: dict[tuple[str, ...], set[str]] = {}
         for record in records:
             label = tuple(known.text(record) for known in [*fixed, *found])
@@ -181,8 +197,12 @@ def _options(record: Record) -> dict[str, Any]:
     return {name: value for name, value in flat(record.get("config", {})).items() if not name.startswith(UNTOLD)}
 
 
-def _option(name: str) -> Column:
-    return Column((name,), lambda record: str(_options(record).get(name, NONE)), "left")
+def _option(name: str, among: list[str]) -> Column:
+    """Called by its last words, as many as tell it from the other options."""
+    words = name.split(".")
+    tails = (".".join(words[-count:]) for count in range(1, len(words) + 1))
+    short = next(tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in among) == 1 or tail == name)
+    return Column((short,), lambda record: str(_options(record).get(name, NONE)), "left")
 
 
 def _axis(name: str) -> Column:
@@ -227,11 +247,18 @@ def _kid(record: Record) -> str:
 
 
 def _distance(record: Record) -> str:
-    """Three significant digits: it spans orders of magnitude between 8 and 4 bits."""
-    distance = _metric(record, "distance")
-    if distance is None:
+    return _significant(_metric(record, "distance"))
+
+
+def _significant(value: float | None) -> str:
+    """A thousandfold in three significant digits: errors span orders of magnitude between 8 and 4 bits."""
+    if value is None:
         return NONE
-    return "0" if distance == 0 else f"{1000 * distance:#.3g}".rstrip(".")
+    return "0" if value == 0 else f"{1000 * value:#.3g}".rstrip(".")
+
+
+def _noise_error(record: Record) -> str:
+    return _significant(_metric(record, "noise_error"))
 
 
 def _time(record: Record) -> str:
