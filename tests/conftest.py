@@ -89,6 +89,10 @@ SMALL = (
     "calib.timesteps=2",
     "calib.rows=4",
     "sampling.batch=8",
+    "recon.batch=4",
+    "recon.heldout=4",
+    "recon.weights.iterations=4",
+    "recon.scales.iterations=2",
 )
 
 

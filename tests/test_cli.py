@@ -59,6 +59,7 @@ MISTAKES = {
     "calib.timesteps=0": ["calib.timesteps=0"],
     "calib.rows=17": ["calib.rows=17", "trajectory.samples"],
     "calib.strategy._target_=qdexp.calib.strategies.nosuch": ["_target_=qdexp.calib.strategies.nosuch", "PYTHONPATH"],
+    "recon.heldout=0": ["recon.heldout=0"],
     "quantizer.act.range._target_=nosuch.Range": ["_target_=nosuch.Range", "PYTHONPATH"],
     "protocol.scheduler._target_=diffusers.NoSuch": ["_target_=diffusers.NoSuch"],
     "model.network._target_=nosuch.Net": ["_target_=nosuch.Net"],
@@ -114,6 +115,16 @@ def test_a_network_that_cannot_be_built(qdexp: Command, tmp_path: Path, mistake:
     assert named in err
     assert "\n" not in err
     assert not list(tmp_path.glob("out/store/trajectory-*"))
+
+
+@pytest.mark.parametrize(("method", "refused"), [("qdiffusion", True), ("reconstruction", True), ("timestep_aware", False)])
+def test_rows_to_learn_from_must_be_left(qdexp: Command, tmp_path: Path, method: str, refused: bool) -> None:
+    code, _, err = qdexp(f"method={method}", "recon.heldout=8")
+    assert (code == 1) is refused
+    assert not refused or err == (
+        "qdexp: recon.heldout=8: leaves none of the 8 rows of the calibration set to learn from; lower it, or raise calib.rows"
+    )
+    assert (tmp_path / "out" / "store").exists() is not refused
 
 
 def test_a_mistake_in_a_process_of_its_own(small: list[str], tmp_path: Path) -> None:

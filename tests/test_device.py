@@ -3,14 +3,14 @@ import signal
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import BasePredictionWriter
-from torch import Tensor
+from pytorch_lightning.callbacks import BasePredictionWriter, Callback
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qdexp import device as devices
@@ -110,6 +110,61 @@ def test_an_error_is_raised_as_it_is_and_the_logger_speaks_again() -> None:
     with pytest.raises(UserError, match=r"quant\.layers"):
         devices.predict(Failing(), numbers(), CPU)
     assert logging.getLogger("pytorch_lightning").level == level
+
+
+class Descending(pl.LightningModule):
+    """Walks down x^2 / 2 by the shares that it is given."""
+
+    def __init__(self, stop: type[BaseException] | None = None) -> None:
+        super().__init__()
+        self.x, self.stop, self.seen = nn.Parameter(torch.tensor(8.0)), stop, list[tuple[int, int]]()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    def training_step(self, number: Tensor, index: int) -> Tensor:
+        self.seen.append((int(number), index))
+        if self.stop and index == 2:
+            raise self.stop
+        return self.x**2 / 2
+
+
+def test_training_takes_every_batch_once_in_order() -> None:
+    class Counting(Callback):
+        ends: ClassVar[list[int]] = []
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+            self.ends.append(index)
+
+    module = Descending()
+    devices.fit(module, numbers(), CPU, Counting())
+    assert module.seen == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert Counting.ends == [0, 1, 2, 3]
+    assert module.x.item() == 0.5
+
+
+@pytest.mark.parametrize("stop", [UserError, KeyboardInterrupt])
+def test_what_stops_training_is_raised_as_it_is(stop: type[BaseException], capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    with pytest.raises(stop):
+        devices.fit(Descending(stop), numbers(), CPU, Callback())
+    assert logger.level == level
+    assert capfd.readouterr() == ("", "")
+
+
+def test_training_is_quiet_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module, handlers = Descending(), [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        devices.fit(module, numbers(), CPU, Callback())
+    assert [str(warning.message) for warning in caught] == []
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == handlers
 
 
 def test_seconds() -> None:

@@ -17,6 +17,7 @@ from qdexp.stages.calibration import CalibrationStage
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
 from qdexp.stages.quantization import QuantizationStage
+from qdexp.stages.rounding import RoundingStage
 from qdexp.stages.samples import SamplesStage
 from qdexp.stages.trajectory import TrajectoryStage
 
@@ -27,7 +28,7 @@ ORDER = [
     {"sweep"},
     {"cell"},
     {"stages"},
-    {"models", "sampling", "calib", "metrics"},
+    {"models", "sampling", "calib", "metrics", "recon"},
     {"quant"},
     {"config", "store", "record", "device", "provenance", "zoo"},
     {"files"},
@@ -38,13 +39,18 @@ ORDER = [
 READERS = {"report", "tracking"}
 """Read records; they know nothing of the machinery, and only the sweep knows them."""
 
+CONVERSION = "qdexp.stages.conversion"
+SHARED = {"qdexp.stages.base", CONVERSION}
+"""Modules of stages that are no stage."""
+
 COMMON = {"qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.store", "qdexp.device", "qdexp.stages.base"}
 """What carries results about without changing them."""
 
 INPUTS: dict[type[Stage], set[type[Stage]]] = {
     TrajectoryStage: set(),
     CalibrationStage: {TrajectoryStage},
-    QuantizationStage: {CalibrationStage},
+    RoundingStage: {CalibrationStage},
+    QuantizationStage: {CalibrationStage, RoundingStage},
     SamplesStage: {QuantizationStage},
     CurvesStage: {QuantizationStage, TrajectoryStage},
     EvaluationStage: {SamplesStage},
@@ -112,15 +118,16 @@ def test_readers_of_records_know_nothing_of_the_machinery(name: str) -> None:
         assert not {other for other in imports(path) if other.split(".")[0] in ("torch", "hydra", "pytorch_lightning")}, module
 
 
-def test_analysis_reads_records_only() -> None:
+def test_analysis_reads_records_and_loads_checkpoints_as_any_user_does() -> None:
     for path in TOP.glob("analysis/*.py"):
-        assert {part(other) for other in own_imports(path)} <= READERS | {"errors", "files"}, path
+        known = {part(other) for other in own_imports(path) if other != "qdexp"}  # qdexp itself: qdexp.load
+        assert known <= READERS | {"errors", "files"}, path
 
 
 def test_quant_is_pure_torch() -> None:
     for module, path in files_of("quant"):
         roots = {name.split(".")[0] for name in imports(path)} - {"qdexp"} - set(sys.stdlib_module_names)
-        assert roots <= {"torch", "diffusers", "safetensors"}, module
+        assert roots <= {"torch", "diffusers", "safetensors", "greenlet"}, module
         assert {part(other) for other in own_imports(path)} <= {"quant", "errors", "files"}, module
 
 
@@ -136,7 +143,7 @@ def stage_needs(stage: type[Stage]) -> set[str]:
         module = waiting.pop()
         needs.add(module)
         found = own_imports(MODULES[module]) - needs - COMMON - {"qdexp"}
-        waiting |= {name for name in found if part(name) != "stages"}
+        waiting |= {name for name in found if part(name) != "stages" or name in stage.sources}
     return needs
 
 
@@ -151,8 +158,14 @@ def test_sources_of_a_stage_hold_all_that_it_leads_to(stage: type[Stage]) -> Non
 
 
 @pytest.mark.parametrize("stage", INPUTS, ids=lambda stage: stage.name)
+def test_who_converts_says_so_and_the_others_only_know_where_the_checkpoint_lies(stage: type[Stage]) -> None:
+    names = {name for name in _names(ast.parse(MODULES[stage.__module__].read_text())) if name.startswith(CONVERSION)}
+    assert CONVERSION in stage.sources or names <= {f"{CONVERSION}.CHECKPOINT"}
+
+
+@pytest.mark.parametrize("stage", INPUTS, ids=lambda stage: stage.name)
 def test_a_stage_uses_code_of_its_inputs_only(stage: type[Stage]) -> None:
-    reachable, waiting = {stage.__module__, "qdexp.stages.base"}, set(INPUTS[stage])
+    reachable, waiting = {stage.__module__} | SHARED, set(INPUTS[stage])
     while waiting:
         one = waiting.pop()
         reachable.add(one.__module__)
@@ -166,7 +179,7 @@ def test_inputs_are_what_stages_read(cell_of: Callable[..., Cell]) -> None:
 
 
 def test_all_stages_are_looked_at() -> None:
-    files = {module for module in MODULES if module.startswith("qdexp.stages.")} - {"qdexp.stages.base"}
+    files = {module for module in MODULES if module.startswith("qdexp.stages.")} - SHARED
     assert {stage.__module__ for stage in INPUTS} == files
 
 

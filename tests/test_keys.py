@@ -37,14 +37,17 @@ OPTIONS = {
     "quant.softmax_bits=16": QUANTIZATION,
     "quant.first_last_bits=4": QUANTIZATION,
     "quant.layers={conv_in: {weight_bits: 4}}": QUANTIZATION,
-    "quantizer=search": QUANTIZATION,
+    "quantizer=linear": QUANTIZATION,
     "quantizer.weight.granularity=per_tensor": QUANTIZATION,
     "quantizer.weight.symmetric=true": QUANTIZATION,
-    "quantizer.weight.range._target_=qdexp.quant.ranges.NormSearch": QUANTIZATION,
+    "quantizer.weight.range.p=2": QUANTIZATION,
     "quantizer.act.symmetric=true": QUANTIZATION,
-    "+quantizer.act.rows=4": QUANTIZATION,
+    "quantizer.act.rows=4": QUANTIZATION,
     "quantizer.split=skip": QUANTIZATION,
     "quantizer.name=other": NONE,
+    "recon=published": NONE,
+    "recon.heldout=2": NONE,
+    "recon.weights.rate=0.5": NONE,
     "protocol.n=21": IMAGES,
     "protocol.noise_seed=1": IMAGES | HELDOUT,
     "protocol.heldout=9": HELDOUT,
@@ -66,6 +69,40 @@ OPTIONS = {
 }
 
 
+LEARNED = {"rounding"} | QUANTIZATION
+LEARNING_OPTIONS = {
+    "quant.act_bits=4": QUANTIZATION,
+    "quant.act_bits=32": QUANTIZATION,
+    "quant.softmax_bits=16": QUANTIZATION,
+    "quant.layers={conv_in: {act_bits: 4}}": QUANTIZATION,
+    "quantizer.act.symmetric=true": QUANTIZATION,
+    "quantizer.act.rows=4": QUANTIZATION,
+    "quantizer.act.learned=false": QUANTIZATION,
+    "recon.scales.iterations=3": QUANTIZATION,
+    "recon.scales.rate=0.5": QUANTIZATION,
+    "recon.scales.power=3": QUANTIZATION,
+    "quant.weight_bits=3": LEARNED,
+    "quant.first_last_bits=4": LEARNED,
+    "quant.layers={conv_in: {act_bits: 4, weight_bits: 4}}": LEARNED,
+    "quantizer.split=skip+conv1": LEARNED,
+    "quantizer.weight.range.p=2": LEARNED,
+    "quantizer.weight.symmetric=true": LEARNED,
+    "recon.batch=3": LEARNED,
+    "recon.heldout=3": LEARNED,
+    "recon.weights.iterations=5": LEARNED,
+    "recon.weights.rate=0.5": LEARNED,
+    "recon.weights.regulariser=1": LEARNED,
+    "recon.weights.warmup=0.5": LEARNED,
+    "recon.weights.beta=[10,2]": LEARNED,
+    "recon.weights.balanced=false": LEARNED,
+    "recon.name=other": NONE,
+    "calib.rows=5": {"calibration"} | LEARNED,
+    "seed=1": {"trajectory", "calibration"} | LEARNED,
+    "sampling.batch=7": ALL | LEARNED,
+    "protocol.n=21": IMAGES,
+}
+
+
 def changed(one: Cell, other: Cell) -> set[str]:
     """The stages whose keys differ."""
     assert one.stages.keys() == other.stages.keys()
@@ -78,6 +115,18 @@ def test_option(cell_of: CellOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if option == "device=auto" and torch.cuda.is_available():
         expected = ALL
     assert changed(cell_of(), cell_of(option)) == expected
+
+
+@pytest.mark.parametrize(("option", "expected"), LEARNING_OPTIONS.items())
+def test_option_of_what_is_learned(cell_of: CellOf, option: str, expected: set[str]) -> None:
+    assert changed(cell_of("method=qdiffusion"), cell_of("method=qdiffusion", option)) == expected
+
+
+def test_all_activation_bits_share_one_rounding(cell_of: CellOf) -> None:
+    widths = ("w4a32", "w4a8", "w4a6", "w4a4")
+    keys = {cell_of("method=qdiffusion", f"quant={quant}").stages["rounding"].key for quant in widths}
+    assert len(keys) == 1
+    assert cell_of("method=reconstruction", "quant=w4a8").stages["rounding"].key not in keys, "nothing is split there"
 
 
 @pytest.mark.parametrize("option", ["seed=1", "quant=w8a8", "calib=last", "trajectory.samples=17", "protocol.heldout=9"])

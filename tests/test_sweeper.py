@@ -63,7 +63,7 @@ def test_a_sweep_ends_in_a_table_and_a_picture(qdexp: Command, tmp_path: Path) -
     [
         ("method=ptq calib=uniform", ("calib=uniform", "method=ptq")),
         ("method=fp quantizer=linear", ("quantizer=linear", "method=fp")),
-        ("method=ptq quantizer=search", ("quantizer=search", "method=ptq")),
+        ("method=ptq quantizer=linear", ("quantizer=linear", "method=ptq")),
         ("-m method=ptq,timestep_aware calib=last", ("calib=last", "method=timestep_aware")),
         ("-m experiment=calibration method=ptq", ("calib=uniform", "method=ptq")),
     ],
@@ -112,7 +112,7 @@ def test_all_cells_of_a_sweep_carry_one_name(qdexp: Command, tmp_path: Path) -> 
 def test_values_below_a_group_reach_every_rung(qdexp: Command, shared: Path) -> None:
     code, out, err = qdexp("-m", "quantizer.act.rows=4", f"out={shared}")
     assert (code, err) == (0, "")
-    assert cells(out) == ["fp", "ptq w4a8", "timestep_aware w4a8"]
+    assert cells(out) == ["fp", "ptq w4a8", "timestep_aware w4a8", "reconstruction w4a8", "qdiffusion w4a8"]
 
 
 @pytest.mark.parametrize("arguments", ["experiment=calibration", "-m experiment=calibration,calibration"])

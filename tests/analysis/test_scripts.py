@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qdexp.errors import UserError
 
@@ -113,3 +114,51 @@ def test_ranges_of_shortcuts_are_a_gain_apart(run: Script, study: list[Path]) ->
 def test_error_curves(run: Script, study: list[Path], tmp_path: Path) -> None:
     assert run("error_curves.py", *study, "--out", tmp_path / "curves.png") == ""
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def seeds(qdexp: Callable[..., tuple[int, str, str]], folder: Path) -> list[Path]:
+    """Records of the ladder over two seeds, and of quantized activations alone. Run once."""
+    records = folder / "seeds" / "records"
+    if not records.exists():
+        for arguments in (["seed=0,1"], ["seed=0,1", "method=timestep_aware", "quant=w32a8"]):
+            code, _, err = qdexp("-m", *arguments, f"out={folder / 'seeds'}")
+            assert code == 0, err
+    return sorted(records.iterdir())
+
+
+def test_gaps_are_those_of_the_records(run: Script, seeds: list[Path]) -> None:
+    cells = {
+        (axes["method"], axes["quant"], axes["seed"]): record["metrics"]
+        for record in (json.loads(path.read_text()) for path in seeds)
+        for axes in [record["axes"]]
+    }
+    _, *body = rows(run("gaps.py", *seeds))
+    assert [row[0] for row in body] == ["ptq", "timestep_aware", "reconstruction", "qdiffusion"]
+    for method, error, *_ in body:
+        mean = sum(cells[method, "w4a8", seed]["noise_error"] for seed in (0, 1)) / 2
+        assert float(error.split()[0]) == pytest.approx(1e6 * mean, abs=0.6)
+    nearest, alone = ([cells["timestep_aware", bits, seed]["noise_error"] for seed in (0, 1)] for bits in ("w4a8", "w32a8"))
+    assert min(nearest) > max(alone)
+    assert body[1][2] in ("0.0 [0.0, 0.0]", "no claim")  # nearest rounding closes nothing of its own gap
+
+
+def test_a_share_is_claimed_only_of_a_gap_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    gaps = runpy.run_path(str(SCRIPTS / "gaps.py"))
+    assert gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [1.0, 1.2, 0.8]).startswith("75.0 [")
+    assert gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [2.9, 3.4, 2.6]) == "no claim"
+    low, high = gaps["bounds"]([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-5)
+
+
+def test_the_table_of_reconstruction(run: Script, seeds: list[Path]) -> None:
+    header, *body = rows(run("reconstruction.py", *seeds))
+    assert header[:3] == ["cell", "iterations", "rate"]
+    assert len(body) == 4  # reconstruction and qdiffusion, two seeds: what learns nothing is left out
+    record = next(record for path in seeds if (record := json.loads(path.read_text()))["axes"]["method"] == "qdiffusion")
+    blocks = record["reconstruction"]["weights"]
+    ratios = [new / old for old, new, kept in zip(blocks["before"], blocks["learned"], blocks["kept"], strict=True) if kept]
+    ratios += [1.0] * blocks["kept"].count(False)
+    mean = torch.tensor(ratios).log().mean().exp()
+    assert any(row[3] == f"{mean:.3f} ({max(ratios):.3f})" for row in body)

@@ -3,6 +3,7 @@ import torch
 from quant_helpers import slow_fake_quantize, slow_grid
 
 from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, Split, dequantize, fake_quantize, qparams_from_range, quantize
+from qdexp.quant.affine import fake_quantize_learned
 from qdexp.quant.scheme import Granularity
 
 SIGNS = {"both": lambda x: x, "positive": lambda x: x.abs() + 1, "negative": lambda x: -x.abs() - 1}
@@ -96,3 +97,61 @@ def test_half_precision_and_strides_are_kept() -> None:
         assert hat.dtype == x.dtype
         assert hat.stride() == x.stride()
         assert quantize(x, qparams, scheme).stride() == x.stride()
+
+
+def straight_through(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Slow and obvious: for its gradient rounding is the identity, and the ends of the grid are constants."""
+    level = x / scale
+    held = level.round().clamp(scheme.qmin - zero_point, scheme.qmax - zero_point)
+    rounded = level + (held - level).detach()
+    return torch.where(held == level.round(), rounded, held.detach()) * scale
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(1), Split((3, 1)), Split((1, 3), PerChannel())])
+def test_learned_scales_have_straight_through_gradients(bits: int, symmetric: bool, granularity: Granularity) -> None:
+    x, scheme = torch.randn(6, 4, 5), Scheme(bits, granularity, symmetric)
+    qparams = qparams_of(x * 0.6, scheme)  # so that some values are clipped
+    received = torch.randn(6, 4, 5)
+    x.requires_grad_()
+    scale = qparams.scale.requires_grad_()
+    hat = fake_quantize_learned(x, qparams, scheme)
+    assert torch.equal(hat, fake_quantize(x, qparams, scheme))
+    got = torch.autograd.grad(hat, [x, scale], received)
+
+    exact = [value.detach().double().requires_grad_() for value in (x, scale)]
+    expand = granularity.expand
+    slow = straight_through(exact[0], expand(exact[1], 3), expand(qparams.zero_point, 3), scheme)
+    by_x, by_scale = torch.autograd.grad(slow, exact, received.double())
+    torch.testing.assert_close(got[0].double(), by_x, rtol=1e-6, atol=0)
+    assert 0.2 < got[0].eq(received).float().mean() < 1, "values beyond the grid have no gradient"
+    assert got[1].shape == scale.shape
+    torch.testing.assert_close(got[1].double(), by_scale, rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_scale_finds_its_best_value() -> None:
+    x, scheme = torch.randn(2000), Scheme(4)
+    zero_point = torch.tensor([8], dtype=torch.int32)
+    candidates = torch.linspace(0.1, 1, 200)
+    errors = torch.stack([(fake_quantize(x, QParams(s[None], zero_point), scheme) - x).square().mean() for s in candidates])
+    log = candidates[-1:].log().requires_grad_()
+    optimizer = torch.optim.Adam([log], lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (fake_quantize_learned(x, QParams(log.exp(), zero_point), scheme) - x).square().mean().backward()
+        optimizer.step()
+    error = (fake_quantize(x, QParams(log.detach().exp(), zero_point), scheme) - x).square().mean()
+    assert error < 1.05 * errors.min() < 0.5 * errors[-1]
+
+
+def test_learned_scales_keep_half_precision_and_strides() -> None:
+    x = torch.randn(2, 8, 4, 4).to(torch.bfloat16, memory_format=torch.channels_last).requires_grad_()
+    for scheme in (Scheme(8), Scheme(8, Split((2, 6)))):
+        qparams = qparams_of(x.detach(), scheme)
+        hat = fake_quantize_learned(x, QParams(qparams.scale.requires_grad_(), qparams.zero_point), scheme)
+        assert hat.dtype == x.dtype
+        assert hat.stride() == x.stride()
+        assert torch.equal(hat, fake_quantize(x, qparams, scheme))
+        by_x, by_scale = torch.autograd.grad(hat.sum(), [x, qparams.scale])
+        assert (by_x.dtype, by_scale.dtype) == (x.dtype, torch.float32)

@@ -92,9 +92,10 @@ def assert_same(one: Call, other: Call) -> None:
 @pytest.mark.parametrize("shared", [1, 2, 3, 4, 7, 9])
 @pytest.mark.parametrize("sizes", [(4, 4, 3), (4, 2), (4, 4), (5,)])
 def test_rows_of_several_batches(sizes: tuple[int, ...], shared: int) -> None:
-    """A tensor that all rows share may have as many entries as one of the batches has rows."""
+    """A tensor that all rows share may have as many entries as one of the batches has rows; or as all of them, if it is one."""
     x, other = torch.randn(sum(sizes), 3, 2), torch.randn(shared, 3)
-    rows = Rows([call(part, other) for part in x.split(sizes)], sizes)
+    one = all(shared == size for size in sizes)
+    rows = Rows([call(part, other if one else other.clone()) for part in x.split(sizes)], sizes)
     assert len(rows) == len(x)
     for index in (torch.randperm(len(x)), torch.tensor([1, 1, 0]), slice(1, len(x)), slice(0, 2)):
         assert_same(rows.take(index), call(x[index], other))

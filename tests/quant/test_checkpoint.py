@@ -11,6 +11,7 @@ from diffusers import UNet2DModel
 from quant_helpers import batches, output, quantized
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from qdexp.errors import UserError
 from qdexp.quant import checkpoint
@@ -80,6 +81,18 @@ def test_a_fresh_process_needs_the_two_files_only(
     torch.save(batches(4, 1)[0], tmp_path / "inputs.pt")
     subprocess.run([sys.executable, "-c", READ, str(tmp_path)], check=True)
     assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True), output(network))
+
+
+def test_loading_runs_no_module(saved: Path) -> None:
+    ran: list[nn.Module] = []
+    handle = register_module_forward_pre_hook(lambda module, _: ran.append(module))
+    try:
+        network = checkpoint.load(saved)
+        assert not ran
+        output(network)
+        assert len(ran) > 50
+    finally:
+        handle.remove()
 
 
 def test_half_precision_stays_half(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> None:

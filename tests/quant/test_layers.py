@@ -149,3 +149,15 @@ def test_a_fixed_range_needs_no_observation(bits: int) -> None:
     x = torch.rand(1000)
     assert quantizer.zero_point.item() == 0
     assert torch.allclose(quantizer(x), torch.round(x * (2**bits - 1)) / (2**bits - 1), atol=1e-6)
+
+
+def test_gradients_pass_through_a_grid_that_is_not_learned() -> None:
+    """Such as the softmax's: what comes before it may be learned."""
+    quantizer = ActivationQuantizer(Scheme(8), fixed_range=(0.0, 1.0))
+    quantizer.mode = "on"
+    x = torch.tensor([-0.3, 0.2, 0.7, 1.4], requires_grad=True)
+    y = quantizer(x)
+    assert torch.equal(y, quantizer(x.detach()))
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 0]

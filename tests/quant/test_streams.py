@@ -19,7 +19,7 @@ from qdexp.quant.streams import Stream, streaming
 Batches = Sequence[Sequence[Tensor]]
 
 
-class Stop(Exception):
+class StopHereError(Exception):
     """Raised where a pass shall end."""
 
 
@@ -30,10 +30,10 @@ def restarted(network: nn.Module, block: str, batch: Sequence[Tensor]) -> tuple[
 
     def stop(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         seen.extend([(args, kwargs), output(result)])
-        raise Stop
+        raise StopHereError
 
     handle = network.get_submodule(block).register_forward_hook(stop, with_kwargs=True)
-    with pytest.raises(Stop):
+    with pytest.raises(StopHereError):
         network(*batch)
     handle.remove()
     return seen[0], seen[1]
@@ -190,6 +190,28 @@ class Chain(nn.Module):
 
 
 CHAIN = ["first", "second", "third"]
+
+
+class Guarded(Chain):
+    """Counts how often it was entered and left."""
+
+    entered = left = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.entered += 1
+        try:
+            return super().forward(x)
+        finally:
+            self.left += 1
+
+
+def test_passes_end_when_the_stream_is_closed() -> None:
+    network = Guarded()
+    stream = Stream(network, CHAIN, [(torch.ones(2, 2),), (torch.ones(1, 2),)])
+    stream.advance()
+    assert (network.entered, network.left) == (2, 0)
+    stream.close()
+    assert (network.entered, network.left) == (2, 2)
 
 
 class Branching(Chain):

@@ -73,16 +73,18 @@ class _LearnedScale(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.scheme = scheme
-        return round_to_grid(x, scale, zero_point, scheme)
+        return round_to_grid(x, scale, zero_point, scheme).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (gradient,) = gradients
         x, scale, zero_point = ctx.saved_tensors
         exact = x * scale.reciprocal()
         level = exact.round()
         held = level.clamp(*(end - zero_point for end in (ctx.scheme.qmin, ctx.scheme.qmax)))
         inside = level == held
+        if not ctx.needs_input_grad[1]:
+            return gradient * inside, None, None, None
         # d x_hat / d s: round(x / s) - x / s inside the grid, the outermost level beyond it
         by_scale = gradient * (held - exact * inside)
         return gradient * inside, by_scale.sum_to_size(scale.shape), None, None

@@ -44,7 +44,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x, any shape -> the same shape, dtype and strides."""
         if self.mode == "on":
-            quantize = fake_quantize_learned if self.scale.requires_grad else fake_quantize
+            learning = self.scale.requires_grad or x.requires_grad  # what was quantized before may be learned through this one
+            quantize = fake_quantize_learned if learning else fake_quantize
             return quantize(x, QParams(self.scale, self.zero_point), self.scheme)
         if self.mode == "observe" and self.observer is not None:
             self.observer.observe(x)

@@ -1,8 +1,8 @@
 """What is learned of one block, as Lightning modules.
 
 Both minimise the distance between the block's output, for the inputs that the network quantized so far hands to it, and the
-output of the same block in the full-precision network (BRECQ, Li et al. 2021, arXiv 2102.05426, equation 10): first the rounding
-of the weights, with activations in full precision; then, in a second walk with all weights rounded, the scales of the
+output of the same block in the full-precision network (BRECQ, Li et al. 2021, arXiv 2102.05426, equation 10): first the
+rounding of the weights, with activations in full precision; then, in a second walk with all weights rounded, the scales of the
 activations.
 
 A block's *state* is what is learned of it: integers of the weights or scales of the activations, by name.
@@ -44,7 +44,7 @@ class Reconstruction(pl.LightningModule):
 
     def __init__(self, site: Site, settings: WeightLearning | ScaleLearning, start: float) -> None:
         super().__init__()
-        # no submodule: Lightning would switch the block to training, dropout on, and carry it off to the CPU at the end
+        # no submodule: its biases are not to be learned, and Lightning would carry it off to the CPU at the end
         self._site = (site,)
         self.settings, self.start = settings, start
         self.error = torch.tensor(math.nan)
@@ -69,7 +69,7 @@ class Reconstruction(pl.LightningModule):
         (site,) = self._site
         target = site.targets[index]
         difference = run(site.block, site.rows.take(index), overrides) - target
-        self.error = difference.detach().square().sum() / target.square().sum()
+        self.error = relative(difference.detach().square().sum(), target.square().sum())
         return difference, target
 
 
@@ -113,7 +113,7 @@ class WeightReconstruction(Reconstruction):
         overrides = {_parameter(name, "weight"): rounding.weight(h) for name, rounding, h in parts}
         difference, target = self.difference(index, overrides)
         if self.settings.balanced:
-            loss = difference.square().sum() / target.square().sum() / self.start
+            loss = relative(difference.square().sum(), target.square().sum()) / self.start
         else:  # summed over the channels, mean over the rest
             loss = difference.square().sum(1 if difference.ndim == 4 else -1).mean()
         return loss + self._regulariser(choices, step)
@@ -164,8 +164,12 @@ class ScaleReconstruction(Reconstruction):
         overrides = {_parameter(name, "scale"): log.exp() for name, log in zip(self._names, self.logs, strict=True)}
         difference, target = self.difference(index, overrides)
         power = self.settings.power
-        loss: Tensor = difference.abs().pow(power).sum() / target.abs().pow(power).sum()
-        return loss
+        return relative(difference.abs().pow(power).sum(), target.abs().pow(power).sum())
+
+
+def relative(error: Tensor, target: Tensor) -> Tensor:
+    """A sum over errors by the same sum over targets; the error itself where all targets are 0."""
+    return error / torch.where(target > 0, target, 1)
 
 
 def _parameter(module: str, name: str) -> str:

@@ -1,6 +1,7 @@
 """What reconstruction did for each block, as a file beside the checkpoint."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ FILE = "blocks.json"
 class BlockErrors:
     """The relative squared error of a block's output on the held-out rows: `before`, and as `learned`.
 
-    Where `learned` is not below `before`, the block stays as it was.
+    Where `learned` is not below `before`, the block stays as it was; so it does where `learned` is not finite.
     """
 
     block: str
@@ -33,4 +34,5 @@ def write(folder: Path, title: str, results: Sequence[BlockErrors]) -> None:
     if stayed:
         print(f"  {title}: no gain in {len(stayed)} of {len(results)} blocks, which stay as they were: {', '.join(stayed)}")
     columns = {name: [getattr(each, name) for each in results] for name in ("block", "before", "learned", "kept")}
+    columns["learned"] = [error if math.isfinite(error) else None for error in columns["learned"]]  # JSON knows no NaN
     files.write_text(folder / FILE, json.dumps(columns))

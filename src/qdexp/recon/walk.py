@@ -69,14 +69,14 @@ class Walk:
             for number, name in enumerate(self.blocks):
                 progress.enter(name)
                 block, original = self.network.get_submodule(name), self.full.get_submodule(name)
-                targets = full.advance()
+                targets = torch.cat(full.advance())
                 if kind.state(block):
                     path = self.folder / _PARTS.format(f"{number:04d}")
                     if not path.exists():
-                        site = Site(block, original, Rows(quantized.calls, quantized.sizes), torch.cat(targets))
+                        site = Site(block, original, Rows(quantized.calls, quantized.sizes), targets)
                         state, errors = self._learn(kind, settings, site, name, progress)
                         _write(path, state, errors)
-                    state, errors = _read(path, name, targets[0].device)
+                    state, errors = _read(path, name, targets.device)
                     kind.restore(block, state)
                     results.append(errors)
                 quantized.advance()
@@ -87,13 +87,13 @@ class Walk:
     ) -> tuple[State, BlockErrors]:
         rows = len(site.rows)
         learning, heldout = slice(0, rows - self.recon.heldout), slice(rows - self.recon.heldout, rows)
-        old, before = kind.state(site.block), self._error(site, heldout)
-        if not math.isfinite(before):
-            raise UserError(f"block {name}: its error under {kind.title} is {before} before anything is learned; "
+        old, start, before = kind.state(site.block), self._error(site, learning), self._error(site, heldout)
+        if not math.isfinite(start + before):
+            raise UserError(f"block {name}: its error under {kind.title} is {start + before} before anything is learned; "
                             f"the weights or the calibration rows hold values that are not finite")  # fmt: skip
-        if before == 0:  # nothing to gain, and nothing to measure a loss against
+        if 0 in (start, before):  # nothing to gain, or nothing to measure a loss against
             return old, BlockErrors(name, before, before)
-        module = kind(site, settings, self._error(site, learning))
+        module = kind(site, settings, start)
         devices.fit(module, self._batches(learning.stop, settings.iterations, name, site), site.targets.device, progress)
         learned = module.to(site.targets.device).learned()  # Lightning leaves it on the CPU
         kind.restore(site.block, learned)

@@ -1,0 +1,119 @@
+"""A small network to reconstruct, and how its blocks fared."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdexp.config import Recon, ScaleLearning, WeightLearning
+from qdexp.quant import NormSearch, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.blocks import blocks_of
+from qdexp.quant.network import activation_quantizers, quantized_layers
+from qdexp.quant.rounding import nearest
+from qdexp.quant.streams import streaming
+from qdexp.recon.walk import Walk
+
+Batches = list[tuple[Tensor, ...]]
+
+RECON = Recon(
+    name="test",
+    batch=4,
+    heldout=8,
+    weights=WeightLearning(iterations=4, rate=0.1, regulariser=3.0, warmup=0.2, beta=[20, 2], balanced=True),
+    scales=ScaleLearning(iterations=4, rate=0.01, power=2.0),
+)
+
+
+def recon(batch: int = 4, heldout: int = 8, **changes: Any) -> Recon:
+    """`RECON` with other options; those of `weights` and `scales` by their names."""
+    weights = replace(RECON.weights, **{name: value for name, value in changes.items() if hasattr(RECON.weights, name)})
+    scales = replace(RECON.scales, **{name: value for name, value in changes.items() if hasattr(RECON.scales, name)})
+    return Recon("test", batch, heldout, weights, scales)
+
+
+def batches(*sizes: int) -> Batches:
+    """Calibration rows (x_t, t) for `tiny_unet`."""
+    generator = torch.Generator().manual_seed(1)
+
+    def batch(rows: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(rows, 1, 8, 8, generator=generator), torch.randint(0, 1000, (rows,), generator=generator)
+
+    return [batch(rows) for rows in sizes]
+
+
+@dataclass
+class Pair:
+    """A network with quantized weights, and the full-precision one."""
+
+    network: nn.Module
+    full: nn.Module
+    blocks: list[str]
+    data: Batches
+
+    def walk(self, folder: Path, options: Recon = RECON, seed: int = 0) -> Walk:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Walk(self.network, self.full, self.blocks, options, seed, folder)
+
+    def observe(self) -> "Pair":
+        """Switch activation quantization on."""
+        observe_activations(self.network, self.data, NormSearch())
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that may have been learned."""
+        weights = {name: layer.weight for name, layer in quantized_layers(self.network)}
+        return weights | {f"{name}.scale": each.scale for name, each in activation_quantizers(self.network)}
+
+    def error(self) -> float:
+        """Of the whole network's output, relative, squared."""
+        with torch.no_grad():
+            parts = [[network(*batch)[0] for batch in self.data] for network in (self.network, self.full)]
+        ours, theirs = (torch.cat(part) for part in parts)
+        return float((ours - theirs).square().sum() / theirs.square().sum())
+
+
+def pair(full: nn.Module, data: Batches, weight_bits: int, act_bits: int = 32, **options: Any) -> Pair:
+    """Weights rounded to the nearest level; activations not quantized yet."""
+    network = copy.deepcopy(full.requires_grad_(False))
+    order = execution_order(network, data[0])
+    layers = options.pop("layers", None)
+    convert(network, plan_bits(network, order, weight_bits, act_bits, layers=layers), **options)
+    quantize_weights(network, NormSearch(), nearest)
+    return Pair(network, full, blocks_of(network, order), data)
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    """`blocks.json`, a dict a block; it must be JSON of the strict kind."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    columns = json.loads((folder / "blocks.json").read_text(), parse_constant=refuse)
+    assert list(columns) == ["block", "before", "learned", "kept"]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def held_out_errors(pair: Pair, rows: int) -> dict[str, float]:
+    """Every block's relative squared error on the last rows, inputs and outputs from passes through the finished networks."""
+    errors = {}
+    with streaming(pair.full, pair.blocks, pair.data) as full, streaming(pair.network, pair.blocks, pair.data) as network:
+        for name in pair.blocks:
+            ours, theirs = (torch.cat(stream.advance())[-rows:].double() for stream in (network, full))
+            errors[name] = float((ours - theirs).square().sum() / theirs.square().sum())
+    return errors
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """To the last bit."""
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> Sequence[str]:
+    """The names of what is not equal."""
+    return [name for name in one if not torch.equal(one[name], other[name])]

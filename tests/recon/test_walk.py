@@ -1,0 +1,365 @@
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from recon_helpers import Batches, Pair, batches, differing, equal, held_out_errors, pair, recon, table
+from torch import Tensor, nn
+
+from qdexp.errors import UserError
+from qdexp.quant.network import activation_quantizers, quantized_layers
+from qdexp.quant.shortcuts import split_sizes
+
+ATTENTION = "mid_block.attentions.0"
+
+
+@pytest.fixture
+def data() -> Batches:
+    """24 rows, of which the last 8 are held out."""
+    return batches(9, 9, 6)
+
+
+def hooks(network: nn.Module) -> int:
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in network.modules())
+
+
+def test_learned_rounding_beats_nearest_on_rows_that_it_has_not_seen(tiny_unet: UNet2DModel, tmp_path: Path) -> None:
+    data = batches(16, 16, 16)
+    splits = split_sizes(tiny_unet, data[0], "skip")
+    start = pair(tiny_unet, data, 4, splits=splits)
+    learned = copy.deepcopy(start)
+    learned.walk(tmp_path, recon(batch=8, heldout=16, iterations=60)).learn_weights(data)
+
+    rows = table(tmp_path)
+    assert [row["block"] for row in rows] == start.blocks
+    assert all(row["kept"] == (row["learned"] < row["before"]) for row in rows)
+    assert sum(row["kept"] for row in rows) >= 14
+    for name, error in held_out_errors(learned, 16).items():
+        row = next(row for row in rows if row["block"] == name)
+        assert error == pytest.approx(min(row["before"], row["learned"]), rel=1e-3)
+    assert learned.error() < 0.8 * start.error()
+    assert hooks(learned.network) == hooks(learned.full) == 0
+
+    before: dict[str, Any] = dict(quantized_layers(start.network))
+    layers: dict[str, Any] = dict(quantized_layers(learned.network))
+    for name, layer in layers.items():
+        assert (layer.weight_int.int() - before[name].weight_int.int()).abs().max() <= 1
+        for mine, theirs in zip(layer.weight_qparams, before[name].weight_qparams, strict=True):
+            assert torch.equal(mine, theirs)
+    for name, parameter in learned.network.named_parameters():
+        assert torch.equal(parameter, tiny_unet.get_parameter(name)), "biases and norms are not learned"
+
+
+def test_learned_scales_never_lose_and_stay_positive(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    start = pair(tiny_unet, data, 8, 4).observe()
+    learned = copy.deepcopy(start)
+    learned.walk(tmp_path, recon(batch=8, iterations=40, rate=0.02)).learn_scales(data)
+    rows = table(tmp_path)
+    assert [row["block"] for row in rows] == start.blocks
+    assert sum(row["kept"] for row in rows) > 4
+    for name, error in held_out_errors(learned, 8).items():
+        row = next(row for row in rows if row["block"] == name)
+        assert error == pytest.approx(min(row["before"], row["learned"]), rel=1e-3)
+    before = dict(activation_quantizers(start.network))
+    kept = {row["block"] for row in rows if row["kept"]}
+    for name, quantizer in activation_quantizers(learned.network):
+        assert ((quantizer.scale > 0) & quantizer.scale.isfinite()).all()
+        assert quantizer.scale.shape == before[name].scale.shape
+        assert torch.equal(quantizer.zero_point, before[name].zero_point)
+        block = next(block for block in start.blocks if name.startswith(f"{block}."))
+        unchanged = torch.equal(quantizer.scale, before[name].scale)
+        assert unchanged == (quantizer.fixed or block not in kept), name
+    for name, layer in quantized_layers(learned.network):
+        assert torch.equal(layer.weight, dict(quantized_layers(start.network))[name].weight)
+
+
+@pytest.mark.parametrize("what", ["weights", "scales"])
+def test_what_makes_a_block_worse_is_not_used(
+    tiny_unet: UNet2DModel, data: Batches, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    one = pair(tiny_unet, data, 8, 8).observe() if what == "scales" else pair(tiny_unet, data, 8)
+    before, walk = copy.deepcopy(one.state()), one.walk(tmp_path, recon(rate=1e3))
+    (walk.learn_weights if what == "weights" else walk.learn_scales)(data)
+    assert equal(one.state(), before)
+    rows = table(tmp_path)
+    assert not any(row["kept"] for row in rows)
+    title = {"weights": "weight rounding", "scales": "activation scales"}[what]
+    stayed = ", ".join(one.blocks)
+    assert capsys.readouterr().out == f"  {title}: no gain in 18 of 18 blocks, which stay as they were: {stayed}\n"
+
+
+def test_dropout_stays_off_while_a_block_is_learned(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    one = pair(tiny_unet, data, 4)
+    seen: list[bool] = []
+
+    def look(module: nn.Module, *_: Any) -> None:
+        seen.append(module.training)
+        learning.append(torch.is_grad_enabled())
+
+    learning: list[bool] = []
+    for network in (one.network, one.full):
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                assert module.p in (0.0, 0.1)
+                module.register_forward_hook(look)
+    one.walk(tmp_path, recon(iterations=3)).learn_weights(data)
+    assert sum(learning) >= 3 * 8, "every residual block and attention was learned on"
+    assert not any(seen)
+    quiet, loud = one.error(), Pair(one.network.train(), one.full, one.blocks, data).error()
+    assert loud > 2 * quiet, "with dropout on, most of a block's error would be dropout"
+
+
+class Backwards(nn.Module):
+    """Defines its layers in the order opposite to that in which they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.middle, self.first = (nn.Conv2d(*channels, 3, padding=1) for channels in ((8, 1), (8, 8), (1, 8)))
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+        return (self.last(torch.relu_(self.middle(torch.relu_(self.first(x))))),)
+
+
+def test_blocks_are_visited_in_execution_order(data: Batches, tmp_path: Path) -> None:
+    """A block that was visited before one that runs earlier would have learned from other inputs than it gets."""
+    one = pair(Backwards(), data, 3, layers={"*": {"weight_bits": 3}})
+    nearest = copy.deepcopy(one)
+    one.walk(tmp_path, recon(iterations=30)).learn_weights(data)
+    rows = table(tmp_path)
+    assert [row["block"] for row in rows] == ["first", "middle", "last"]
+    told = {row["block"]: min(row["before"], row["learned"]) for row in rows}
+    assert held_out_errors(one, 8) == pytest.approx(told, rel=1e-3)
+    assert rows[1]["kept"]
+    assert rows[2]["before"] != pytest.approx(held_out_errors(nearest, 8)["last"], rel=1e-3), "its inputs have changed"
+
+
+def test_layers_left_in_floating_point_are_passed_by(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    float_layers = {"conv_in": {"weight_bits": 32, "act_bits": 32}, f"{ATTENTION}.*": {"weight_bits": 32, "act_bits": 32}}
+    one = pair(tiny_unet, data, 4, 8, layers=float_layers)
+    one.walk(tmp_path).learn_weights(data)
+    expected = [name for name in one.blocks if name not in ("conv_in", ATTENTION)]
+    assert len(expected) == 16
+    assert [row["block"] for row in table(tmp_path)] == expected
+    walk = one.observe().walk(tmp_path / "scales")
+    walk.learn_scales(data)
+    assert [row["block"] for row in table(tmp_path / "scales")] == expected
+    for name in ("conv_in.weight", f"{ATTENTION}.to_q.weight"):
+        assert torch.equal(one.network.get_parameter(name), tiny_unet.get_parameter(name))
+
+
+def test_a_block_with_no_weights_to_round_still_has_scales(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    one = pair(tiny_unet, data, 4, 8, layers={f"{ATTENTION}.*": {"weight_bits": 32}})
+    one.walk(tmp_path).learn_weights(data)
+    assert ATTENTION not in [row["block"] for row in table(tmp_path)]
+    one.observe().walk(tmp_path / "scales").learn_scales(data)
+    assert ATTENTION in [row["block"] for row in table(tmp_path / "scales")]
+
+
+def test_scales_alone(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    """w32a8"""
+    one = pair(tiny_unet, data, 32, 8)
+    one.walk(tmp_path).learn_weights(data)
+    assert not list(tmp_path.iterdir())
+    before = copy.deepcopy(one.observe().state())
+    one.walk(tmp_path, recon(iterations=20)).learn_scales(data)
+    assert len(table(tmp_path)) == 18
+    changed = differing(one.state(), before)
+    assert changed
+    assert all(name.endswith(".scale") for name in changed)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_weights_alone(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path, balanced: bool) -> None:
+    """w4a32"""
+    one = pair(tiny_unet, data, 4)
+    before = copy.deepcopy(one.state())
+    one.walk(tmp_path / "weights", recon(balanced=balanced)).learn_weights(data)
+    one.walk(tmp_path / "scales").learn_scales(data)
+    assert differing(one.state(), before)
+    assert len(table(tmp_path / "weights")) == 18
+    assert not list((tmp_path / "scales").iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["mid_block.resnets.0.conv1.weight", "mid_block.resnets.0.conv1.bias"])
+def test_weights_that_are_not_finite_are_reported(
+    tiny_unet: UNet2DModel, data: Batches, tmp_path: Path, name: str, value: float
+) -> None:
+    tiny_unet.get_parameter(name).data.view(-1)[3] = value
+    one = pair(tiny_unet, data, 4)
+    with pytest.raises(UserError, match=r"^block mid_block\.resnets\.0: .*not finite$") as caught:
+        one.walk(tmp_path).learn_weights(data)
+    assert "\n" not in str(caught.value)
+    assert hooks(one.network) == hooks(one.full) == 0
+
+
+@pytest.mark.parametrize("row", [0, 17, 23])
+def test_rows_that_are_not_finite_are_reported(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path, row: int) -> None:
+    """Whether they are learned from or held out."""
+    x = torch.cat([batch[0] for batch in data])
+    x[row, 0, 0, 0] = float("inf")
+    spoiled: Batches = [(part, t) for part, (_, t) in zip(x.split([9, 9, 6]), data, strict=True)]
+    with pytest.raises(UserError, match=r"^block conv_in: .*not finite$"):
+        pair(tiny_unet, data, 4).walk(tmp_path).learn_weights(spoiled)
+
+
+@pytest.mark.parametrize("what", ["weights", "scales"])
+def test_dead_channels_and_dead_blocks(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path, what: str) -> None:
+    """A channel of zero weights, a layer of zeros, and a block whose output is zero (as networks are initialised)."""
+    dead = "mid_block.resnets.0.conv2", "time_embedding.linear_2", "conv_out"
+    tiny_unet.conv_in.weight.data[2] = 0
+    for name in dead:
+        for parameter in tiny_unet.get_submodule(name).parameters():
+            parameter.data.zero_()
+    one = pair(tiny_unet, data, 4, 8)
+    if what == "weights":
+        one.walk(tmp_path, recon(iterations=20)).learn_weights(data)
+    else:
+        one.observe().walk(tmp_path, recon(iterations=20)).learn_scales(data)
+    rows = {row["block"]: row for row in table(tmp_path)}
+    for name in ("time_embedding.linear_2", "conv_out"):
+        assert rows[name] == {"block": name, "before": 0, "learned": 0, "kept": False}
+    assert sum(row["kept"] for row in rows.values()) > 2
+    layers = dict(quantized_layers(one.network))
+    for weight in (layers["conv_in"].weight[2], *(layers[name].weight for name in dead)):
+        assert weight.eq(0).all()
+    for tensor in one.state().values():
+        assert tensor.isfinite().all()
+
+
+class Half(nn.Module):
+    """Its second layer's output is zero for every row in full precision, but not quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1, bias=False), nn.Conv2d(1, 1, 1)
+        for parameter in self.first.parameters():
+            parameter.data[1] = parameter.data[0]
+        self.second.weight.data = torch.tensor([0.25, -0.25]).view(1, 2, 1, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+        return (self.third(self.second(self.first(x)) + x),)
+
+
+@pytest.mark.parametrize("what", ["weights", "scales"])
+def test_a_block_that_ought_to_give_nothing_but_zeros(data: Batches, tmp_path: Path, what: str) -> None:
+    """Its error has nothing to be relative to."""
+    one = pair(Half(), data, 4, 8, weight_symmetric=what == "weights")
+    second: Any = dict(quantized_layers(one.network))["second"]
+    other = second.weight_int.clone()
+    other[0, 1] += 1
+    second.set_weight(other, second.weight_qparams)
+    if what == "weights":
+        one.walk(tmp_path, recon(iterations=20)).learn_weights(data)
+    else:
+        one.observe().walk(tmp_path, recon(iterations=20)).learn_scales(data)
+    row = table(tmp_path)[1]
+    assert row["before"] > 0
+    assert row["learned"] < row["before"]
+    for tensor in one.state().values():
+        assert tensor.isfinite().all()
+
+
+@pytest.fixture
+def finished(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> Pair:
+    """An uninterrupted walk in `tmp_path/whole`."""
+    one = pair(tiny_unet, data, 4, 8)
+    one.walk(tmp_path / "whole", recon(iterations=2)).learn_weights(data)
+    return one
+
+
+def test_resumed_at_any_block_it_ends_with_the_same_bits(
+    tiny_unet: UNet2DModel, data: Batches, finished: Pair, tmp_path: Path
+) -> None:
+    parts = sorted((tmp_path / "whole").glob("block-*.safetensors"))
+    assert len(parts) == 18
+    for done in range(18):
+        folder = tmp_path / str(done)
+        folder.mkdir()
+        for path in parts[:done]:
+            shutil.copy2(path, folder)
+        one = pair(tiny_unet, data, 4, 8)
+        one.walk(folder, recon(iterations=2)).learn_weights(data)
+        assert equal(one.state(), finished.state())
+        assert (folder / "blocks.json").read_bytes() == (tmp_path / "whole" / "blocks.json").read_bytes()
+        for path in parts:
+            again = folder / path.name
+            assert again.read_bytes() == path.read_bytes()
+            assert (again.stat().st_mtime_ns == path.stat().st_mtime_ns) == (path in parts[:done]), "kept, or made anew"
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, ArithmeticError])
+def test_stopped_in_the_middle_of_a_block(
+    tiny_unet: UNet2DModel, data: Batches, finished: Pair, tmp_path: Path, interrupt: type[BaseException]
+) -> None:
+    one, steps = pair(tiny_unet, data, 4, 8), []
+
+    def stop(*_: Any) -> None:
+        steps.append(torch.is_grad_enabled())
+        if sum(steps) == 2:
+            raise interrupt
+
+    handle = one.network.get_submodule("mid_block.resnets.1").register_forward_pre_hook(stop)
+    with pytest.raises(interrupt):
+        one.walk(tmp_path / "stopped", recon(iterations=2)).learn_weights(data)
+    handle.remove()
+    assert hooks(one.network) == hooks(one.full) == 0
+    assert len(list((tmp_path / "stopped").iterdir())) == 9
+    again = pair(tiny_unet, data, 4, 8)
+    again.walk(tmp_path / "stopped", recon(iterations=2)).learn_weights(data)
+    assert equal(again.state(), finished.state())
+
+
+def test_scales_are_resumed_too(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    whole, again = (pair(tiny_unet, data, 8, 4).observe() for _ in range(2))
+    whole.walk(tmp_path).learn_scales(data)
+    for path in sorted(tmp_path.glob("block-*"))[7:]:
+        path.unlink()
+    again.walk(tmp_path).learn_scales(data)
+    assert equal(again.state(), whole.state())
+
+
+def test_the_files_of_single_blocks_are_cleared(finished: Pair, tmp_path: Path) -> None:
+    finished.walk(tmp_path / "whole").clear()
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["blocks.json"]
+
+
+def test_the_seed_decides_every_bit(tiny_unet: UNet2DModel, data: Batches, finished: Pair, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        torch.manual_seed(1 + seed)  # the state of torch's own generator does not matter
+        one = pair(tiny_unet, data, 4, 8)
+        one.walk(tmp_path / str(seed), recon(iterations=2), seed).learn_weights(data)
+        assert equal(one.state(), finished.state()) == (seed == 0)
+
+
+def test_batches_are_epochs_of_the_rows_that_are_not_held_out(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    x = torch.cat([batch[0] for batch in data])
+    one, seen = pair(tiny_unet, data, 4), []
+
+    def look(_: nn.Module, args: tuple[Tensor]) -> None:
+        if torch.is_grad_enabled():
+            seen.append([next(row for row in range(24) if torch.equal(x[row], image)) for image in args[0]])
+
+    one.network.get_submodule("conv_in").register_forward_pre_hook(look)
+    one.walk(tmp_path, recon(iterations=14)).learn_weights(data)
+    assert [len(batch) for batch in seen] == [4] * 14
+    rows = [row for batch in seen for row in batch]
+    epochs = [rows[start : start + 16] for start in range(0, 48, 16)]
+    assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3, "in another order each"
+    assert len(set(rows[48:])) == 8
+
+
+def test_memory_format_changes_nothing_but_the_last_bits(data: Batches, tmp_path: Path) -> None:
+    network, finished = Backwards(), []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        one = pair(copy.deepcopy(network).to(memory_format=memory_format), data, 4)
+        one.walk(tmp_path / str(memory_format), recon(iterations=20)).learn_weights(data)
+        finished.append(dict(quantized_layers(one.network)))
+    plain, last = finished
+    assert last["middle"].weight.is_contiguous(memory_format=torch.channels_last)
+    same = torch.cat([(plain[name].weight == layer.weight).flatten() for name, layer in last.items()])
+    assert same.float().mean() > 0.95

@@ -1,0 +1,112 @@
+"""Learned rounding as a stage: who shares it, what of it ends in the quantized network, and what a killed process leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qdexp import files
+from qdexp.cell import Cell
+from qdexp.quant import checkpoint
+from qdexp.quant.network import activation_quantizers, quantized_layers
+
+CellOf = Callable[..., Cell]
+Command = Callable[..., tuple[int, str, str]]
+Executed = Callable[..., list[str]]
+
+
+def made(cell: Cell) -> dict[str, Path]:
+    """The cell's stages up to the quantized network, in its store; by their names."""
+    record = cell.run()
+    return {name: cell.out / "store" / f"{cell.stages[name].name}-{key}" for name, key in record["keys"].items()}
+
+
+def layers(folder: Path) -> dict[str, Any]:
+    """The quantized layers of the checkpoint in a stage's folder."""
+    return dict(quantized_layers(checkpoint.load(folder / "checkpoint")))
+
+
+def test_all_activation_bits_share_one_rounding(cell_of: CellOf, executed: Executed) -> None:
+    folders = [made(cell_of("method=qdiffusion", f"quant={quant}")) for quant in ("w4a32", "w4a4")]
+    assert len({folder["rounding"] for folder in folders}) == 1
+    assert len({folder["quantization"] for folder in folders}) == 2
+    assert sum(entry.startswith("rounding-") for entry in executed()) == 1
+    for folder in folders:
+        rounded, network = layers(folder["rounding"]), layers(folder["quantization"])
+        assert rounded.keys() == network.keys()
+        for name, layer in network.items():
+            assert torch.equal(layer.weight_int, rounded[name].weight_int)
+            assert torch.equal(layer.weight, rounded[name].weight)
+    assert not list(activation_quantizers(checkpoint.load(folders[0]["rounding"] / "checkpoint")))
+
+
+def test_what_the_stages_leave(cell_of: CellOf) -> None:
+    """No file of a single block; what learning did in the record, by what was learned."""
+    cell = cell_of("method=qdiffusion", "recon.weights.iterations=20", "recon.weights.rate=0.1")
+    folders, record = made(cell), cell.run()
+    for stage in ("rounding", "quantization"):
+        assert {path.name for path in folders[stage].iterdir()} == {"checkpoint", "blocks.json", "manifest.json"}
+    learned = record["reconstruction"]
+    assert learned.keys() == {"weights", "scales"}
+    assert len(learned["weights"]["block"]) == 18
+    assert any(learned["weights"]["kept"])
+
+
+@pytest.mark.parametrize(
+    ("quant", "layers", "learned"),
+    [
+        ("w32a8", "", {"scales": 18}),
+        ("w4a32", "", {"weights": 18}),
+        ("w4a8", "{*: {weight_bits: 32}, conv_in: {weight_bits: 4}}", {"weights": 1, "scales": 18}),
+    ],
+)
+def test_what_is_left_in_floating_point_is_not_learned(
+    cell_of: CellOf, quant: str, layers: str, learned: dict[str, int]
+) -> None:
+    options = [f"quant.layers={layers}"] if layers else []
+    record = cell_of("method=reconstruction", f"quant={quant}", *options).run()
+    assert {name: len(columns["block"]) for name, columns in record["reconstruction"].items()} == learned
+
+
+def test_rungs_that_learn_nothing_say_nothing(cell_of: CellOf) -> None:
+    cell = cell_of("method=timestep_aware")
+    assert cell.run()["reconstruction"] == {}
+    assert "rounding" not in cell.stages
+    assert "rounding" not in cell_of("method=qdiffusion", "quantizer.rounding=nearest").stages
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(qdexp: Command, small: list[str], tmp_path: Path) -> None:
+    options = ["method=qdiffusion", "recon.weights.iterations=10"]
+    arguments = [option for option in small if not option.startswith("recon.weights.iterations=")] + options
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qdexp", *arguments], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out" / "store").glob(".work-rounding-*/block-*.safetensors"))) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (work,) = (tmp_path / "out" / "store").glob(".work-rounding-*")
+    assert not (work / "checkpoint").exists()
+
+    assert qdexp(*options)[0] == 0
+    assert qdexp(*options, f"out={tmp_path / 'undisturbed'}")[0] == 0
+    for stage in ("rounding", "quantization"):
+        resumed, whole = (next(tmp_path.glob(f"{out}/store/{stage}-*")) for out in ("out", "undisturbed"))
+        assert (resumed / "blocks.json").read_bytes() == (whole / "blocks.json").read_bytes()
+        tensors = f"checkpoint/{checkpoint.TENSORS}"
+        assert files.sha256(resumed / tensors) == files.sha256(whole / tensors)
+        costs = json.loads((resumed / "manifest.json").read_text())["costs"]
+        assert ("resumed" in costs) == (stage == "rounding")
