@@ -80,6 +80,9 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="+")
     cells = cells_of([record for record in read_records(parser.parse_args().records) if record["status"] == "complete"])
     seeds = sorted({seed for _, bits, seed in cells if bits == ACTIVATIONS_ALONE})
+    wanted = {(method, BITS, seed) for method in METHODS for seed in seeds}
+    if len(seeds) < 2 or not wanted <= cells.keys():
+        parser.error("give the records of both sweeps, for at least two seeds")
     header = ["method", "noise error x10^6", "of the rounding error closed, %", "FID", "of the FID gap of ptq closed, %"]
     rows = [row(method, cells, seeds) for method in METHODS]
     print("\n".join(f"| {' | '.join(texts)} |" for texts in [header, ["---", *["---:"] * 4], *rows]))

@@ -7,7 +7,7 @@ error` is the mean over the sampler's steps on held-out trajectories; `seconds` 
 """
 
 import argparse
-import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def _gain(blocks: dict[str, list[Any]] | None) -> list[str]:
         return ["-", "-"]
     pairs = zip(blocks["before"], blocks["learned"], blocks["kept"], strict=True)
     ratios = [learned / before if kept else 1.0 for before, learned, kept in pairs]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    mean = statistics.geometric_mean(ratios) if min(ratios) > 0 else 0.0
     return [f"{mean:.3f} ({max(ratios):.3f})", f"{blocks['kept'].count(False)} of {len(ratios)}"]
 
 

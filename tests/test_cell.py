@@ -50,8 +50,9 @@ def test_record_holds_all_that_is_said_of_it(cell_of: CellOf) -> None:
         "model": "tiny",
         "method": "ptq",
         "quant": "w4a8",
-        "quantizer": "linear",
+        "quantizer": "search",
         "calib": "last",
+        "recon": "none",
         "weight_bits": 4,
         "act_bits": 8,
         "protocol": "quick",
@@ -203,12 +204,12 @@ def test_a_cells_images_depend_on_no_other_cell(cell_of: CellOf, tmp_path: Path)
 RANGE = '''
 import os
 from dataclasses import dataclass
-from qdexp.quant.ranges import MinMax
+from qdexp.quant.ranges import NormSearch
 
 
 @dataclass(frozen=True)
-class Shaky(MinMax):
-    """Min-max, but for a machine in a bad state."""
+class Shaky(NormSearch):
+    """The search, but for a machine in a bad state."""
 
     def start(self, scheme, groups):
         if os.environ.get("SHAKY") == "stop":

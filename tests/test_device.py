@@ -153,6 +153,33 @@ def test_what_stops_training_is_raised_as_it_is(stop: type[BaseException], capfd
     assert capfd.readouterr() == ("", "")
 
 
+class TerminatedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("work", ["fit", "predict"])
+def test_sigterm_goes_to_whom_it_belongs(work: str) -> None:
+    class Ending(Descending):
+        def training_step(self, number: Tensor, index: int) -> Tensor:
+            signal.raise_signal(signal.SIGTERM)
+            return super().training_step(number, index)
+
+        def predict_step(self, number: Tensor) -> Tensor:
+            signal.raise_signal(signal.SIGTERM)
+            return number
+
+    def end(*_: object) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(TerminatedError):
+            devices.fit(Ending(), numbers(), CPU, Callback()) if work == "fit" else devices.predict(Ending(), numbers(), CPU)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_training_is_quiet_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

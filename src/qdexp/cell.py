@@ -111,6 +111,7 @@ class Cell:
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
             "calib": config.calib.name if self.quantized else "none",
+            "recon": config.recon.name if self.quantized and config.quantizer.learns else "none",
             "weight_bits": config.quant.weight_bits if self.quantized else 32,
             "act_bits": config.quant.act_bits if self.quantized else 32,
             "protocol": config.protocol.name,

@@ -134,6 +134,11 @@ class Quantizer:
         """Whether weight rounding is learned block by block."""
         return self.rounding == "adaround"
 
+    @property
+    def learns(self) -> bool:
+        """Whether anything is."""
+        return self.learns_rounding or self.act.learned
+
 
 @dataclass
 class WeightLearning:
@@ -159,15 +164,15 @@ class WeightLearning:
         _require(
             0 <= self.warmup < 1, f"{option}.warmup", self.warmup, "choose a fraction of the iterations, 0 or more, below 1"
         )
-        falls = len(self.beta) == 2 and self.beta[0] >= self.beta[1] > 0
-        _require(falls, f"{option}.beta", self.beta, "give [start, end], start >= end > 0")
+        falls = len(self.beta) == 2 and self.beta[0] >= self.beta[1] >= 1
+        _require(falls, f"{option}.beta", self.beta, "give [start, end], start >= end >= 1")
 
 
 @dataclass
 class ScaleLearning:
     """How activation scales are learned: ``iterations`` of Adam on log s for each block, the rate falling to 0 as a cosine.
 
-    The loss is the mean of |error|^``power``.
+    The loss is the sum of |error|^``power`` over that of |target|^``power``.
     """
 
     iterations: int

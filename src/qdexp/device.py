@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import resource
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -71,7 +73,7 @@ def _trainer(device: torch.device, callbacks: list[Callback], options: dict[str,
                 accelerator=device.type,
                 devices=1,
                 plugins=[LightningEnvironment()],  # not SLURM's: its signals are not ours to handle
-                callbacks=callbacks,
+                callbacks=[*callbacks, _OwnSignals()],
                 logger=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,
@@ -79,6 +81,23 @@ def _trainer(device: torch.device, callbacks: list[Callback], options: dict[str,
             )
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, which is ours to give
             raise stop.__context__ or stop from None
+
+
+class _OwnSignals(Callback):
+    """Leaves SIGTERM to whom it belongs: Lightning would end the process with status 0, or, while it predicts, not at all."""
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from quant_helpers import batches, quantized
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qdexp.errors import UserError
 from qdexp.quant import execution_order
 from qdexp.quant.blocks import Call, blocks_of, output
 from qdexp.quant.shortcuts import split_sizes
@@ -235,12 +238,43 @@ class Swapping(Chain):
 def test_batches_must_take_one_path(kind: type[Chain], signs: tuple[int, int]) -> None:
     network = kind()
     with (
-        pytest.raises(RuntimeError, match="batches take different paths"),
+        pytest.raises(UserError, match="cannot be reconstructed block by block"),
         streaming(network, CHAIN, [(sign * torch.ones(2, 2),) for sign in signs]) as stream,
     ):
         for _ in CHAIN:
             stream.advance()
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+
+
+class Moded(Chain):
+    """Runs its layers under a mode of its own."""
+
+    def __init__(self, mode: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.mode():
+            y: Tensor = super().forward(x)
+        return y
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, partial(torch.autocast, "cpu", torch.bfloat16)])
+def test_modes_that_would_leak_are_refused(mode: Callable[[], AbstractContextManager[Any]]) -> None:
+    with pytest.raises(UserError, match="autocast or inference mode"), streaming(Moded(mode), CHAIN, [(torch.ones(2, 2),)]):
+        pass
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_pass_that_is_given_up_leaves_the_gradient_mode_alone() -> None:
+    with (
+        pytest.raises(ArithmeticError),
+        streaming(Moded(torch.no_grad), CHAIN, [(torch.ones(2, 2),)]) as stream,
+    ):
+        stream.advance()
+        raise ArithmeticError
+    assert torch.is_grad_enabled()
 
 
 class Failing(Chain):

@@ -92,7 +92,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(qdexp: Command, small
         [sys.executable, "-m", "qdexp", *arguments], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True
     )
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out" / "store").glob(".work-rounding-*/block-*.safetensors"))) < 3:
+    while len(list((tmp_path / "out" / "store").glob(".work-rounding-*/weights-*.safetensors"))) < 3:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -46,6 +46,10 @@ class BimodalUNet2DModel(UNet2DModel):
         deep = self.config.block_out_channels[-1]
         for level, block in enumerate(self.up_blocks):
             for index, resnet in enumerate(block.resnets):
+                if type(resnet) is not ResnetBlock2D:
+                    raise ValueError(
+                        f"up_blocks.{level}.resnets.{index} is a {type(resnet).__name__}: only ResnetBlock2D is known"
+                    )
                 if deep % (resnet.norm1.num_channels // resnet.norm1.num_groups):
                     where = f"up_blocks.{level}.resnets.{index}.norm1"
                     raise ValueError(f"deep_gain: a group of {where} straddles the boundary at channel {deep}; "

@@ -20,6 +20,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from qdexp.errors import UserError
 from qdexp.quant.blocks import Call, output
 
 
@@ -40,6 +41,7 @@ class Stream:
     def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> None:
         self._blocks = list(blocks)
         self._position = 0
+        self._collects = False
         self._passes = [_Pass(self, network, batch) for batch in batches]
         self._handles = [handle for name in blocks for handle in self._watch(network.get_submodule(name), name)]
         try:
@@ -59,7 +61,9 @@ class Stream:
         def leave(_: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             now = getcurrent()
             if self._owns(now) and now.entrance == name:
-                now.entrance, now.output = "", output(result).clone()  # what follows may work in place
+                now.entrance = ""
+                if self._collects:
+                    now.output = output(result).clone()  # what follows may work in place
 
         yield block.register_forward_pre_hook(enter, with_kwargs=True)
         yield block.register_forward_hook(leave)
@@ -80,23 +84,30 @@ class Stream:
         """The rows of every batch."""
         return [each.rows for each in self._passes]
 
-    def advance(self) -> list[Tensor]:
-        """Run the block with every batch and go on to the next entrance, or to the end. Returns the block's outputs."""
+    def advance(self, collect: bool = True) -> list[Tensor]:
+        """Run the block with every batch and go on to the next entrance, or to the end. Returns the block's outputs, if they
+        are to be collected."""
         self._position += 1
+        self._collects = collect
         self._go_on()
         outputs = [each.output for each in self._passes]
         for each in self._passes:
             each.output = None
-        assert all(value is not None for value in outputs)
         return [value for value in outputs if value is not None]
 
     @torch.no_grad()
     def _go_on(self) -> None:
+        modes = _modes()
         for each in self._passes:
             each.switch()
             if self._position < len(self._blocks) and each.entrance != self._blocks[self._position]:
-                raise RuntimeError(f"the network did not come to {self._blocks[self._position]}: batches take different paths")
+                raise UserError(f"model.network: it never calls {self._blocks[self._position]} as a module, or not with every "
+                                f"batch; it cannot be reconstructed block by block")  # fmt: skip
+            if _modes() != modes:  # they would hold for all that happens while the passes stand still
+                raise UserError("model.network: its forward switches autocast or inference mode on around its blocks; "
+                                "it cannot be reconstructed block by block")  # fmt: skip
 
+    @torch.no_grad()
     def close(self) -> None:
         """Let go of the network and of the passes that have not ended."""
         for handle in self._handles:
@@ -104,6 +115,11 @@ class Stream:
         for each in self._passes:
             if each and not each.dead:
                 each.throw()  # GreenletExit: ends the forward pass silently
+
+
+def _modes() -> tuple[bool, bool, bool]:
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return (*autocast, torch.is_inference_mode_enabled())  # type: ignore[return-value]
 
 
 @contextmanager

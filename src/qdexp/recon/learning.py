@@ -41,14 +41,20 @@ class Reconstruction(pl.LightningModule):
 
     title: ClassVar[str]
     """What is learned, as a person calls it."""
+    part: ClassVar[str]
+    """What the files of finished blocks are called."""
 
     def __init__(self, site: Site, settings: WeightLearning | ScaleLearning, start: float) -> None:
         super().__init__()
         # no submodule: its biases are not to be learned, and Lightning would carry it off to the CPU at the end
-        self._site = (site,)
+        self._site: tuple[Site, ...] = (site,)
         self.settings, self.start = settings, start
         self.error = torch.tensor(math.nan)
         """The relative squared error of the last batch."""
+
+    def release(self) -> None:
+        """Let go of the rows: the trainer that ran this module keeps it until a garbage collection."""
+        self._site = ()
 
     @staticmethod
     @abstractmethod
@@ -76,13 +82,13 @@ class Reconstruction(pl.LightningModule):
 class WeightReconstruction(Reconstruction):
     """AdaRound of all weights of a block, which start at nearest rounding."""
 
-    title = "weight rounding"
+    title, part = "weight rounding", "weights"
     settings: WeightLearning
 
     def __init__(self, site: Site, settings: WeightLearning, start: float) -> None:
         super().__init__(site, settings, start)
         layers = dict(_rounded_layers(site.block))
-        originals = dict(site.original.named_parameters())
+        originals = dict(site.original.named_parameters(remove_duplicate=False))
         self._names = list(layers)
         self._roundings = [
             SoftRounding(originals[_parameter(name, "weight")], layer.weight_qparams, layer.weight_scheme)
@@ -132,7 +138,7 @@ class WeightReconstruction(Reconstruction):
 class ScaleReconstruction(Reconstruction):
     """Scales of all activation quantizers of a block whose range is not fixed, learned as log s: they stay positive."""
 
-    title = "activation scales"
+    title, part = "activation scales", "scales"
     settings: ScaleLearning
 
     def __init__(self, site: Site, settings: ScaleLearning, start: float) -> None:

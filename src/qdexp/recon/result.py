@@ -9,6 +9,8 @@ from pathlib import Path
 from qdexp import files
 
 FILE = "blocks.json"
+SHOWN = 3
+"""Names in the line that a person sees; the file has them all."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ def write(folder: Path, title: str, results: Sequence[BlockErrors]) -> None:
     """Writes `blocks.json`, one list a column, and says which blocks learning did not make better."""
     stayed = [each.block for each in results if not each.kept]
     if stayed:
-        print(f"  {title}: no gain in {len(stayed)} of {len(results)} blocks, which stay as they were: {', '.join(stayed)}")
+        named = ", ".join(stayed[:SHOWN]) + (", ..." if len(stayed) > SHOWN else "")
+        print(f"  {title}: no gain in {len(stayed)} of {len(results)} blocks, which stay as they were: {named}")
     columns = {name: [getattr(each, name) for each in results] for name in ("block", "before", "learned", "kept")}
     columns["learned"] = [error if math.isfinite(error) else None for error in columns["learned"]]  # JSON knows no NaN
     files.write_text(folder / FILE, json.dumps(columns))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -30,7 +31,7 @@ from qdexp.recon.result import BlockErrors
 
 Settings = WeightLearning | ScaleLearning
 Batches = Sequence[Sequence[Tensor]]
-_PARTS = "block-{}.safetensors"
+_PARTS = "{}-{}.safetensors"
 _STATE, _ERRORS = "state.", "errors"
 
 
@@ -54,8 +55,9 @@ class Walk:
 
     def clear(self) -> None:
         """Remove the files of single blocks, once the whole is kept elsewhere."""
-        for path in self.folder.glob(_PARTS.format("*")):
-            path.unlink()
+        for kind in (WeightReconstruction, ScaleReconstruction):
+            for path in self.folder.glob(_PARTS.format(kind.part, "*")):
+                path.unlink()
 
     def _walk(self, kind: type[Reconstruction], settings: Settings, batches: Batches) -> None:
         results: list[BlockErrors] = []
@@ -69,17 +71,20 @@ class Walk:
             for number, name in enumerate(self.blocks):
                 progress.enter(name)
                 block, original = self.network.get_submodule(name), self.full.get_submodule(name)
-                targets = torch.cat(full.advance())
+                outputs = full.advance()
                 if kind.state(block):
-                    path = self.folder / _PARTS.format(f"{number:04d}")
-                    if not path.exists():
-                        site = Site(block, original, Rows(quantized.calls, quantized.sizes), targets)
-                        state, errors = self._learn(kind, settings, site, name, progress)
-                        _write(path, state, errors)
-                    state, errors = _read(path, name, targets.device)
-                    kind.restore(block, state)
+                    path = self.folder / _PARTS.format(kind.part, f"{number:04d}")
+                    done = _read(path, name)
+                    if done is None:
+                        rows = Rows(quantized.calls, quantized.sizes)
+                        done = self._learn(kind, settings, Site(block, original, rows, torch.cat(outputs)), name, progress)
+                        _write(path, *done)
+                        del rows
+                    state, errors = done
+                    kind.restore(block, {part: value.to(outputs[0].device) for part, value in state.items()})
                     results.append(errors)
-                quantized.advance()
+                del outputs
+                quantized.advance(collect=False)
         result.write(self.folder, kind.title, results)
 
     def _learn(
@@ -96,6 +101,7 @@ class Walk:
         module = kind(site, settings, start)
         devices.fit(module, self._batches(learning.stop, settings.iterations, name, site), site.targets.device, progress)
         learned = module.to(site.targets.device).learned()  # Lightning leaves it on the CPU
+        module.release()
         kind.restore(site.block, learned)
         errors = BlockErrors(name, before, self._error(site, heldout))
         return learned if errors.kept else old, errors
@@ -127,7 +133,11 @@ def _write(path: Path, state: State, errors: BlockErrors) -> None:
     files.write_tensors(path, tensors | {_ERRORS: torch.tensor([errors.before, errors.learned], dtype=torch.float64)})
 
 
-def _read(path: Path, block: str, device: torch.device) -> tuple[State, BlockErrors]:
-    tensors = load_file(path, device=str(device))
+def _read(path: Path, block: str) -> tuple[State, BlockErrors] | None:
+    """What `_write` wrote, or None where there is none, or a torn one."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None
     before, learned = tensors.pop(_ERRORS).tolist()
     return {name.removeprefix(_STATE): tensor for name, tensor in tensors.items()}, BlockErrors(block, before, learned)

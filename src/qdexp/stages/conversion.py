@@ -76,7 +76,7 @@ def check(config: Config) -> None:
     if not quantizer.learns_rounding:
         resolve(quantizer.rounding)
     rows = config.calib.timesteps * config.calib.rows
-    if (quantizer.learns_rounding or quantizer.act.learned) and config.recon.heldout >= rows:
+    if quantizer.learns and config.recon.heldout >= rows:
         raise UserError(f"recon.heldout={config.recon.heldout}: leaves none of the {rows} rows of the calibration set to learn "
                         f"from; lower it, or raise calib.rows")  # fmt: skip
     if quantizer.split != "off":

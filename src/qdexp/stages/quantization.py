@@ -47,8 +47,8 @@ class QuantizationStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         config, quantizer = self.config, self.config.quantizer
         batches = read_batches(inputs["calibration"], config, self.device)
-        full = models.build(config.model, config.sampling.channels_last).to(self.device)
-        network = copy.deepcopy(full)
+        network = models.build(config.model, config.sampling.channels_last).to(self.device)
+        full = copy.deepcopy(network) if quantizer.act.learned else network
         order = convert(network, config, batches)
         torch.manual_seed(config.seed)
         if quantizer.learns_rounding:
