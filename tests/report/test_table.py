@@ -37,8 +37,8 @@ def test_digits(make: Make) -> None:
             "FID": "12.35",
             "IS": "7.10",
             "KID x1000": "12.34 ± 0.56",
+            "noise error x1000": "0.619",
             "MSE to FP x1000": "12.3",
-            "PSNR dB": "19.1",
             "nominal MB": "0.64",
             "stored MB": "0.71",
             "time": "12.0 s",
@@ -54,8 +54,8 @@ def test_digits(make: Make) -> None:
         ({"kid": -0.0004, "kid_std": None}, 0, "KID x1000", "-0.40"),
         ({"distance": 0.25}, 0, "MSE to FP x1000", "250"),
         ({"distance": 1.2345e-6}, 0, "MSE to FP x1000", "0.00123"),
-        ({"distance": 0.0, "psnr": float("inf")}, 0, "MSE to FP x1000", "0"),
-        ({"distance": 0.0, "psnr": float("inf")}, 0, "PSNR dB", "inf"),
+        ({"distance": 0.0}, 0, "MSE to FP x1000", "0"),
+        ({"noise_error": 0.02}, 0, "noise error x1000", "20.0"),
         ({}, 59.94, "time", "59.9 s"),
         ({}, 192, "time", "3.2 min"),
         ({}, 5400, "time", "1.5 h"),
@@ -74,8 +74,8 @@ def test_full_precision_has_no_calibration_and_missing_numbers_are_dashes(make: 
 
 
 def test_columns_that_no_cell_fills_are_left_out(make: Make) -> None:
-    records = [make(method, {"psnr": None, "kid": None}) for method in ("ptq", "timestep_aware")]
-    assert not {"PSNR dB", "KID x1000"} & cells(records)[0].keys()
+    records = [make(method, {"noise_error": None, "kid": None}) for method in ("ptq", "timestep_aware")]
+    assert not {"noise error x1000", "KID x1000"} & cells(records)[0].keys()
 
 
 def test_rows_are_ladders_by_bit_width(make: Make, failed: Record) -> None:
