@@ -23,7 +23,7 @@ from qdexp.report.records import Record, read_records
 from qdexp.report.table import common_protocol
 
 BITS, ACTIVATIONS_ALONE = "w4a8", "w32a8"
-METHODS = ("ptq", "timestep_aware", "reconstruction", "qdiffusion")
+METHODS = ("timestep_aware", "reconstruction", "qdiffusion")
 Cells = dict[tuple[str, str, int], dict[str, float]]
 """(method, bit-width, seed) -> metrics."""
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="+")
     cells = cells_of([record for record in read_records(parser.parse_args().records) if record["status"] == "complete"])
     seeds = sorted({seed for _, bits, seed in cells if bits == ACTIVATIONS_ALONE})
-    wanted = {(method, BITS, seed) for method in METHODS for seed in seeds}
+    wanted = {(method, BITS, seed) for method in ("ptq", *METHODS) for seed in seeds}
     if len(seeds) < 2 or not wanted <= cells.keys():
         parser.error("give the records of both sweeps, for at least two seeds")
     header = ["method", "noise error x10^6", "of the rounding error closed, %", "FID", "of the FID gap of ptq closed, %"]
