@@ -59,7 +59,7 @@ def main() -> None:
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("error: |eps_q - eps|² / |eps|²")
-    axes[-1].legend()
+    axes[0].legend(loc="upper left")
     figure.savefig(args.out, dpi=120)
     print(table(lines))
 

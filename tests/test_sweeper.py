@@ -65,7 +65,7 @@ def test_a_sweep_ends_in_a_table_and_a_picture(qdexp: Command, tmp_path: Path) -
         ("method=fp quantizer=linear", ("quantizer=linear", "method=fp")),
         ("method=ptq quantizer=linear", ("quantizer=linear", "method=ptq")),
         ("-m method=ptq,timestep_aware calib=last", ("calib=last", "method=timestep_aware")),
-        ("-m experiment=calibration method=ptq", ("calib=uniform", "method=ptq")),
+        ("-m experiment=calibration method=ptq", ("quantizer=linear", "method=ptq")),
     ],
 )
 def test_a_choice_that_contradicts_the_method(qdexp: Command, tmp_path: Path, arguments: str, named: tuple[str, str]) -> None:
