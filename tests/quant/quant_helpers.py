@@ -3,10 +3,25 @@
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from qdexp.quant import NormSearch, Scheme, convert, execution_order, observe_activations, plan_bits, quantize_weights
 from qdexp.quant.rounding import nearest
+
+
+def conditional() -> nn.Module:
+    """A new U-Net with cross-attention in transformer blocks: images [n, 4, 8, 8], contexts [n, tokens, 8]."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+    )
 
 
 def slow_grid(lo: float, hi: float, bits: int, symmetric: bool) -> tuple[float, int]:

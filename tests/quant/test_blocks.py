@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-from quant_helpers import batches, quantized
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from quant_helpers import batches, conditional, quantized
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -41,18 +41,9 @@ def test_blocks_of_a_unet_in_execution_order(tiny_unet: UNet2DModel) -> None:
 
 
 def test_a_transformer_block_holds_its_attentions() -> None:
-    conditional = UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-    )
-    order = execution_order(conditional, (torch.randn(1, 4, 8, 8), torch.zeros(1).long(), torch.randn(1, 3, 8)))
-    blocks = blocks_of(conditional, order)
+    network = conditional()
+    order = execution_order(network, (torch.randn(1, 4, 8, 8), torch.zeros(1).long(), torch.randn(1, 3, 8)))
+    blocks = blocks_of(network, order)
     at = blocks.index("down_blocks.0.resnets.0")
     inner = "down_blocks.0.attentions.0"
     assert blocks[at + 1 : at + 4] == [f"{inner}.proj_in", f"{inner}.transformer_blocks.0", f"{inner}.proj_out"]

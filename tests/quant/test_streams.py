@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from greenlet import getcurrent
-from quant_helpers import batches, quantized
+from quant_helpers import batches, conditional, quantized
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -63,19 +63,6 @@ class Conditioned(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         y: Tensor = self.inner(x, timestep=t, class_labels=labels).sample
         return y
-
-
-def conditional() -> nn.Module:
-    return UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-    )
 
 
 def case(name: str, unet: nn.Module) -> tuple[nn.Module, Batches]:
