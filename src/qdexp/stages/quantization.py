@@ -48,7 +48,7 @@ class QuantizationStage(Stage):
         config, quantizer = self.config, self.config.quantizer
         batches = read_batches(inputs["calibration"], config, self.device)
         network = models.build(config.model, config.sampling.channels_last).to(self.device)
-        full = copy.deepcopy(network) if quantizer.act.learned else network
+        full = copy.deepcopy(network) if quantizer.act.learned else None
         order = convert(network, config, batches)
         torch.manual_seed(config.seed)
         if quantizer.learns_rounding:
@@ -57,9 +57,11 @@ class QuantizationStage(Stage):
             networks.quantize_weights(network, instantiate(quantizer.weight.range), resolve(quantizer.rounding))
         observed = read_batches(inputs["calibration"], config, self.device, quantizer.act.rows)
         networks.observe_activations(network, observed, instantiate(quantizer.act.range))
+        if full is None:
+            checkpoint.save(folder / CHECKPOINT, network, config.model.network)
+            return
         walk = Walk(network, full, blocks_of(network, order), config.recon, config.seed, folder)
-        if quantizer.act.learned:
-            walk.learn_scales(batches)
+        walk.learn_scales(batches)
         checkpoint.save(folder / CHECKPOINT, network, config.model.network)
         walk.clear()
 
