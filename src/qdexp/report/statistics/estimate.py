@@ -71,7 +71,7 @@ class Estimate:
 def pool(seeds: Sequence[Estimate]) -> Interval:
     """The mean over ``seeds``, whose images share their noise, with an interval over samples and seeds.
 
-    Two sources of variation that add up: the images (jackknife of the mean over the seeds, since a group of noise is left out of all
+    Two variances add up: that of the images (jackknife of the mean over the seeds, since a group of noise is left out of all
     of them at once) and the seeds (their variance over their number). What a seed and an image do together is counted in both,
     so the interval is rather too wide than too narrow. Degrees of freedom after Satterthwaite. One seed: over samples alone.
     """

@@ -4,7 +4,7 @@ With the reference's mean mu and covariance Sigma = R R, R symmetric, and z = (x
 
     FID = |mean x - mu|^2 + tr S + tr Sigma - 2 tr (S Sigma)^(1/2),    tr (S Sigma)^(1/2) = sum sqrt(eigenvalues of R S R)
 
-R S R is the covariance of z: symmetric, so its eigenvalues are found in half a second at 2,048 dimensions, where the root of the
+R S R is the covariance of z: symmetric, so its eigenvalues take half a second at 2,048 dimensions, where the root of the
 product S Sigma takes half a minute; and the covariance without a group follows from the group's own sums.
 """
 
@@ -39,9 +39,7 @@ class Frechet:
             out = groups == group
             kept = len(x) - int(out.sum())
             offset = -x[out].sum(axis=0) / kept
-            replicates.append(
-                self._distance(shift, offset, whole - z[out].T @ z[out], float(squares[~out].sum()), kept)
-            )
+            replicates.append(self._distance(shift, offset, whole - z[out].T @ z[out], float(squares[~out].sum()), kept))
         return Estimate(value, np.array(replicates))
 
     def _distance(self, shift: Floats, offset: Floats, products: Floats, squares: float, n: int) -> float:
