@@ -19,7 +19,7 @@ FILE = "activations.json"
 class ActivationsStage(Stage):
     """``activations.json``, from the first ``inspection.rows`` held-out trajectories.
 
-    ``timestep`` [steps]; ``ranges``: for each layer ``low`` and ``high`` [steps] of its input; ``shortcuts``: for each layer which
+    ``timestep`` [steps]; ``ranges``: for each layer ``low`` and ``high`` [steps] of its input; ``shortcuts``: for each that
     reads a concatenation its bins' ``low`` and ``high`` end and, for each of its ``parts``, ``counts`` and ``range``.
     """
 

@@ -1,0 +1,103 @@
+"""What lies behind a record's numbers: the arrays of its stages in the store, and the estimates made from them.
+
+A record may be read without its store, on another machine: then there are numbers and no intervals, and ``gaps`` says so.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from qdexp.report.records import Record
+from qdexp.report.statistics.estimate import Estimate, of_mean
+from qdexp.report.statistics.frechet import Frechet
+from qdexp.report.statistics.kernel import Kernel
+
+Arrays = dict[str, NDArray[Any]]
+
+KID_LEAST = 1000
+"""Images below which no KID is told, as in the record."""
+
+
+class Reference:
+    """The reference set that numbers were measured against, read when it is needed."""
+
+    def __init__(self, tensors: Arrays) -> None:
+        self.tensors = tensors
+
+    @cached_property
+    def frechet(self) -> Frechet:
+        return Frechet(self.tensors["mu"], self.tensors["sigma"])
+
+    @cached_property
+    def kernel(self) -> Kernel | None:
+        """None where the file holds statistics only, or too few features."""
+        features = self.tensors.get("features")
+        return None if features is None or len(features) < KID_LEAST else Kernel(features)
+
+
+class Evidence:
+    """Reads the store beside the records in ``out``; ``gaps`` collects what was not there."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.gaps: set[str] = set()
+        self._references: dict[str, Reference | None] = {}
+
+    def folder(self, record: Record, role: str, stage: str | None = None) -> Path | None:
+        """The store entry that plays ``role`` in the record, if it is there; ``stage`` where that is called otherwise."""
+        key = record.get("keys", {}).get(role)
+        path = self.out / "store" / f"{stage or role}-{key}"
+        return path if key and path.is_dir() else None
+
+    def read_json(self, record: Record, role: str) -> Any:
+        """``ROLE.json`` of the record's stage, or None."""
+        folder = self.folder(record, role)
+        return None if folder is None else json.loads((folder / f"{role}.json").read_text())
+
+    def estimates(self, record: Record) -> dict[str, Estimate]:
+        """By metric: those of the record's numbers that are means or statistics of its samples."""
+        if record["status"] != "complete":
+            return {}
+        folder = self.folder(record, "evaluation")
+        if folder is None:
+            self.gaps.add("features of some cells are not in the store: their numbers have no intervals")
+            return {}
+        arrays = load_file(folder / "features.safetensors")
+        return {**self._distributional(record, arrays["pool"]), **self._paired(record, arrays["distance"])}
+
+    def _distributional(self, record: Record, pool: NDArray[Any]) -> dict[str, Estimate]:
+        reference = self._reference(record)
+        if reference is None:
+            return {}
+        estimates = {"fid": reference.frechet.fid(pool)}
+        if len(pool) >= KID_LEAST and reference.kernel is not None:
+            estimates["kid"] = reference.kernel.kid(pool)
+        return estimates
+
+    def _paired(self, record: Record, distance: NDArray[Any]) -> dict[str, Estimate]:
+        """Against the full-precision images of the same noise; nothing for full precision itself."""
+        if not distance.any():
+            return {}
+        found = {"distance": of_mean(distance), "psnr": of_mean(-10 * np.log10(distance.clip(1e-10)))}
+        folder = self.folder(record, "similarity")
+        if folder is not None:
+            found["ssim"] = of_mean(load_file(folder / "similarity.safetensors")["ssim"])
+        return found
+
+    def _reference(self, record: Record) -> Reference | None:
+        digest = record["protocol"]["reference_digest"]
+        if digest not in self._references:
+            self._references[digest] = self._read_reference(Path(record["config"]["protocol"]["reference"]), digest)
+        return self._references[digest]
+
+    def _read_reference(self, path: Path, digest: str) -> Reference | None:
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            self.gaps.add(f"{path} is not there, or not what it was: FID and KID have no intervals")
+            return None
+        return Reference(load_file(path))
