@@ -3,8 +3,8 @@
     python analysis/coverage.py
 
 The population: 1,024 real images (held out from the reference), each corrupted several times by fresh noise. The
-baseline is lightly corrupted; its rivals are the same pictures, with the same draws, corrupted further. Each repetition draws n,
-and makes the report's own interval; the truth is the mean of the estimates over all repetitions. A row "3 seeds" draws
+baseline is lightly corrupted; its rivals are the same pictures, with the same draws, corrupted further. A repetition draws
+n and makes the report's own interval; the truth is the mean of the estimates over all repetitions. A row "3 seeds" draws
 three rivals from a family of 24 as well, as seeds of a calibration would.
 """
 

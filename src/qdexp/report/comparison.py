@@ -43,6 +43,7 @@ METRICS = (
 )
 EXACT = {"size_nominal_mb", "size_stored_mb", "gbops"}
 """Counted, not measured: no interval."""
+FLOAT_BITS = 32
 DIFFERENCES = ("fid", "kid")
 """Shown as differences to the baseline too; the distances to full precision are differences already."""
 
@@ -64,15 +65,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Lines in the table's order, all of one protocol. ``baseline`` is the name that was compared with, if it was found."""
+    """All of one protocol, in the table's order.
+
+    ``lines``: seeds pooled. ``cells``: each record alone, with its ``estimates`` by cell and metric. ``baseline``: what was
+    compared with, if it was found.
+    """
 
     lines: list[Line]
+    cells: list[Line]
+    estimates: dict[str, dict[str, Estimate]]
     protocol: dict[str, Any]
     baseline: str | None
-
-    def line_of(self, record: Record) -> Line:
-        """The line that the record belongs to."""
-        return next(line for line in self.lines if record["cell"] in {one["cell"] for one in line.records})
 
 
 def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp") -> Comparison:
@@ -89,13 +92,18 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
         known = sorted({record["axes"]["method"] for record in complete})
         raise UserError(f"--baseline {baseline}: no such cell or method; methods there: {', '.join(known)}")
 
-    groups = grouped(complete)
-    names = row_names([group[0] for group in groups])
-    lines = []
-    for name, group in zip(names, groups, strict=True):
+    whole = _whole_operations(complete, evidence)
+
+    def line(name: str, group: list[Record]) -> Line:
         pairs = [(estimates[record["cell"]], estimates.get(_rival(record, rivals), {})) for record in group]
-        lines.append(Line(name, group, _numbers(group, [own for own, _ in pairs]), _differences(pairs, group, rivals)))
-    return Comparison(lines, protocol, baseline if rivals else None)
+        own = {record["cell"] for record in group} & {record["cell"] for record in rivals}
+        numbers = _numbers(group, [one for one, _ in pairs])
+        return Line(name, group, whole.get(group[0]["cell"], {}) | numbers, {} if own else _differences(pairs))
+
+    groups = grouped(complete)
+    lines = [line(*one) for one in zip(row_names([group[0] for group in groups]), groups, strict=True)]
+    cells = [line(name, [record]) for name, record in zip(row_names(complete), complete, strict=True)]
+    return Comparison(lines, cells, estimates, protocol, baseline if rivals else None)
 
 
 def grouped(records: Sequence[Record]) -> list[list[Record]]:
@@ -118,6 +126,22 @@ def _rival(record: Record, rivals: Sequence[Record]) -> str:
     return str(found[0]["cell"]) if found else ""
 
 
+def _whole_operations(records: Sequence[Record], evidence: Evidence) -> dict[str, dict[str, Interval]]:
+    """The bit operations of full-precision cells, by cell: they count no layers themselves, quantized cells of their model do."""
+    macs: dict[str, int] = {}
+    for record in records:
+        model = record["axes"]["model"]
+        if model not in macs and (layers := evidence.read_json(record, "layers")):
+            macs[model] = sum(layer["macs"] for layer in layers)
+    full = [record for record in records if full_precision(record) and record["axes"]["model"] in macs]
+    return {r["cell"]: {"gbops": _exact(macs[r["axes"]["model"]] * FLOAT_BITS**2 / 1e9)} for r in full}
+
+
+def _exact(value: float, seeds: int = 1) -> Interval:
+    """A value without an interval."""
+    return Interval(value, math.nan, math.nan, seeds)
+
+
 def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) -> dict[str, Interval]:
     numbers = {}
     for metric in METRICS:
@@ -128,15 +152,11 @@ def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) 
         elif len(values) == len(group) > 1 and metric.key not in EXACT:
             numbers[metric.key] = over_seeds(values)
         elif values:
-            numbers[metric.key] = Interval(statistics.mean(values), math.nan, math.nan, len(values))
+            numbers[metric.key] = _exact(statistics.mean(values), len(values))
     return numbers
 
 
-def _differences(
-    pairs: Sequence[tuple[dict[str, Estimate], dict[str, Estimate]]], group: Sequence[Record], rivals: Sequence[Record]
-) -> dict[str, Interval]:
-    if {record["cell"] for record in group} & {record["cell"] for record in rivals}:
-        return {}
+def _differences(pairs: Sequence[tuple[dict[str, Estimate], dict[str, Estimate]]]) -> dict[str, Interval]:
     return {
         key: pool([own[key] - other[key] for own, other in pairs])
         for key in DIFFERENCES
@@ -166,8 +186,3 @@ def plain(metric: Metric, value: float) -> str:
     if metric.significant and value:
         return f"{value:#.{metric.digits}g}".rstrip(".") if abs(value) < 10**metric.digits else f"{value:.0f}"
     return f"{value:.{metric.digits}f}"
-
-
-def is_full_precision(line: Line) -> bool:
-    """Whether nothing is quantized in it."""
-    return full_precision(line.records[0])

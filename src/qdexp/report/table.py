@@ -186,14 +186,15 @@ def _telling(records: list[Record], fixed: list[Column]) -> list[Column]:
 
 def options(record: Record) -> dict[str, Any]:
     """The frozen config as ``{"calib.timesteps": 10}``, without what does not change a number."""
-
-    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        leaves: dict[str, Any] = {}
-        for name, value in tree.items():
-            leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        return leaves
-
     return {name: value for name, value in flat(record.get("config", {})).items() if not name.startswith(UNTOLD)}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"calib": {"timesteps": 10}}`` as ``{"calib.timesteps": 10}``."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
 
 
 def _option(name: str, among: list[str]) -> Column:

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line, Metric, write_difference, write_number
+from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line, write_difference, write_number
 from qdexp.report.table import protocol_line
 
 Form = Callable[[str, str], str]
@@ -110,7 +110,9 @@ def to_csv(comparison: Comparison) -> str:
         measured = _flat(line.numbers.get(metric.key) for metric in METRICS)
         apart = _flat(line.differences.get(key) for key in DIFFERENCES)
         labels = [line.name, len(line.records), *(line.axes.get(name, "") for name in axes)]
-        writer.writerow([*labels, *measured, comparison.baseline, *apart, *(comparison.protocol.get(name) for name in protocol)])
+        writer.writerow(
+            [*labels, *measured, comparison.baseline, *apart, *(comparison.protocol.get(name) for name in protocol)]
+        )
     return text.getvalue()
 
 
@@ -123,8 +125,3 @@ def _flat(intervals: Iterable[object]) -> list[object]:
 def _bits(line: Line) -> str:
     axes = line.axes
     return f"W{axes['weight_bits']}A{axes['act_bits']}"
-
-
-def metric_of(key: str) -> Metric:
-    """The metric called so."""
-    return KNOWN[key]
