@@ -2,10 +2,10 @@
 
     python analysis/coverage.py
 
-The population: 1,024 real images (held out from the reference), each corrupted several times by fresh noise. The
-baseline is lightly corrupted; its rivals are the same pictures, with the same draws, corrupted further. A repetition draws
-n and makes the report's own interval; the truth is the mean of the estimates over all repetitions. A row "3 seeds" draws
-three rivals from a family of 24 as well, as seeds of a calibration would.
+The population: 1,024 real images (held out from the reference), each corrupted several times by fresh noise. The baseline is
+lightly corrupted; its rivals are the same pictures, with the same draws, corrupted further. A repetition draws n of them and
+makes the report's own interval; the truth is the mean of the estimates over all repetitions. A row "3 seeds" draws
+three rivals from a family of 48 as well, as seeds of a calibration would.
 """
 
 import argparse
@@ -29,7 +29,9 @@ from qdexp.report.statistics.kernel import Kernel
 ROOT = Path(__file__).parents[1]
 SIDE = 28
 """Pixels of an image, in the picture of images as in the model."""
-FAMILY = 24
+FAMILY = 48
+SEEDS = {"much alike": 0.01, "as far apart as draws of images": 0.04, "far apart": 0.15}
+"""How much the strength of the noise differs between seeds, relative standard deviations."""
 KID_REFERENCE = 1000
 """Rows of the reference that KID is measured against here, where it is measured thousands of times."""
 
@@ -107,15 +109,16 @@ def experiments(population: Population, n: int) -> Iterator[tuple[str, Callable[
         yield f"FID difference, {name}", paired(frechet.fid, rival, baseline)
         yield f"KID difference, {name}", paired(kernel.kid, rival, baseline)
         yield f"MSE, {name}", lambda random, d=distances: of_mean(d[random.integers(size, size=n)]).interval()  # type: ignore[misc]
-    strengths = 0.04 * np.exp(0.15 * np.random.default_rng(1).standard_normal(FAMILY))
-    family = [population.features(noisy(float(strength))) for strength in strengths]
+    for name, spread in SEEDS.items():
+        strengths = 0.04 * np.exp(spread * np.random.default_rng(1).standard_normal(FAMILY))
+        family = [population.features(noisy(float(strength))) for strength in strengths]
 
-    def seeds(random: np.random.Generator) -> Interval:
-        rows = random.integers(size, size=n)
-        base = frechet.fid(baseline[rows])
-        return pool([frechet.fid(family[one][rows]) - base for one in random.integers(FAMILY, size=3)])
+        def seeds(random: np.random.Generator, family: list[Features] = family) -> Interval:
+            rows = random.integers(size, size=n)
+            base = frechet.fid(baseline[rows])
+            return pool([frechet.fid(family[one][rows]) - base for one in random.integers(FAMILY, size=3)])
 
-    yield "FID difference, noise, 3 seeds", seeds
+        yield f"FID difference, noise, 3 seeds {name}", seeds
 
 
 def read_images(path: Path) -> Tensor:

@@ -127,7 +127,7 @@ def _rival(record: Record, rivals: Sequence[Record]) -> str:
 
 
 def _whole_operations(records: Sequence[Record], evidence: Evidence) -> dict[str, dict[str, Interval]]:
-    """The bit operations of full-precision cells, by cell: they count no layers themselves, quantized cells of their model do."""
+    """The bit operations of full-precision cells, by cell, from the layers that quantized cells of their model count."""
     macs: dict[str, int] = {}
     for record in records:
         model = record["axes"]["model"]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import load_file
 from scipy.stats import t as student
 
 from qdexp.report.comparison import METRICS, Comparison, Line
@@ -18,6 +17,7 @@ from qdexp.report.evidence import Evidence
 from qdexp.report.records import Record
 from qdexp.report.sources import Source
 from qdexp.report.statistics.estimate import GROUPS, LEVEL, Interval
+from qdexp.report.stored import first_images
 from qdexp.report.table import flat, protocol_line, row_names
 from qdexp.report.tables import SHOWN, notes
 
@@ -117,16 +117,6 @@ def _executions(out: Path) -> dict[str, list[str]]:
             continue
         lines.setdefault(name.rpartition("-")[2], []).append(line)
     return lines
-
-
-def first_images(folder: Path, count: int) -> NDArray[np.uint8] | None:
-    """The first ``count`` images of a samples entry, uint8 [count, c, h, w]; None where there is no shard."""
-    found: list[NDArray[np.uint8]] = []
-    for shard in sorted(folder.glob("shard-*.safetensors")):
-        found.append(load_file(shard)["images"])
-        if sum(map(len, found)) >= count:
-            break
-    return np.concatenate(found)[:count] if found else None
 
 
 def _samples(record: Record, evidence: Evidence) -> str | None:

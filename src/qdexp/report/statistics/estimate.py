@@ -71,19 +71,21 @@ class Estimate:
 def pool(seeds: Sequence[Estimate]) -> Interval:
     """The mean over ``seeds``, whose images share their noise, with an interval over samples and seeds.
 
-    Two variances add up: that of the images (jackknife of the mean over the seeds, since a group of noise is left out of all
-    of them at once) and the seeds (their variance over their number). What a seed and an image do together is counted in both,
-    so the interval is rather too wide than too narrow. Degrees of freedom after Satterthwaite. One seed: over samples alone.
+    Two sources of variation: the images (jackknife of the mean over the seeds, since a group of noise is left out of all of
+    them at once) and the seeds (their variance over their number). Half the interval's width is
+
+        sqrt(t_(G-1)^2 var_images + t_(S-1)^2 var_seeds)
+
+    (Howe, J. Am. Stat. Assoc. 69 (1974)), exact where one source rules; degrees of freedom estimated from the two or three
+    seeds of a study are too noisy for it. What a seed and an image do together is in both, so the interval is rather too wide
+    than too narrow. One seed: over samples alone.
     """
     if len(seeds) == 1:
         return seeds[0].interval()
     values = np.array([estimate.value for estimate in seeds])
     images = Estimate(float(values.mean()), np.mean([estimate.replicates for estimate in seeds], axis=0))
-    parts = [images.variance, float(values.var(ddof=1)) / len(values)]
-    freedoms = [len(images.replicates) - 1, len(values) - 1]
-    spread = sum(part**2 / free for part, free in zip(parts, freedoms, strict=True))
-    freedom = sum(parts) ** 2 / spread if spread else math.inf
-    return _interval(images.value, sum(parts), freedom, len(values))
+    half = math.hypot(images.interval().half, over_seeds(values.tolist()).half)
+    return Interval(images.value, images.value - half, images.value + half, len(values))
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -92,7 +94,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return _interval(float(array.mean()), float(array.var(ddof=1)) / len(array), len(array) - 1, len(array))
 
 
-def _interval(value: float, variance: float, freedom: float, seeds: int = 1) -> Interval:
+def _interval(value: float, variance: float, freedom: int, seeds: int = 1) -> Interval:
     half = float(student.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance)
     return Interval(value, value - half, value + half, seeds)
 

@@ -1,2 +1,0 @@
-def draw_all(c, e, f):
-    return []
