@@ -18,12 +18,12 @@ from qdexp.stages.calibration import CalibrationStage
 
 CellOf = Callable[..., Cell]
 
-ALL = {"trajectory", "calibration", "quantization", "heldout", "curves", "full_precision", "samples", "evaluation"}
-QUANTIZATION = {"quantization", "curves", "samples", "evaluation"}
+QUANTIZATION = {"quantization", "curves", "samples", "evaluation", "similarity", "layers"}
 CALIBRATION = {"calibration"} | QUANTIZATION
 TRAJECTORY = {"trajectory"} | CALIBRATION
-IMAGES = {"full_precision", "samples", "evaluation"}
-HELDOUT = {"heldout", "curves"}
+IMAGES = {"full_precision", "samples", "evaluation", "similarity"}
+HELDOUT = {"heldout", "curves", "activations", "layers"}
+ALL = TRAJECTORY | IMAGES | HELDOUT
 NONE: set[str] = set()
 
 OPTIONS = {
@@ -61,6 +61,7 @@ OPTIONS = {
     "model.schedule.beta_end=0.03": ALL,
     "+model.network.norm_eps=1e-4": ALL,
     "model.name=other": NONE,
+    "inspection.rows=4": {"activations", "layers"},
     "method=timestep_aware": NONE,
     "out=elsewhere": NONE,
     "sweep=other": NONE,

@@ -3,7 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wandb_reader import read
+
+from qdexp.tracking.log import read
 
 
 def test_a_cell_and_its_run_agree(qdexp: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
