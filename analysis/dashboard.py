@@ -26,6 +26,8 @@ Key = tuple[str, str]
 BARS = {"fid": "FID", "kid": "KID", "noise_error": "error of the noise estimate", "ssim": "SSIM to full precision"}
 COSTS = {"size_stored_mb": "stored MB", "gbops": "10^9 MACs x weight bits x input bits"}
 CURVES = {"teacher_forced": "error of each step alone", "free_running": "error accumulated"}
+PREFIXES = {"summary_metrics.": "summary", "summary:": "summary", "config:": "config", "config.": "config"}
+"""How a specification marks what kind of key follows; history keys stand bare."""
 COLUMNS = ("weight_bits", "act_bits", "calib", "quantizer", "seed")
 
 
@@ -36,14 +38,13 @@ def sections(known: set[Key]) -> dict[str, list[Panel]]:
         for key, title in BARS.items()
         if key != "kid" or ("summary", key) in known
     ]
+    fid = reports.SummaryMetric("fid")
     fronts = [
-        reports.ScatterPlot(
-            title=f"FID against {title}", x=reports.SummaryMetric(key), y=reports.SummaryMetric("fid"), log_y=True
-        )
+        reports.ScatterPlot(title=f"FID against {title}", x=reports.SummaryMetric(key), y=fid, log_y=True)
         for key, title in COSTS.items()
     ]
     axes = [reports.ParallelCoordinatesPlotColumn(reports.Config(name)) for name in COLUMNS]
-    axes.append(reports.ParallelCoordinatesPlotColumn(reports.SummaryMetric("fid"), log=True))
+    axes.append(reports.ParallelCoordinatesPlotColumn(fid, log=True))
     curves = [
         reports.LinePlot(title=title, x="curves/timestep", y=[f"curves/{key}"], log_y=True, smoothing_factor=0)
         for key, title in CURVES.items()

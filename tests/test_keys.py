@@ -18,11 +18,11 @@ from qdexp.stages.calibration import CalibrationStage
 
 CellOf = Callable[..., Cell]
 
-QUANTIZATION = {"quantization", "curves", "samples", "evaluation", "similarity", "layers"}
+QUANTIZATION = {"quantization", "curves", "samples", "evaluation", "similarity"}
 CALIBRATION = {"calibration"} | QUANTIZATION
 TRAJECTORY = {"trajectory"} | CALIBRATION
 IMAGES = {"full_precision", "samples", "evaluation", "similarity"}
-HELDOUT = {"heldout", "curves", "activations", "layers"}
+HELDOUT = {"heldout", "curves"}
 ALL = TRAJECTORY | IMAGES | HELDOUT
 NONE: set[str] = set()
 
@@ -61,7 +61,6 @@ OPTIONS = {
     "model.schedule.beta_end=0.03": ALL,
     "+model.network.norm_eps=1e-4": ALL,
     "model.name=other": NONE,
-    "inspection.rows=4": {"activations", "layers"},
     "method=timestep_aware": NONE,
     "out=elsewhere": NONE,
     "sweep=other": NONE,

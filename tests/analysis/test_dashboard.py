@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(qdexp: Callable[..., tuple[int, str, str]], folder: Path) -> Path:
     """The offline runs of a real sweep: full precision and one method. Run once."""
     if not (folder / "out" / "wandb").exists():
-        code, _, err = qdexp("-m", "method=fp,ptq", "tracker=wandb", f"out={folder / 'out'}")
+        code, _, err = qdexp("-m", "method=fp,ptq", "tracker=wandb", "inspection.rows=4", f"out={folder / 'out'}")
         assert (code, err) == (0, "")
     return folder / "out" / "wandb"
 

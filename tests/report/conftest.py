@@ -69,9 +69,8 @@ def study(qdexp: Callable[..., tuple[int, str, str]], report_folder: Path) -> St
     """Three rungs of the tiny model, two seeds and full precision, the last rung with one layer untouched. Run once."""
     out = report_folder / "out"
     if not (out / "sweeps" / "study" / "table.md").exists():
-        methods = "method=fp,ptq,timestep_aware,qdiffusion"
-        code, _, err = qdexp(
-            "-m", methods, "seed=0,1", f"out={out}", "sweep=study", "quant.layers={conv_out: {weight_bits: 32, act_bits: 32}}"
-        )
+        axes = ("method=fp,ptq,timestep_aware,qdiffusion", "seed=0,1", "inspection.rows=4")
+        untouched = "quant.layers={conv_out: {weight_bits: 32, act_bits: 32}}"
+        code, _, err = qdexp("-m", *axes, untouched, f"out={out}", "sweep=study")
         assert code == 0, err
     return Study("study", out, open_source(["study"], out).records)

@@ -97,7 +97,7 @@ def test_ssim_asks_for_images_as_large_as_its_window() -> None:
 
 
 def test_the_stages_of_a_cell(cell_of: Callable[..., Cell]) -> None:
-    cell = cell_of("quant.layers={conv_out: {weight_bits: 32, act_bits: 32}}")
+    cell = cell_of("inspection.rows=4", "quant.layers={conv_out: {weight_bits: 32, act_bits: 32}}")
     record = cell.run()
     store = Store(cell.out)
     layers = json.loads((store.folder(cell.stages["layers"].entry) / "layers.json").read_text())
@@ -116,10 +116,20 @@ def test_the_stages_of_a_cell(cell_of: Callable[..., Cell]) -> None:
     assert record["metrics"]["ssim"] == pytest.approx(ssim.double().mean().item())
 
 
-def test_cells_of_one_model_share_what_they_see_of_it(cell_of: Callable[..., Cell]) -> None:
-    one, other = cell_of(), cell_of("quant=w8a8")
-    assert one.stages["activations"].key == other.stages["activations"].key
-    assert one.stages["layers"].key != other.stages["layers"].key
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("inspection.rows=3", {"activations", "layers"}),
+        ("protocol.heldout=9", {"activations", "layers"}),
+        ("sampling.batch=7", {"activations", "layers"}),
+        ("quant=w8a8", {"layers"}),
+        ("protocol.n=21", set()),
+    ],
+)
+def test_what_changes_what_is_seen(cell_of: Callable[..., Cell], option: str, expected: set[str]) -> None:
+    rows = [] if option.startswith("inspection") else ["inspection.rows=4"]
+    one, other = cell_of("inspection.rows=4").stages, cell_of(*rows, option).stages
+    assert {name for name in ("activations", "layers") if one[name].key != other[name].key} == expected
 
 
 def test_no_rows_no_inspection(cell_of: Callable[..., Cell]) -> None:

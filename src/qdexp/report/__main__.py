@@ -10,6 +10,7 @@ from qdexp import files
 from qdexp.errors import UserError
 from qdexp.report import page, tables
 from qdexp.report.comparison import compare
+from qdexp.report.conformance import Paper, to_markdown
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures import draw_all
 from qdexp.report.page.content import content
@@ -26,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="output folder that holds the sweep (%(default)s)")
     parser.add_argument("--baseline", default="fp", help="method or cell to compare with (%(default)s)")
     parser.add_argument("--to", type=Path, help="where the report is written (OUT/reports/SWEEP)")
+    parser.add_argument("--reported", type=Path, help="a paper's numbers and settings (JSON), for a conformance list")
     parser.add_argument("--no-figures", action="store_true", help="leave the PDF and PNG figures out")
     return parser.parse_args()
 
@@ -34,6 +36,7 @@ def main() -> None:
     """Prints the table and the paths of what was written."""
     args = arguments()
     source = open_source(args.source, args.out)
+    paper = Paper.read(args.reported) if args.reported else None
     evidence = Evidence(source.out)
     comparison = compare(source.records, evidence, args.baseline)
     folder: Path = args.to or source.out / "reports" / source.name
@@ -41,13 +44,17 @@ def main() -> None:
     Console(width=None if sys.stdout.isatty() else WIDTH).print(tables.to_terminal(comparison))
     for name, text in (("md", tables.to_markdown), ("tex", tables.to_latex), ("csv", tables.to_csv)):
         files.write_text(folder / f"table.{name}", text(comparison))
-    page.write(content(source, evidence, comparison), folder / "index.html")
+    if paper is not None:
+        files.write_text(folder / "conformance.md", to_markdown(paper, comparison.lines))
+    page.write(content(source, evidence, comparison, paper), folder / "index.html")
     drawn = [] if args.no_figures else draw_all(comparison, evidence, folder)
     for line in [*(f"note     {gap}" for gap in sorted(evidence.gaps)), *_missing(source.missing)]:
         print(line)
     print(f"tables   {folder / 'table'}.md .tex .csv")
     if drawn:
         print(f"figures  {folder}: {', '.join(drawn)} (.pdf .png)")
+    if paper is not None:
+        print(f"paper    {folder / 'conformance.md'}")
     print(f"page     {folder / 'index.html'}")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.stats import t as student
 
 from qdexp.report.comparison import METRICS, Comparison, Line
+from qdexp.report.conformance import HEADER, Paper
 from qdexp.report.evidence import Evidence
 from qdexp.report.records import Record
 from qdexp.report.sources import Source
@@ -27,7 +28,7 @@ GAP = 2
 TOLD = {metric.key for metric in METRICS}
 
 
-def content(source: Source, evidence: Evidence, comparison: Comparison) -> dict[str, Any]:
+def content(source: Source, evidence: Evidence, comparison: Comparison, paper: Paper | None = None) -> dict[str, Any]:
     """The page's data; 60 KB a cell at most, of which the samples are the greater part."""
     failed = [record for record in source.records if record["status"] != "complete"]
     lines = [*comparison.cells, *(Line(name, [one], {}, {}) for name, one in zip(row_names(failed), failed, strict=True))]
@@ -42,7 +43,7 @@ def content(source: Source, evidence: Evidence, comparison: Comparison) -> dict[
         "metrics": [{**vars(metric), "overview": metric.key in SHOWN} for metric in METRICS],
         "quantiles": {str(groups): float(student.ppf((1 + LEVEL) / 2, groups - 1)) for groups in range(2, GROUPS + 1)},
         "lines": [_line(line, f"line-{number}") for number, line in enumerate(comparison.lines)],
-        "cells": [_cell(line, evidence, comparison, log) for line in lines],
+        "cells": [_cell(line, evidence, comparison, log) | _conformance(line, paper) for line in lines],
         "activations": _activations([line.records[0] for line in lines], evidence),
     }
 
@@ -84,6 +85,12 @@ def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str,
         "error": record.get("error"),
         "log": "\n".join(entry for key in dict.fromkeys(keys.values()) for entry in log.get(key, [])),
     }
+
+
+def _conformance(line: Line, paper: Paper | None) -> dict[str, Any]:
+    """The cell's list against a paper, if that has it."""
+    rows = [] if paper is None else paper.rows(line)
+    return {"conformance": [HEADER, *([row.what, row.theirs, row.ours, row.remark] for row in rows)]} if rows else {}
 
 
 def _activations(records: list[Record], evidence: Evidence) -> dict[str, Any]:
