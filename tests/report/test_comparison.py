@@ -14,6 +14,7 @@ from qdexp.errors import UserError
 from qdexp.report import tables
 from qdexp.report.comparison import Comparison, compare
 from qdexp.report.evidence import Evidence
+from qdexp.report.statistics.frechet import Frechet
 
 Record = dict[str, Any]
 
@@ -95,6 +96,17 @@ def test_a_changed_reference_gives_no_intervals(study: Study, tmp_path: Path) ->
     assert "is not there, or not what it was" in next(iter(evidence.gaps))
 
 
+def test_estimates_are_kept_and_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Evidence(study.out).estimates(study.records[1])
+    monkeypatch.setattr(Frechet, "fid", None)  # computing it again would fail
+    again = Evidence(study.out).estimates(study.records[1])
+    assert again.keys() == first.keys() == {"fid", "distance", "psnr", "ssim"}
+    assert all((again[name].replicates == first[name].replicates).all() for name in first)
+    monkeypatch.setattr("qdexp.report.evidence._code", lambda: "other code")
+    with pytest.raises(TypeError):
+        Evidence(study.out).estimates(study.records[1])
+
+
 def test_the_csv_holds_every_number_and_its_protocol(comparison: Comparison) -> None:
     rows = list(csv.DictReader(io.StringIO(tables.to_csv(comparison))))
     for row, line in zip(rows, comparison.lines, strict=True):
@@ -110,7 +122,7 @@ def test_tables_say_n_protocol_and_extractor(comparison: Comparison) -> None:
     markdown, latex = tables.to_markdown(comparison), tables.to_latex(comparison)
     for text in (markdown, latex):
         assert "protocol quick: n = 20, 4 DPMSolverMultistep steps, features of fashion-cnn" in text
-        assert "an interval that holds 0 is no finding" in text
+        assert "one that holds 0 is no finding" in text
     widths = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
     assert len(widths) == 1
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()

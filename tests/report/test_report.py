@@ -1,5 +1,6 @@
 """`python -m qdexp.report`: what it writes, and the page in a real browser."""
 
+import copy
 import json
 import os
 import sys
@@ -64,8 +65,24 @@ def test_while_a_sweep_runs_the_report_says_what_is_missing(report: Report, stud
         (tmp_path / "records" / f"{record['cell']}.json").write_text(json.dumps(record))
     (sweep / "cells.json").write_text(json.dumps({record["cell"]: record["cell"] for record in [*done, waiting]}))
     printed = report("half", "--out", tmp_path, "--no-figures")
-    assert f"1 cells have no record yet: {waiting['cell']}" in printed
+    assert f"without a record yet: 1: {waiting['cell']}" in printed
     assert waiting["cell"] in (tmp_path / "reports" / "half" / "index.html").read_text()
+
+
+def test_one_of_several_protocols_is_chosen(report: Report, study: Study, tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    records.mkdir()
+    for record in study.records:
+        other = copy.deepcopy(record)
+        other["protocol"] |= {"hash": "0ddba11", "n": 5000}
+        other["cell"] += "-other"
+        for one in (record, other):
+            (records / f"{one['cell']}.json").write_text(json.dumps(one))
+    with pytest.raises(UserError, match="numbers of different protocols do not compare"):
+        report(records, "--no-figures")
+    assert "n = 5,000" in report(records, "--no-figures", "--protocol", "0ddba")
+    with pytest.raises(UserError, match=r"--protocol fid50k: no record of it; protocols there: quick \("):
+        report(records, "--no-figures", "--protocol", "fid50k")
 
 
 @pytest.fixture(scope="module")

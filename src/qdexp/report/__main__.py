@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from qdexp.report.conformance import Paper, to_markdown
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures import draw_all
 from qdexp.report.page.content import content
+from qdexp.report.records import Record
 from qdexp.report.sources import open_source
 
 WIDTH = 150
@@ -26,6 +28,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("source", nargs="+", metavar="SWEEP", help="a sweep's name or folder, records, or a folder of records")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="output folder that holds the sweep (%(default)s)")
     parser.add_argument("--baseline", default="fp", help="method or cell to compare with (%(default)s)")
+    parser.add_argument(
+        "--protocol", help="of records of several protocols, those of this one: its name, or how its hash begins"
+    )
     parser.add_argument("--to", type=Path, help="where the report is written (OUT/reports/SWEEP)")
     parser.add_argument("--reported", type=Path, help="a paper's numbers and settings (JSON), for a conformance list")
     parser.add_argument("--no-figures", action="store_true", help="leave the PDF and PNG figures out")
@@ -36,6 +41,8 @@ def main() -> None:
     """Prints the table and the paths of what was written."""
     args = arguments()
     source = open_source(args.source, args.out)
+    if args.protocol:
+        source = replace(source, records=of_protocol(source.records, args.protocol))
     paper = Paper.read(args.reported) if args.reported else None
     evidence = Evidence(source.out)
     comparison = compare(source.records, evidence, args.baseline)
@@ -58,9 +65,19 @@ def main() -> None:
     print(f"page     {folder / 'index.html'}")
 
 
+def of_protocol(records: list[Record], wanted: str) -> list[Record]:
+    """The records of one protocol. Raises UserError, naming those there, where none is meant."""
+    there = {record["protocol"]["hash"]: record["protocol"]["name"] for record in records if record.get("protocol")}
+    meant = [key for key, name in there.items() if wanted == name or key.startswith(wanted)]
+    if not meant:
+        known = ", ".join(f"{name} ({key[:8]})" for key, name in there.items())
+        raise UserError(f"--protocol {wanted}: no record of it; protocols there: {known}")
+    return [record for record in records if record.get("protocol", {}).get("hash") in meant]
+
+
 def _missing(labels: list[str]) -> list[str]:
     """One line on the cells that have no record yet."""
-    return [f"missing  {len(labels)} cells have no record yet: {', '.join(labels)}"] if labels else []
+    return [f"missing  without a record yet: {len(labels)}: {', '.join(labels)}"] if labels else []
 
 
 if __name__ == "__main__":

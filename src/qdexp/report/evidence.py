@@ -3,9 +3,10 @@
 A record may be read without its store, on another machine: then there are numbers and no intervals, and ``gaps`` says so.
 """
 
+import contextlib
 import hashlib
 import json
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from qdexp import files
 from qdexp.report.records import Record
 from qdexp.report.statistics.estimate import Estimate, of_mean
 from qdexp.report.statistics.frechet import Frechet
@@ -27,8 +29,8 @@ KID_LEAST = 1000
 class Reference:
     """The reference set that numbers were measured against, read when it is needed."""
 
-    def __init__(self, tensors: Arrays) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: Arrays, digest: str) -> None:
+        self.tensors, self.digest = tensors, digest
 
     @cached_property
     def frechet(self) -> Frechet:
@@ -61,24 +63,31 @@ class Evidence:
         return None if folder is None else json.loads((folder / f"{role}.json").read_text())
 
     def estimates(self, record: Record) -> dict[str, Estimate]:
-        """By metric: those of the record's numbers that are means or statistics of its samples."""
-        if record["status"] != "complete":
-            return {}
+        """By metric: those of the record's numbers that are means or statistics of its samples.
+
+        Kept beside the reports, since 2,048-dimensional features take most of a minute a cell, under a hash of the features'
+        keys and of the code that made them.
+        """
         folder = self.folder(record, "evaluation")
         if folder is None:
             self.gaps.add("features of some cells are not in the store: their numbers have no intervals")
             return {}
-        arrays = load_file(folder / "features.safetensors")
-        return {**self._distributional(record, arrays["pool"]), **self._paired(record, arrays["distance"])}
-
-    def _distributional(self, record: Record, pool: NDArray[Any]) -> dict[str, Estimate]:
         reference = self._reference(record)
-        if reference is None:
-            return {}
-        estimates = {"fid": reference.frechet.fid(pool)}
-        if len(pool) >= KID_LEAST and reference.kernel is not None:
-            estimates["kid"] = reference.kernel.kid(pool)
-        return estimates
+        kept = self._kept(record, reference)
+        if kept.is_file():
+            return {name: Estimate(value, np.array(rest)) for name, (value, rest) in json.loads(kept.read_text()).items()}
+        arrays = load_file(folder / "features.safetensors")
+        found = {**_distributional(reference, arrays["pool"]), **self._paired(record, arrays["distance"])}
+        plain = {name: (estimate.value, estimate.replicates.tolist()) for name, estimate in found.items()}
+        with contextlib.suppress(OSError):  # another's folder, or a full disk: the estimates are made anew each time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(kept, json.dumps(plain))
+        return found
+
+    def _kept(self, record: Record, reference: "Reference | None") -> Path:
+        keys = [record["keys"].get(role) for role in ("evaluation", "similarity")]
+        told = [*keys, self.folder(record, "similarity") is not None, reference and reference.digest, _code()]
+        return self.out / "reports" / ".estimates" / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.json"
 
     def _paired(self, record: Record, distance: NDArray[Any]) -> dict[str, Estimate]:
         """Against the full-precision images of the same noise; nothing for full precision itself."""
@@ -100,4 +109,20 @@ class Evidence:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             self.gaps.add(f"{path} is not there, or not what it was: FID and KID have no intervals")
             return None
-        return Reference(load_file(path))
+        return Reference(load_file(path), digest)
+
+
+def _distributional(reference: Reference | None, pool: NDArray[Any]) -> dict[str, Estimate]:
+    if reference is None:
+        return {}
+    estimates = {"fid": reference.frechet.fid(pool)}
+    if len(pool) >= KID_LEAST and reference.kernel is not None:
+        estimates["kid"] = reference.kernel.kid(pool)
+    return estimates
+
+
+@cache
+def _code() -> str:
+    """A digest of the source that makes estimates."""
+    sources = [Path(__file__), *sorted((Path(__file__).parent / "statistics").glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

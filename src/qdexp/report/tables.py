@@ -54,7 +54,7 @@ def notes(comparison: Comparison) -> list[str]:
     if any(not math.isnan(interval.half) for line in comparison.lines for interval in line.numbers.values()):
         said.append("±: half of a 95 % interval over images (delete-group jackknife) and, where there are several, seeds")
     if any(line.differences for line in comparison.lines):
-        said.append("differences: on the same noise, in pairs; an interval that holds 0 is no finding")
+        said.append("FID differences: 95 % intervals on the same noise, in pairs; one that holds 0 is no finding")
     return said
 
 

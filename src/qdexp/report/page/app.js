@@ -188,7 +188,7 @@ function whisker(metric, line) {
 }
 
 /** A line's name with its bit-widths, where those vary. */
-const titled = (line) => (AXES.includes("quant") && !line.name.toLowerCase().includes(line.axes.quant) ? `${line.name} ${line.axes.quant}` : line.name);
+const titled = (line) => (AXES.includes("quant") && line.axes.quant !== "full" && !line.name.toLowerCase().includes(line.axes.quant) ? `${line.name} ${line.axes.quant}` : line.name);
 
 /** FID against a cost, with the line of what nothing beats in both. */
 function front(grid, lines, key, label) {
