@@ -103,12 +103,15 @@ def experiments(population: Population, n: int) -> Iterator[tuple[str, Callable[
 
         return draw
 
-    yield "FID of the baseline", lambda random: frechet.fid(baseline[random.integers(size, size=n)]).interval()
+    def alone(measure: Callable[[Features], Estimate], values: Features) -> Callable[..., Interval]:
+        return lambda random: measure(values[random.integers(size, size=n)]).interval()
+
+    yield "FID of the baseline", alone(frechet.fid, baseline)
     for name, corruption in RIVALS.items():
         rival, distances = population.features(corruption), population.distances(corruption, light)
         yield f"FID difference, {name}", paired(frechet.fid, rival, baseline)
         yield f"KID difference, {name}", paired(kernel.kid, rival, baseline)
-        yield f"MSE, {name}", lambda random, d=distances: of_mean(d[random.integers(size, size=n)]).interval()  # type: ignore[misc]
+        yield f"MSE, {name}", alone(of_mean, distances)
     for name, spread in SEEDS.items():
         strengths = 0.04 * np.exp(spread * np.random.default_rng(1).standard_normal(FAMILY))
         family = [population.features(noisy(float(strength))) for strength in strengths]

@@ -164,7 +164,8 @@ def show(cell: Cell, records: Sequence[Record]) -> None:
         print(f"record   {record_path(cell.out, record['cell'])}")
     if _picture(cell.out, records, folder / "samples.png"):
         print(f"samples  {folder / 'samples.png'}")
-    print(f"table    {folder / 'table.md'}", flush=True)
+    print(f"table    {folder / 'table.md'}")
+    print(f"report   python -m qdexp.report {cell.config.sweep} --out {cell.out}", flush=True)
 
 
 def _protocol_hash(record: Record) -> Any:

@@ -137,9 +137,9 @@ def _whole_operations(records: Sequence[Record], evidence: Evidence) -> dict[str
     return {r["cell"]: {"gbops": _exact(macs[r["axes"]["model"]] * FLOAT_BITS**2 / 1e9)} for r in full}
 
 
-def _exact(value: float, seeds: int = 1) -> Interval:
+def _exact(value: float) -> Interval:
     """A value without an interval."""
-    return Interval(value, math.nan, math.nan, seeds)
+    return Interval(value, math.nan, math.nan)
 
 
 def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) -> dict[str, Interval]:
@@ -152,7 +152,7 @@ def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) 
         elif len(values) == len(group) > 1 and metric.key not in EXACT:
             numbers[metric.key] = over_seeds(values)
         elif values:
-            numbers[metric.key] = _exact(statistics.mean(values), len(values))
+            numbers[metric.key] = _exact(statistics.mean(values))
     return numbers
 
 

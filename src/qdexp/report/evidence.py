@@ -51,16 +51,26 @@ class Evidence:
         self.gaps: set[str] = set()
         self._references: dict[str, Reference | None] = {}
 
-    def folder(self, record: Record, role: str, stage: str | None = None) -> Path | None:
-        """The store entry that plays ``role`` in the record, if it is there; ``stage`` where that is called otherwise."""
-        key = record.get("keys", {}).get(role)
-        path = self.out / "store" / f"{stage or role}-{key}"
+    def folder(self, record: Record, stage: str) -> Path | None:
+        """The store entry of the record's stage, if it is there."""
+        key = record.get("keys", {}).get(stage)
+        path = self.out / "store" / f"{stage}-{key}"
         return path if key and path.is_dir() else None
 
-    def read_json(self, record: Record, role: str) -> Any:
-        """``ROLE.json`` of the record's stage, or None."""
-        folder = self.folder(record, role)
-        return None if folder is None else json.loads((folder / f"{role}.json").read_text())
+    def read_json(self, record: Record, stage: str) -> Any:
+        """``STAGE.json`` of the record's stage, or None."""
+        folder = self.folder(record, stage)
+        return None if folder is None else json.loads((folder / f"{stage}.json").read_text())
+
+    def images(self, record: Record, count: int) -> NDArray[np.uint8] | None:
+        """The record's first ``count`` samples, uint8 [count, c, h, w]; None where the store has none."""
+        folder = self.folder(record, "samples")
+        shards: list[NDArray[np.uint8]] = []
+        for path in sorted(folder.glob("shard-*.safetensors")) if folder else []:
+            shards.append(load_file(path)["images"])
+            if sum(map(len, shards)) >= count:
+                break
+        return np.concatenate(shards)[:count] if shards else None
 
     def estimates(self, record: Record) -> dict[str, Estimate]:
         """By metric: those of the record's numbers that are means or statistics of its samples.

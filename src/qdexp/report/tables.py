@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line, write_difference, write_number
+from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line, Metric, write_difference, write_number
 from qdexp.report.table import protocol_line
 
 Form = Callable[[str, str], str]
@@ -38,14 +38,20 @@ def columns(comparison: Comparison, form: Form = "{} ± {}".format) -> list[Colu
     several = any(len(line.records) > 1 for line in lines)
     found = [Column("method", lambda line: line.name, False), Column("bits", _bits, False)]
     found += [Column("seeds", lambda line: str(len(line.records)))] if several else []
-    for key in SHOWN:
-        metric = KNOWN[key]
-        if any(key in line.numbers for line in lines):
-            found.append(Column(metric.title, lambda line, m=metric: write_number(m, line.numbers.get(m.key), form)))  # type: ignore[misc]
-        if key == "fid" and any(key in line.differences for line in lines):
-            text: Callable[[Line], str] = lambda line, m=metric: write_difference(m, line.differences.get(m.key))  # type: ignore[misc]  # noqa: E731
-            found.append(Column(f"FID - {comparison.baseline}", text))
+    for metric in (KNOWN[key] for key in SHOWN):
+        if any(metric.key in line.numbers for line in lines):
+            found.append(_measured(metric, form))
+        if metric.key == "fid" and any(metric.key in line.differences for line in lines):
+            found.append(_compared(metric, comparison.baseline))
     return found
+
+
+def _measured(metric: Metric, form: Form) -> Column:
+    return Column(metric.title, lambda line: write_number(metric, line.numbers.get(metric.key), form))
+
+
+def _compared(metric: Metric, baseline: str | None) -> Column:
+    return Column(f"{metric.title} - {baseline}", lambda line: write_difference(metric, line.differences.get(metric.key)))
 
 
 def notes(comparison: Comparison) -> list[str]:

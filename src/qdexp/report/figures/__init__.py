@@ -1,6 +1,7 @@
 """Figures for a paper, each as PDF and PNG, from a comparison and the store behind it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -42,4 +43,4 @@ def draw_all(comparison: Comparison, evidence: Evidence, folder: Path) -> list[s
 def save(figure: Figure, path: Path) -> None:
     """Writes ``path``.pdf and ``path``.png, whole."""
     for kind in ("pdf", "png"):
-        files.write(path.with_suffix(f".{kind}"), lambda part, kind=kind: figure.savefig(part, format=kind))  # type: ignore[misc]
+        files.write(path.with_suffix(f".{kind}"), partial(figure.savefig, format=kind))

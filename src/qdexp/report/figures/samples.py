@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from qdexp.report.comparison import Comparison
 from qdexp.report.evidence import Evidence
-from qdexp.report.stored import first_images
 
 COLUMNS, ROWS = 12, 16
 
@@ -15,8 +14,7 @@ def grid(comparison: Comparison, evidence: Evidence) -> Figure | None:
     """The first images of each line's first record; None where the store holds none. Images of the first line's shape only."""
     rows: list[tuple[str, NDArray[np.uint8]]] = []
     for line in comparison.lines:
-        folder = evidence.folder(line.records[0], "samples")
-        images = first_images(folder, COLUMNS) if folder else None
+        images = evidence.images(line.records[0], COLUMNS)
         if images is not None and (not rows or images.shape == rows[0][1].shape):
             rows.append((line.name, images))
     if not rows:

@@ -7,6 +7,9 @@ from typing import Any
 
 from qdexp import files
 
+SCRIPTS = ("charts.js", "state.js", "overview.js", "figures.js", "cell.js", "compare.js", "main.js")
+"""In this order, one script: what is on top of a file uses what stands before it."""
+
 
 def write(data: dict[str, Any], path: Path) -> None:
     """Fills the template with ``data`` and writes it whole."""
@@ -20,7 +23,7 @@ def write(data: dict[str, Any], path: Path) -> None:
     filled = {
         "title": f"{data['title']} - qdexp".replace("&", "&amp;").replace("<", "&lt;"),
         "style": text("page.css"),
-        "script": text("charts.js") + text("app.js"),
+        "script": "".join(map(text, SCRIPTS)),
         "data": plain,
     }
     page = text("page.html")

@@ -18,7 +18,6 @@ from qdexp.report.evidence import Evidence
 from qdexp.report.records import Record
 from qdexp.report.sources import Source
 from qdexp.report.statistics.estimate import GROUPS, LEVEL, Interval
-from qdexp.report.stored import first_images
 from qdexp.report.table import flat, protocol_line, row_names
 from qdexp.report.tables import SHOWN, notes
 
@@ -128,8 +127,7 @@ def _executions(out: Path) -> dict[str, list[str]]:
 
 def _samples(record: Record, evidence: Evidence) -> str | None:
     """The cell's first images side by side, as a data address."""
-    folder = evidence.folder(record, "samples")
-    images = first_images(folder, SAMPLES) if folder else None
+    images = evidence.images(record, SAMPLES)
     if images is None:
         return None
     tiles = [_tile(image) for image in images]

@@ -27,12 +27,11 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the ends of its 95 % interval; ``seeds``: how many the value is the mean of."""
+    """A value and the ends of its 95 % interval; not a number where that is not known."""
 
     value: float
     low: float
     high: float
-    seeds: int = 1
 
     @property
     def half(self) -> float:
@@ -85,18 +84,18 @@ def pool(seeds: Sequence[Estimate]) -> Interval:
     values = np.array([estimate.value for estimate in seeds])
     images = Estimate(float(values.mean()), np.mean([estimate.replicates for estimate in seeds], axis=0))
     half = math.hypot(images.interval().half, over_seeds(values.tolist()).half)
-    return Interval(images.value, images.value - half, images.value + half, len(values))
+    return Interval(images.value, images.value - half, images.value + half)
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
     """Mean and t-interval over seeds of numbers that have no samples of their own; two values at least."""
     array = np.array(values)
-    return _interval(float(array.mean()), float(array.var(ddof=1)) / len(array), len(array) - 1, len(array))
+    return _interval(float(array.mean()), float(array.var(ddof=1)) / len(array), len(array) - 1)
 
 
-def _interval(value: float, variance: float, freedom: int, seeds: int = 1) -> Interval:
+def _interval(value: float, variance: float, freedom: int) -> Interval:
     half = float(student.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance)
-    return Interval(value, value - half, value + half, seeds)
+    return Interval(value, value - half, value + half)
 
 
 def groups_of(n: int) -> NDArray[np.int64]:
