@@ -258,6 +258,16 @@ class Sampling:
 
 
 @dataclass
+class Inspection:
+    """On how many ``rows`` the insides of the networks are looked at; 0: not at all."""
+
+    rows: int
+
+    def __post_init__(self) -> None:
+        _require(self.rows >= 0, "inspection.rows", self.rows, "choose 0 (none) or more")
+
+
+@dataclass
 class Tracker:
     name: str
     project: str = "qdexp"
@@ -283,6 +293,7 @@ class Config:
     method: str
     trajectory: Trajectory
     sampling: Sampling
+    inspection: Inspection
     out: str
     sweep: str
     seed: int
