@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from qdexp.quant.blocks import Batch, as_call, output
 from qdexp.quant.network import execution_order
 from qdexp.quant.shortcuts import concatenations
 
-Batch = tuple[Tensor, Tensor]
-"""(x_t [rows, c, h, w], t [rows])."""
 BINS = 64
 
 
@@ -48,7 +48,7 @@ class Histogram:
 @torch.inference_mode()
 def input_ranges(network: nn.Module, steps: Sequence[Batch]) -> dict[str, Ranges]:
     """The range of every layer's input at every step, by the layers' names in execution order; a batch a step."""
-    order = execution_order(network, [part[:1] for part in steps[0]])
+    order = execution_order(network, first_row(steps[0]))
     ranges = {name: Ranges() for name in order}
     with _watching(network, order, lambda name, _, inputs: ranges[name].add(inputs[0])):
         _run(network, steps)
@@ -58,7 +58,7 @@ def input_ranges(network: nn.Module, steps: Sequence[Batch]) -> dict[str, Ranges
 @torch.inference_mode()
 def shortcut_histograms(network: nn.Module, steps: Sequence[Batch], ranges: dict[str, Ranges]) -> dict[str, list[Histogram]]:
     """Histograms of the parts of every concatenation that a convolution reads directly, over all steps, on common bins."""
-    found = concatenations(network, [part[:1] for part in steps[0]])
+    found = concatenations(network, first_row(steps[0]))
     sizes = {name: read.sizes for name, read in found.items() if read.direct and name in ranges}
     histograms = {name: [Histogram(min(ranges[name].low), max(ranges[name].high)) for _ in sizes[name]] for name in sizes}
 
@@ -85,7 +85,7 @@ def _watching(network: nn.Module, names: Iterable[str], hook: Callable[[str, nn.
 
 def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
     for batch in batches:
-        network(*batch)
+        _answer(network, batch)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
 
     One forward pass a layer and batch.
     """
-    truth = [_first(network(*batch)) for batch in batches]
+    truth = [_answer(network, batch) for batch in batches]
     errors = {}
     for name, layer in quantized.items():
-        swap = _Swap(layer, len(batches[0][1]))
+        swap = _Swap(layer, len(batches[0][0]))
         handle = network.get_submodule(name).register_forward_hook(swap)
         try:
-            answers = [_first(network(*batch)) for batch in batches]
+            answers = [_answer(network, batch) for batch in batches]
         finally:
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))
@@ -136,9 +136,15 @@ class _Swap:
         return answer
 
 
-def _first(output: Any) -> Tensor:
-    answer: Tensor = output if isinstance(output, Tensor) else output[0]
-    return answer
+def first_row(batch: Batch) -> Batch:
+    """The first row of every tensor in a batch."""
+    row: Batch = pytree.tree_map(lambda tensor: tensor[:1], batch)
+    return row
+
+
+def _answer(network: nn.Module, batch: Batch) -> Tensor:
+    args, kwargs = as_call(batch)
+    return output(network(*args, **kwargs))
 
 
 def _ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from qdexp import files, models
-from qdexp.metrics.inspection import Batch, Histogram, input_ranges, shortcut_histograms
+from qdexp.metrics.inspection import Histogram, input_ranges, shortcut_histograms
+from qdexp.quant.blocks import Batch
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage, network_options

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from qdexp import files, models
-from qdexp.metrics.inspection import Batch, layer_errors
+from qdexp.metrics.inspection import first_row, layer_errors
 from qdexp.quant import checkpoint
+from qdexp.quant.blocks import Batch
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import FLOAT, execution_order, quantized_layers
 from qdexp.sampling.sampler import Sampler
@@ -50,7 +51,7 @@ class LayersStage(Stage):
         batch = self._rows(inputs["trajectory"])
         quantized = checkpoint.load(inputs["quantization"] / CHECKPOINT).to(self.device)
         converted = dict(quantized_layers(quantized))
-        order = execution_order(network, [part[:1] for part in batch])
+        order = execution_order(network, first_row(batch))
         layers = {name: quantized.get_submodule(name) for name in order}
         errors = layer_errors(network, layers, [batch])
         found = [{"name": name, **_bits(converted.get(name)), **asdict(error)} for name, error in errors.items()]
