@@ -131,8 +131,8 @@ class Quantizer:
 
     @property
     def learns_rounding(self) -> bool:
-        """Whether weight rounding is learned block by block."""
-        return self.rounding == "adaround"
+        """Whether weight rounding goes block by block, by what the calibration rows tell."""
+        return self.rounding in ("adaround", "gptq")
 
     @property
     def learns(self) -> bool:
