@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from qdexp.quant.blocks import Batch, as_call, output
+from qdexp.quant.blocks import Batch, call, first_row
 from qdexp.quant.network import execution_order
 from qdexp.quant.shortcuts import concatenations
 
@@ -85,7 +84,7 @@ def _watching(network: nn.Module, names: Iterable[str], hook: Callable[[str, nn.
 
 def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
     for batch in batches:
-        _answer(network, batch)
+        call(network, batch)
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,13 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
 
     One forward pass a layer and batch.
     """
-    truth = [_answer(network, batch) for batch in batches]
+    truth = [_first(call(network, batch)) for batch in batches]
     errors = {}
     for name, layer in quantized.items():
         swap = _Swap(layer, len(batches[0][0]))
         handle = network.get_submodule(name).register_forward_hook(swap)
         try:
-            answers = [_answer(network, batch) for batch in batches]
+            answers = [_first(call(network, batch)) for batch in batches]
         finally:
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))
@@ -136,15 +135,9 @@ class _Swap:
         return answer
 
 
-def first_row(batch: Batch) -> Batch:
-    """The first row of every tensor in a batch."""
-    row: Batch = pytree.tree_map(lambda tensor: tensor[:1], batch)
-    return row
-
-
-def _answer(network: nn.Module, batch: Batch) -> Tensor:
-    args, kwargs = as_call(batch)
-    return output(network(*args, **kwargs))
+def _first(output: Any) -> Tensor:
+    answer: Tensor = output if isinstance(output, Tensor) else output[0]
+    return answer
 
 
 def _ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -1,18 +1,19 @@
 """From a config to a network with quantized layers: what the two stages that quantize share."""
 
 import fnmatch
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor
 
 from qdexp import models
 from qdexp.config import ActScheme, Config, WeightScheme
 from qdexp.errors import UserError
 from qdexp.quant import network as networks
+from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
@@ -21,7 +22,7 @@ from qdexp.stages.calibration import read_rows
 
 CHECKPOINT = "checkpoint"
 
-Batches = list[tuple[Tensor, Tensor]]
+Batches = Sequence[Batch]
 """The calibration set, or a part of it: (x_t, t), at most ``sampling.batch`` rows each."""
 
 
@@ -53,7 +54,7 @@ def read_batches(folder: Path, config: Config, device: torch.device, rows: int |
 def convert(network: torch.nn.Module, config: Config, batches: Batches) -> list[str]:
     """Gives the layers of ``network`` their quantized classes, in place; returns their names in execution order."""
     quant, quantizer = config.quant, config.quantizer
-    example = [part[:1] for part in batches[0]]
+    example = first_row(batches[0])
     order = networks.execution_order(network, example)
     networks.convert(
         network,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from qdexp import files, models
-from qdexp.metrics.inspection import first_row, layer_errors
+from qdexp.metrics.inspection import layer_errors
 from qdexp.quant import checkpoint
-from qdexp.quant.blocks import Batch
+from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import FLOAT, execution_order, quantized_layers
 from qdexp.sampling.sampler import Sampler
