@@ -44,7 +44,7 @@ class LayersStage(Stage):
 
     @property
     def files(self) -> dict[str, Path]:
-        return {"weights": Path(self.config.model.weights)}
+        return models.files(self.config.model)
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
