@@ -16,9 +16,9 @@ LEVELS = 256
 
 
 def _activations(comparison: Comparison, evidence: Evidence) -> dict[str, Any] | None:
-    """What the first cell that has them knows of the full-precision network's activations."""
-    found = (evidence.read_json(line.records[0], "activations") for line in comparison.lines)
-    return next((one for one in found if one is not None), None)
+    """What the first cell that has them knows of the full-precision network's activations, and its ``model``."""
+    found = ((line.axes["model"], evidence.read_json(line.records[0], "activations")) for line in comparison.lines)
+    return next(({"model": model, **one} for model, one in found if one is not None), None)
 
 
 def ranges(comparison: Comparison, evidence: Evidence) -> Figure | None:
@@ -33,7 +33,11 @@ def ranges(comparison: Comparison, evidence: Evidence) -> Figure | None:
     whole, single = figure.subplots(1, 2, width_ratios=[1.2, 1])
     image = whole.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     places = range(0, len(steps), max(1, len(steps) // 6))
-    whole.set(title="range of each layer's input / its widest", xlabel="timestep t", ylabel="layer, in execution order")
+    whole.set(
+        title=f"{found['model']}: range of each layer's input / its widest",
+        xlabel="timestep t",
+        ylabel="layer, in execution order",
+    )
     whole.set_xticks(places, [str(steps[place]) for place in places])
     whole.grid(visible=False)
     figure.colorbar(image, ax=whole, fraction=0.04)
@@ -66,7 +70,8 @@ def shortcuts(comparison: Comparison, evidence: Evidence) -> Figure | None:
         panel.set(title=name, xlabel="input", yscale="log")
         panel.legend(fontsize=6.5)
     figure.axes[0].set_ylabel("share of values")
-    figure.supxlabel("levels of a part's range when both share a scale; split, each has all", fontsize=7)
+    note = f"{found['model']}: levels of a part's range when both share a scale; split, each has all"
+    figure.supxlabel(note, fontsize=7)
     return figure
 
 

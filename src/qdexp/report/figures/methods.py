@@ -65,8 +65,8 @@ def _bar(panel: Axes, place: int, interval: Interval | None, factor: float, key:
 
 def _name(line: Line, axis: str | None = None) -> str:
     name = str(line.axes[axis]) if axis else line.name
-    quant = line.axes["quant"].upper()
-    return name if full_precision(line.records[0]) or quant in name else f"{name} {quant}"
+    bits = f"W{line.axes['weight_bits']}A{line.axes['act_bits']}"
+    return name if full_precision(line.records[0]) or bits in name else f"{name} {bits}"
 
 
 def pareto(comparison: Comparison, _: Evidence) -> Figure | None:

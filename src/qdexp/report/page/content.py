@@ -95,8 +95,8 @@ def _conformance(line: Line, paper: Paper | None) -> dict[str, Any]:
 def _activations(records: list[Record], evidence: Evidence) -> dict[str, Any]:
     """By key: cells of one model share them."""
     by_key = {key: record for record in records if (key := record.get("keys", {}).get("activations"))}
-    found = {key: evidence.read_json(record, "activations") for key, record in by_key.items()}
-    return {key: _rounded(value) for key, value in found.items() if value is not None}
+    found = {key: (record["axes"]["model"], evidence.read_json(record, "activations")) for key, record in by_key.items()}
+    return {key: {"model": model, **_rounded(value)} for key, (model, value) in found.items() if value is not None}
 
 
 def _interval(interval: Interval) -> list[float | None]:

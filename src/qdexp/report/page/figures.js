@@ -12,7 +12,7 @@ function figures() {
   for (const [key, label] of [["size_stored_mb", "stored MB"], ["gbops", "10⁹ bit operations (MACs × weight bits × input bits)"]]) front(grid, lines, key, label);
   curveCards(grid, lines.map((line) => ({ name: line.name, colour: line.colour, cell: CELLS.get(line.cells[0]) })));
   sampleCard(grid, lines.map((line) => ({ name: line.name, cell: CELLS.get(line.cells[0]) })).slice(0, 24));
-  insides(grid);
+  for (const found of Object.values(DATA.activations)) insides(grid, found);
 }
 
 function whisker(metric, line) {
@@ -72,9 +72,7 @@ function sampleCard(grid, entries) {
 const picture = (cell) => html("img", { className: "samples", src: cell.samples, alt: `samples of ${cell.name}` });
 
 /** What the full-precision network's layers read: the two observations that quantizing diffusion models rests on. */
-function insides(grid) {
-  const found = Object.values(DATA.activations)[0];
-  if (!found) return;
+function insides(grid, found) {
   const names = Object.keys(found.ranges);
   const spans = names.map((name) => found.ranges[name].low.map((low, step) => found.ranges[name].high[step] - low));
   const shares = spans.map((span) => span.map((value) => value / Math.max(...span)));
@@ -82,7 +80,7 @@ function insides(grid) {
   const holder = html("div"), show = (name) => holder.replaceChildren(rangeChart(found, name));
   const titles = (y, x) => `${names[y]}, t = ${found.timestep[x]}: ${brief(found.ranges[names[y]].low[x])} to ${brief(found.ranges[names[y]].high[x])}`;
   show(moving);
-  grid.append(wide(card("Activation ranges over the timesteps, each layer against its own widest", heat(names, found.timestep, shares, titles, { label: "timestep t", pick: (row) => show(names[row]) }), html("p", { className: "foot", textContent: "Input of every layer in execution order, full precision. Dark: as wide as it gets. A calibration at one timestep sees one column. Click a row to draw that layer." }))));
+  grid.append(wide(card(`${found.model}: activation ranges over the timesteps, each layer against its own widest`, heat(names, found.timestep, shares, titles, { label: "timestep t", pick: (row) => show(names[row]) }), html("p", { className: "foot", textContent: "Input of every layer in execution order, full precision. Dark: as wide as it gets. A calibration at one timestep sees one column. Click a row to draw that layer." }))));
   grid.append(card("One layer's range", holder));
   const shortcuts = Object.entries(found.shortcuts).sort((a, b) => apart(b[1]) - apart(a[1]));
   if (shortcuts.length) grid.append(shortcutCard(shortcuts));
