@@ -48,6 +48,7 @@ def test_record_holds_all_that_is_said_of_it(cell_of: CellOf) -> None:
     assert record["status"] == "complete"
     assert record["axes"] == {
         "model": "tiny",
+        "weights": "file",
         "method": "ptq",
         "quant": "w4a8",
         "quantizer": "search",

@@ -10,7 +10,7 @@ from typing import Any
 from qdexp import device as devices
 from qdexp import models, provenance
 from qdexp import record as records
-from qdexp.config import Config
+from qdexp.config import RANDOM, Config
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
@@ -83,7 +83,8 @@ class Cell:
     def run(self) -> Record:
         """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again."""
         store = Store(self.out)
-        print(f"{self.label}", flush=True)
+        rehearsal = f"  (weights: random; no number of this run says anything of {self.config.model.name})"
+        print(f"{self.label}{rehearsal if models.is_random(self.config.model) else ''}", flush=True)
         stage = "record"
         try:
             entries = {}
@@ -107,6 +108,7 @@ class Cell:
         config = self.config
         axes = {
             "model": config.model.name,
+            "weights": RANDOM if models.is_random(config.model) else "file",
             "method": self.method,
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
@@ -142,7 +144,7 @@ class Cell:
             results["reconstruction"] = _reconstruction(folders)
             metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
         else:
-            metrics["size_stored_mb"] = Path(self.config.model.weights).stat().st_size / 1e6
+            metrics["size_stored_mb"] = models.stored_bytes(self.config.model) / 1e6
         bits = self.config.quant.weight_bits if self.quantized else 32
         metrics["size_nominal_mb"] = checkpoint.nominal_bytes(models.parameters(self.config.model), bits) / 1e6
         return results

@@ -19,6 +19,9 @@ Target = dict[str, Any]
 UNTOUCHED = 32
 """The bit-width that means: leave it in full precision."""
 
+RANDOM = "random"
+"""In place of a file of weights: the architecture with seeded random numbers, to rehearse a run."""
+
 
 def register_resolvers() -> None:
     """``${zoo:PATH}`` in a config is a file that ships with qdexp."""
@@ -38,14 +41,40 @@ def _bits(option: str, value: int, low: int, high: int) -> None:
 
 
 @dataclass
+class FirstStage:
+    """The autoencoder of a latent model: images are ``network.decode(latents / scale + shift)``.
+
+    ``weights`` and ``subfolder`` as in ``Model``. A CompVis checkpoint that holds a scale of its own wins over ``scale``.
+    """
+
+    weights: str
+    network: Target
+    scale: float = 1.0
+    shift: float = 0.0
+    subfolder: str = "vae"
+
+    def __post_init__(self) -> None:
+        option = "model.first_stage"
+        _require("_target_" in self.network, f"{option}.network", self.network, "name the network's class as _target_")
+        _require(self.scale > 0, f"{option}.scale", self.scale, "choose a number above 0")
+
+
+@dataclass
 class Model:
-    """``network`` builds the architecture, ``weights`` (safetensors) fill it, ``schedule`` is its diffusers noise schedule."""
+    """``network`` builds the architecture, ``weights`` fill it, ``schedule`` is its diffusers noise schedule.
+
+    ``weights``: a file, a diffusers folder, a name on the Hugging Face hub, or ``random``; ``subfolder``: where they lie in a
+    folder; ``publisher``: where they can be had. ``shape`` is that of x_t: of latents where there is a first stage.
+    """
 
     name: str
     weights: str
     shape: list[int]
     network: Target
     schedule: dict[str, Any]
+    subfolder: str = ""
+    publisher: str | None = None
+    first_stage: FirstStage | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.shape) == 3 and min(self.shape) > 0, "model.shape", self.shape, "give [channels, height, width]")

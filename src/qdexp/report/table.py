@@ -75,7 +75,9 @@ def common_protocol(records: list[Record]) -> dict[str, Any]:
 def _caption(records: list[Record]) -> str:
     protocol, models = common_protocol(records), {str(record["axes"].get("model")) for record in records}
     name = [*models] if len(models) == 1 else []
-    return ", ".join([*name, _protocol_line(protocol)])
+    drawn = {record["axes"].get("weights") for record in records}
+    rehearsal = ["weights: random, a rehearsal"] if "random" in drawn else []
+    return ", ".join([*name, *rehearsal, _protocol_line(protocol)])
 
 
 def _protocol_line(protocol: dict[str, Any]) -> str:

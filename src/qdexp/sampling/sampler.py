@@ -20,9 +20,13 @@ Observer = Callable[[int, Tensor, Tensor], None]
 
 
 def estimate_noise(network: torch.nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
-    """eps(x_t, t): x_t [n, c, h, w], t int64 [n]; of a tuple or a diffusers output, the first element."""
+    """eps(x_t, t): x_t [n, c, h, w], t int64 [n]; of a tuple or a diffusers output, the first element.
+
+    Networks that learned a variance too answer with twice the channels: the first are the noise.
+    """
     output = network(x_t, t)
-    return output if isinstance(output, Tensor) else output[0]
+    answer: Tensor = output if isinstance(output, Tensor) else output[0]
+    return answer[:, : x_t.shape[1]]
 
 
 class Sampler:

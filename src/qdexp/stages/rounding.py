@@ -41,7 +41,7 @@ class RoundingStage(Stage):
 
     @property
     def files(self) -> dict[str, Path]:
-        return {"weights": Path(self.config.model.weights)}
+        return models.files(self.config.model)
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         config = self.config

@@ -37,7 +37,7 @@ class SamplesStage(Stage):
 
     @property
     def files(self) -> dict[str, Path]:
-        return {} if self.quantized else {"weights": Path(self.config.model.weights)}
+        return {} if self.quantized else models.files(self.config.model)
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         if self.quantized:

@@ -158,9 +158,10 @@ def _run(record: Record, sweep: str, place: dict[str, Any]) -> Iterator["wandb.R
 
 
 def tags(axes: dict[str, Any]) -> list[str]:
-    """A few words to click on: the model, the bit-widths and the calibration strategy."""
+    """A few words to click on: the model, the bit-widths and the calibration strategy, and whether the weights are random."""
     words = (str(axes.get(name) or "")[:LONGEST] for name in ("model", "quant", "calib"))
-    return list(dict.fromkeys(word for word in words if word))
+    rehearsal = ["weights: random"] if axes.get("weights") == "random" else []
+    return list(dict.fromkeys([word for word in words if word] + rehearsal))
 
 
 def config(record: Record, sweep: str) -> dict[str, Any]:
