@@ -7,11 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
+
 from qdexp import device as devices
 from qdexp import models, provenance
 from qdexp import record as records
 from qdexp.config import RANDOM, Config
 from qdexp.errors import UserError
+from qdexp.files import sha256
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
@@ -22,6 +25,7 @@ from qdexp.sampling.sampler import Sampler
 from qdexp.stages import conversion, curves, evaluation
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
+from qdexp.stages.conditions import condition_inputs
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
@@ -44,6 +48,7 @@ class Cell:
         if self.quantized:
             made, quantization = CurvesStage(config), QuantizationStage(config)
             self.stages: dict[str, Stage] = {
+                **condition_inputs(config),
                 "trajectory": CalibrationStage(config).inputs["trajectory"],
                 **quantization.inputs,
                 "quantization": quantization,
@@ -52,7 +57,7 @@ class Cell:
                 "full_precision": SamplesStage(config, quantized=False),
             }
         else:
-            self.stages = {}
+            self.stages = condition_inputs(config)
         self.stages["samples"] = SamplesStage(config, self.quantized)
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
 
@@ -168,6 +173,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
     extractor, reference = find(protocol.extractor), Reference.load(Path(protocol.reference))
     measured = {
         "n": protocol.n,
+        **_asked(config),
         "steps": protocol.steps,
         "scheduler": identity(protocol.scheduler),
         "noise_seed": protocol.noise_seed,
@@ -182,6 +188,26 @@ def protocol_of(config: Config) -> dict[str, Any]:
     return {"hash": short_hash(measured), "name": protocol.name, **measured, **floors}
 
 
+def _asked(config: Config) -> dict[str, Any]:
+    """What a conditional model is asked for; nothing where there is no condition."""
+    if config.model.condition is None:
+        return {}
+    protocol = config.protocol
+    prompts = None if protocol.prompts is None else sha256(Path(protocol.prompts))
+    return {"guidance": protocol.guidance, "classes": protocol.classes, "prompts_digest": prompts}
+
+
+def _check_condition(config: Config) -> None:
+    model, protocol = config.model, config.protocol
+    if model.condition is not None:
+        instantiate(model.condition).check(protocol)
+        return
+    asked = {"guidance": (protocol.guidance, 1.0), "classes": (protocol.classes, None), "prompts": (protocol.prompts, None)}
+    for option, (value, nothing) in asked.items():
+        if value != nothing:
+            raise UserError(f"protocol.{option}={value}: {model.name} is unconditional; leave it out")
+
+
 def preflight(config: Config) -> Cell:
     """The cell, once everything that can be known before any work has been checked. Raises UserError."""
     require_writable(Path(config.out))
@@ -193,10 +219,11 @@ def preflight(config: Config) -> Cell:
     if tuple(config.model.shape[: len(extractor.shape)]) != extractor.shape:
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
                         f"{config.model.name} makes {config.model.shape}; choose another extractor")  # fmt: skip
+    _check_condition(config)
     cell = Cell(config)
     _ = cell.key  # every _target_ can be imported, every file be read
     models.check_fit(config.model)
-    Sampler(config.model, config.protocol)
+    Sampler(config.model, config.protocol).rehearse()
     if cell.quantized:
         chosen_rows(config)
         conversion.check(config)

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from qdexp import models
-from qdexp.config import ActScheme, Config, WeightScheme
+from qdexp.config import ActScheme, Config, Model, WeightScheme
 from qdexp.errors import UserError
 from qdexp.quant import network as networks
+from qdexp.quant.blocks import Batch
 from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
@@ -21,8 +22,8 @@ from qdexp.stages.calibration import read_rows
 
 CHECKPOINT = "checkpoint"
 
-Batches = list[tuple[Tensor, Tensor]]
-"""The calibration set, or a part of it: (x_t, t), at most ``sampling.batch`` rows each."""
+Batches = list[Batch]
+"""The calibration set, or a part of it, at most ``sampling.batch`` rows each."""
 
 
 def weight_options(config: Config) -> dict[str, Any]:
@@ -46,14 +47,21 @@ def scheme_options(scheme: WeightScheme | ActScheme) -> dict[str, Any]:
 
 def read_batches(folder: Path, config: Config, device: torch.device, rows: int | None = None) -> Batches:
     """The calibration set in ``folder``, or its first ``rows``, on ``device``."""
-    x_t, t = (part[:rows].to(device).split(config.sampling.batch) for part in read_rows(folder))
-    return list(zip(x_t, t, strict=True))
+    whole = read_rows(folder)
+    size, stop = config.sampling.batch, len(whole[0]) if rows is None else min(rows, len(whole[0]))
+    return [_cut(whole, slice(start, min(start + size, stop)), device) for start in range(0, stop, size)]
+
+
+def _cut(batch: Batch, rows: slice, device: torch.device | None = None) -> Batch:
+    """These rows of every tensor in a batch."""
+    part: Batch = pytree.tree_map(lambda tensor: tensor[rows].to(device), batch)
+    return part
 
 
 def convert(network: torch.nn.Module, config: Config, batches: Batches) -> list[str]:
     """Gives the layers of ``network`` their quantized classes, in place; returns their names in execution order."""
     quant, quantizer = config.quant, config.quantizer
-    example = [part[:1] for part in batches[0]]
+    example = _cut(batches[0], slice(1))
     order = networks.execution_order(network, example)
     networks.convert(
         network,
@@ -87,9 +95,16 @@ def check(config: Config) -> None:
             raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {names[0]!r}")
 
 
+def example_batch(model: Model, device: torch.device) -> Batch:
+    """One row of zeros of what the network is called with."""
+    row: Batch = (torch.zeros(1, *model.shape), torch.zeros(1, dtype=torch.int64))
+    if model.condition is not None:
+        row = (*row, instantiate(model.condition).example())
+    return _cut(row, slice(1), device)
+
+
 def _check_split(config: Config) -> None:
     network = models.skeleton(config.model)
-    device = next(network.parameters()).device
-    example = torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    example = example_batch(config.model, next(network.parameters()).device)
     with suppress(RuntimeError):  # a network that asks for values cannot run without; the stage itself will tell
         split_sizes(network, example, config.quantizer.split)

@@ -1,6 +1,6 @@
 """Trains the embedded model ``ddpm_fashion``, as ``qdexp.zoo.training`` says.
 
-    python -m qdexp.zoo.train_ddpm --out runs/ddpm_fashion
+python -m qdexp.zoo.train_ddpm --out runs/ddpm_fashion
 """
 
 from qdexp.zoo.training import NoiseTraining, parse, train
