@@ -22,7 +22,7 @@ from qdexp import device as devices
 from qdexp import files
 from qdexp.config import Recon, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
-from qdexp.quant.blocks import Rows, run
+from qdexp.quant.blocks import Batch, Rows, run
 from qdexp.quant.streams import streaming
 from qdexp.recon import result
 from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, State, WeightReconstruction
@@ -30,7 +30,7 @@ from qdexp.recon.progress import BlockProgress
 from qdexp.recon.result import BlockErrors
 
 Settings = WeightLearning | ScaleLearning
-Batches = Sequence[Sequence[Tensor]]
+Batches = Sequence[Batch]
 _PARTS = "{}-{}.safetensors"
 _STATE, _ERRORS = "state.", "errors"
 

@@ -68,7 +68,7 @@ class DDIM:
     def step(
         self, answer: Tensor, t: Tensor, x_t: Tensor, generator: list[torch.Generator], return_dict: bool = False
     ) -> tuple[Tensor]:
-        """(x_t',), from the network's answer to x_t [n, c, h, w]; one generator a sample. Call it for each timestep in order."""
+        """(x_t',), from the network's answer to x_t [n, c, h, w]; one generator a sample. For each timestep in order."""
         self._step += 1
         last = self._step == len(self.timesteps)
         now, ahead = self.alphas_bar[t], self.final_alpha_bar if last else self.alphas_bar[self.timesteps[self._step]]

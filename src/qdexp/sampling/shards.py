@@ -105,7 +105,7 @@ class Sampling(pl.LightningModule):
 
 
 class Recording(Sampling):
-    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w]: what the network saw and answered."""
+    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w]: what was seen and answered."""
 
     def predict_step(self, shard: int) -> Tensors:
         seen: list[Tensor] = []

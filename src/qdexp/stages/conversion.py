@@ -1,6 +1,7 @@
 """From a config to a network with quantized layers: what the two stages that quantize share."""
 
 import fnmatch
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from qdexp.stages.calibration import read_rows
 
 CHECKPOINT = "checkpoint"
 
-Batches = list[Batch]
+Batches = Sequence[Batch]
 """The calibration set, or a part of it, at most ``sampling.batch`` rows each."""
 
 
