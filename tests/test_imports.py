@@ -14,6 +14,7 @@ import qdexp
 from qdexp.cell import Cell
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
+from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
 from qdexp.stages.quantization import QuantizationStage
@@ -47,12 +48,13 @@ COMMON = {"qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.s
 """What carries results about without changing them."""
 
 INPUTS: dict[type[Stage], set[type[Stage]]] = {
-    TrajectoryStage: set(),
-    CalibrationStage: {TrajectoryStage},
+    ConditionsStage: set(),
+    TrajectoryStage: {ConditionsStage},
+    CalibrationStage: {TrajectoryStage, ConditionsStage},
     RoundingStage: {CalibrationStage},
     QuantizationStage: {CalibrationStage, RoundingStage},
-    SamplesStage: {QuantizationStage},
-    CurvesStage: {QuantizationStage, TrajectoryStage},
+    SamplesStage: {QuantizationStage, ConditionsStage},
+    CurvesStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
     EvaluationStage: {SamplesStage},
 }
 

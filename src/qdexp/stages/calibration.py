@@ -3,6 +3,7 @@
 With guidance the network is called twice, so each chosen row is there twice in turn: as asked, and with the empty condition.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch.utils import _pytree as pytree
 from qdexp import files
 from qdexp.calib.selection import choose_positions, choose_rows
 from qdexp.config import Config
-from qdexp.quant.blocks import Batch
 from qdexp.sampling.conditions import flatten, unflatten
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
@@ -69,7 +69,7 @@ def chosen_rows(config: Config) -> list[tuple[int, int]]:
     return choose_rows(positions, calib.rows, config.trajectory.samples, seed)
 
 
-def read_rows(folder: Path) -> Batch:
+def read_rows(folder: Path) -> Sequence[Any]:
     """The whole calibration set as one batch: x_t and t, and the conditions by their names where there are any."""
     rows = load_file(folder / FILE)
     condition = unflatten(rows, CONDITION)
