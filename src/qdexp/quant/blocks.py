@@ -32,6 +32,12 @@ def as_call(batch: Batch) -> Call:
     return tuple(batch), {}
 
 
+def first_row(batch: Batch) -> Batch:
+    """The batch of its first row alone."""
+    part: Batch = pytree.tree_map(lambda tensor: tensor[:1], batch)
+    return part
+
+
 def blocks_of(network: nn.Module, layers: Sequence[str]) -> list[str]:
     """The names of the blocks around `layers`, which are in execution order: so are the blocks."""
     return list(dict.fromkeys(_outermost(network, layer) for layer in layers))

@@ -48,6 +48,10 @@ class Asked:
     branches: tuple[Named, ...] = ({},)
     guidance: float = 1.0
 
+    def batch(self, x_t: Tensor, t: Tensor) -> tuple[Any, ...]:
+        """The network's call as asked, without guidance."""
+        return (x_t, t, self.branches[0]) if self.branches[0] else (x_t, t)
+
     def estimate(self, network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
         """The guided eps [n, c, h, w] of x_t [n, c, h, w] and t [n]."""
         answers = [estimate_noise(network, x_t, t, **branch) for branch in self.branches]

@@ -14,7 +14,7 @@ from qdexp import models
 from qdexp.config import ActScheme, Config, Model, WeightScheme
 from qdexp.errors import UserError
 from qdexp.quant import network as networks
-from qdexp.quant.blocks import Batch
+from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
@@ -53,7 +53,7 @@ def read_batches(folder: Path, config: Config, device: torch.device, rows: int |
     return [_cut(whole, slice(start, min(start + size, stop)), device) for start in range(0, stop, size)]
 
 
-def _cut(batch: Batch, rows: slice, device: torch.device | None = None) -> Batch:
+def _cut(batch: Batch, rows: slice, device: torch.device) -> Batch:
     """These rows of every tensor in a batch."""
     part: Batch = pytree.tree_map(lambda tensor: tensor[rows].to(device), batch)
     return part
@@ -62,7 +62,7 @@ def _cut(batch: Batch, rows: slice, device: torch.device | None = None) -> Batch
 def convert(network: torch.nn.Module, config: Config, batches: Batches) -> list[str]:
     """Gives the layers of ``network`` their quantized classes, in place; returns their names in execution order."""
     quant, quantizer = config.quant, config.quantizer
-    example = _cut(batches[0], slice(1))
+    example = first_row(batches[0])
     order = networks.execution_order(network, example)
     networks.convert(
         network,
