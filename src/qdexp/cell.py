@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from qdexp import device as devices
 from qdexp import models, provenance
 from qdexp import record as records
-from qdexp.config import RANDOM, Config
+from qdexp.config import RANDOM, Config, Model
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.metrics.extractors import find
@@ -215,6 +215,11 @@ def _asked(config: Config) -> dict[str, Any]:
     return {"guidance": protocol.guidance, "classes": protocol.classes, "prompts_digest": prompts}
 
 
+def _image_shape(model: Model) -> list[int]:
+    """As far as it is known before a first stage decodes: its channels then."""
+    return model.shape if model.first_stage is None else [model.first_stage.network.get("out_channels", 3)]
+
+
 def _check_condition(config: Config) -> None:
     model, protocol = config.model, config.protocol
     if model.condition is not None:
@@ -231,12 +236,13 @@ def preflight(config: Config) -> Cell:
     require_writable(Path(config.out))
     devices.resolve(config.device)
     models.check_weights(config.model)
-    extractor = find(config.protocol.extractor)
+    extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
     Reference.load(Path(config.protocol.reference)).check(extractor)
-    if tuple(config.model.shape[: len(extractor.shape)]) != extractor.shape:
+    drawn = _image_shape(config.model)
+    if tuple(drawn[: len(extractor.shape)]) != extractor.shape:
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
-                        f"{config.model.name} makes {config.model.shape}; choose another extractor")  # fmt: skip
+                        f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip
     _check_condition(config)
     cell = Cell(config)
     _ = cell.key  # every _target_ can be imported, every file be read

@@ -280,6 +280,7 @@ class Protocol:
     guidance: float = 1.0
     classes: list[int] | None = None
     prompts: str | None = None
+    extractor_weights: str | None = None
 
     def __post_init__(self) -> None:
         _require(self.guidance >= 0, "protocol.guidance", self.guidance, "choose 1 for none, or more")
