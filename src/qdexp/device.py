@@ -108,7 +108,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            for module in ("pytorch_lightning", "lightning_fabric"):  # the latter where Slurm is installed
+                warnings.filterwarnings("ignore", module=module)
             yield
     finally:
         logger.setLevel(level)

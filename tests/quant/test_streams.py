@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from qdexp.errors import UserError
 from qdexp.quant import execution_order
-from qdexp.quant.blocks import Batch, Call, as_call, blocks_of, output
+from qdexp.quant.blocks import Batch, Call, blocks_of, call, output
 from qdexp.quant.shortcuts import split_sizes
 from qdexp.quant.streams import Stream, streaming
 
@@ -37,8 +37,7 @@ def restarted(network: nn.Module, block: str, batch: Batch) -> tuple[Call, Tenso
 
     handle = network.get_submodule(block).register_forward_hook(stop, with_kwargs=True)
     with pytest.raises(StopHereError):
-        args, kwargs = as_call(batch)
-        network(*args, **kwargs)
+        call(network, batch)
     handle.remove()
     return seen[0], seen[1]
 

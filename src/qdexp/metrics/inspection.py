@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdexp.quant.blocks import Batch, as_call, first_row
+from qdexp.quant.blocks import Batch, call, first_row
 from qdexp.quant.network import execution_order
 from qdexp.quant.shortcuts import concatenations
 
@@ -82,14 +82,9 @@ def _watching(network: nn.Module, names: Iterable[str], hook: Callable[[str, nn.
             handle.remove()
 
 
-def _call(network: nn.Module, batch: Batch) -> Any:
-    args, kwargs = as_call(batch)
-    return network(*args, **kwargs)
-
-
 def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
     for batch in batches:
-        _call(network, batch)
+        call(network, batch)
 
 
 @dataclass(frozen=True)
@@ -110,13 +105,13 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
 
     One forward pass a layer and batch.
     """
-    truth = [_first(_call(network, batch)) for batch in batches]
+    truth = [_first(call(network, batch)) for batch in batches]
     errors = {}
     for name, layer in quantized.items():
-        swap = _Swap(layer, len(batches[0][1]))
+        swap = _Swap(layer, len(batches[0][0]))
         handle = network.get_submodule(name).register_forward_hook(swap)
         try:
-            answers = [_first(_call(network, batch)) for batch in batches]
+            answers = [_first(call(network, batch)) for batch in batches]
         finally:
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))

@@ -23,9 +23,9 @@ def is_random(model: Model) -> bool:
     return model.weights == RANDOM
 
 
-def files(model: Model) -> dict[str, Path]:
-    """The files that define the network, by their roles. Raises UserError where they are missing."""
-    return loading.files(model.weights, model.subfolder, model.publisher, "model.weights")
+def files(model: Model, fetch: bool = True) -> dict[str, Path]:
+    """The files that define the network, by their roles; what the hub has is fetched if it may be. UserError where missing."""
+    return loading.files(model.weights, model.subfolder, model.publisher, "model.weights", fetch)
 
 
 def first_stage_files(model: Model) -> dict[str, Path]:

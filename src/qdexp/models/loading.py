@@ -15,17 +15,16 @@ from qdexp.models.names import Origin, levels_of, own_origins, pixel_name
 from qdexp.models.weights import WeightFiles, find
 
 
-def files(weights: str, subfolder: str, publisher: str | None, option: str) -> dict[str, Path]:
-    """The files of ``weights`` by their roles, none where they are random. UserError where they are missing."""
+def files(weights: str, subfolder: str, publisher: str | None, option: str, fetch: bool = True) -> dict[str, Path]:
+    """The files of ``weights`` by their roles, none where they are random. UserError where they are missing, see ``find``."""
     if weights == RANDOM:
         return {}
     try:
-        found = find(weights, subfolder)
+        found = find(weights, subfolder, fetch)
     except FileNotFoundError as error:
         offered = f"download them from {publisher}" if publisher else "give the path of a safetensors file"
-        looked = "" if Path(weights).is_absolute() or not Path(weights).suffix else f" in {Path.cwd()}"
         mend = f"{offered}, or rehearse the run with {option}={RANDOM}"
-        raise UserError(f"{option}={weights}: {error}{looked}; {mend}") from error
+        raise UserError(f"{option}={weights}: {error}; {mend}") from error
     return {"weights" if number == 0 else f"weights-{number}": path for number, path in enumerate(found)}
 
 

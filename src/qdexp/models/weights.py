@@ -53,11 +53,11 @@ class Inert:
         pass
 
 
-def find(weights: str, subfolder: str) -> list[Path]:
+def find(weights: str, subfolder: str, fetch: bool = True) -> list[Path]:
     """The files behind the path of a file, of a diffusers folder, or a name on the Hugging Face hub.
 
-    ``subfolder``: where in the folder they lie, if not at its top. From the hub they come by way of its cache. Raises
-    FileNotFoundError, whose message says where was looked for what.
+    ``subfolder``: where in the folder they lie, if not at its top. From the hub they come by way of its cache; what it lacks is
+    fetched, or with ``fetch=False`` missing. Raises FileNotFoundError, whose message says where was looked for what.
     """
     path = Path(weights)
     if path.is_file():
@@ -69,15 +69,16 @@ def find(weights: str, subfolder: str) -> list[Path]:
             raise FileNotFoundError(f"no {names[0]} or .bin in this folder")
         return [first.with_name(part) for part in _parts(first)]
     if _HUB_NAME.fullmatch(weights) and path.suffix not in (*PICKLED, ".safetensors"):
-        name = _first_on_hub(weights, names)
+        name = _first_on_hub(weights, names, fetch)
         parts = _parts(Path(hf_hub_download(weights, name, local_files_only=True)))
-        return [Path(hf_hub_download(weights, str(Path(name).with_name(part)))) for part in parts]
-    raise FileNotFoundError("no such file")
+        names = [str(Path(name).with_name(part)) for part in parts]
+        return [Path(hf_hub_download(weights, part, local_files_only=not fetch)) for part in names]
+    raise FileNotFoundError("no such file" if path.is_absolute() else f"no such file in {Path.cwd()}")
 
 
-def _first_on_hub(repository: str, names: list[str]) -> str:
+def _first_on_hub(repository: str, names: list[str], fetch: bool) -> str:
     """The first of ``names`` that the cache has; else the first that the hub has, fetched into the cache."""
-    for local in (True, False):
+    for local in (True, False) if fetch else (True,):
         for name in names:
             try:
                 hf_hub_download(repository, name, local_files_only=local)
@@ -89,7 +90,7 @@ def _first_on_hub(repository: str, names: list[str]) -> str:
                 continue
             except (HfHubHTTPError, HFValidationError, OSError):
                 break
-    raise FileNotFoundError(f"no {names[0]} or .bin in the hub's cache, and it cannot be fetched")
+    raise FileNotFoundError(f"no {names[0]} or .bin in the hub's cache{', and it cannot be fetched' if fetch else ''}")
 
 
 def _parts(file: Path) -> list[str]:

@@ -25,17 +25,16 @@ Batch = Sequence[Any]
 `(x_t, t, {"class_labels": labels})`."""
 
 
-def as_call(batch: Batch) -> Call:
-    """The arguments of a batch."""
-    if batch and isinstance(batch[-1], Mapping):
-        return tuple(batch[:-1]), dict(batch[-1])
-    return tuple(batch), {}
+def call(network: nn.Module, batch: Batch) -> Any:
+    """What the network answers to a batch."""
+    named = batch[-1] if isinstance(batch[-1], Mapping) else {}
+    return network(*(part for part in batch if part is not named), **named)
 
 
 def first_row(batch: Batch) -> Batch:
-    """The batch of its first row alone."""
-    part: Batch = pytree.tree_map(lambda tensor: tensor[:1], batch)
-    return part
+    """The batch of its first row alone, to trace a network with."""
+    row: Batch = pytree.tree_map(lambda part: part[:1], batch)
+    return row
 
 
 def blocks_of(network: nn.Module, layers: Sequence[str]) -> list[str]:

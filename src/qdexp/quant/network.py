@@ -22,7 +22,7 @@ from torch import nn
 from qdexp.errors import UserError
 from qdexp.quant.affine import qparams_from_range
 from qdexp.quant.attention import quantize_attention
-from qdexp.quant.blocks import Batch, as_call
+from qdexp.quant.blocks import Batch, call
 from qdexp.quant.layers import QUANTIZED, ActivationQuantizer, Mode, QuantizedLayer, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
 from qdexp.quant.rounding import Rounding
@@ -60,8 +60,7 @@ def execution_order(network: nn.Module, example: Batch) -> list[str]:
         if type(module) in QUANTIZED
     ]
     try:
-        args, kwargs = as_call(example)
-        network.eval()(*args, **kwargs)
+        call(network.eval(), example)
     finally:
         for handle in handles:
             handle.remove()
@@ -166,8 +165,7 @@ def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
     network.eval()
     empty = True
     for batch in batches:
-        args, kwargs = as_call(batch)
-        network(*args, **kwargs)
+        call(network, batch)
         empty = False
     if empty:
         raise ValueError("no calibration batch: activation ranges need at least one, again in every pass")

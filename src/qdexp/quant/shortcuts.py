@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qdexp.errors import NothingToSplitError
-from qdexp.quant.blocks import Batch, as_call
+from qdexp.quant.blocks import Batch, call
 
 CONCATENATE = {torch.cat, torch.concat, torch.concatenate}
 COPY = {  # every channel stays what it was, at most resampled
@@ -65,8 +65,7 @@ def concatenations(network: nn.Module, example: Batch) -> dict[str, Concatenatio
     ]
     try:
         with torch.inference_mode(), tracer:
-            args, kwargs = as_call(example)
-            network.eval()(*args, **kwargs)
+            call(network.eval(), example)
     finally:
         for handle in handles:
             handle.remove()

@@ -21,16 +21,15 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
-from qdexp.quant.blocks import Batch, Call, as_call, output
+from qdexp.quant.blocks import Batch, Call, call, output
 
 
 class _Pass(greenlet):
     """One batch's forward pass. `call` is set while it stands at an entrance, `output` once the block has run."""
 
     def __init__(self, stream: "Stream", network: nn.Module, batch: Batch) -> None:
-        args, kwargs = as_call(batch)
-        super().__init__(lambda: network(*args, **kwargs))
-        self.stream, self.rows = stream, len(args[0])
+        super().__init__(lambda: call(network, batch))
+        self.stream, self.rows = stream, len(batch[0])
         self.entrance = ""
         self.call: Call = ((), {})
         self.output: Tensor | None = None

@@ -117,10 +117,6 @@ class Classes:
         """The files that decide what is asked."""
         return {}
 
-    def example(self) -> Named:
-        """One row of zeros, in the shape of a condition."""
-        return {self.name: torch.zeros(1, dtype=torch.int64)}
-
     def encode(self, protocol: Protocol, device: torch.device) -> Conditions:
         """Labels int64 [classes]."""
         labels = torch.tensor(protocol.classes or list(range(self.classes)))

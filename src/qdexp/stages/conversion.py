@@ -11,8 +11,9 @@ from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
 from qdexp import models
-from qdexp.config import ActScheme, Config, Model, WeightScheme
+from qdexp.config import ActScheme, Config, WeightScheme
 from qdexp.errors import UserError
+from qdexp.models.conditions import example_condition
 from qdexp.quant import network as networks
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.rounding import resolve
@@ -96,16 +97,10 @@ def check(config: Config) -> None:
             raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {names[0]!r}")
 
 
-def example_batch(model: Model, device: torch.device) -> Batch:
-    """One row of zeros of what the network is called with."""
-    row: Batch = (torch.zeros(1, *model.shape), torch.zeros(1, dtype=torch.int64))
-    if model.condition is not None:
-        row = (*row, instantiate(model.condition).example())
-    return _cut(row, slice(1), device)
-
-
 def _check_split(config: Config) -> None:
     network = models.skeleton(config.model)
-    example = example_batch(config.model, next(network.parameters()).device)
-    with suppress(RuntimeError):  # a network that asks for values cannot run without; the stage itself will tell
+    device = next(network.parameters()).device
+    x_t, t = torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    example = (x_t, t, pytree.tree_map(lambda part: part.to(device), example_condition(network)))
+    with suppress(RuntimeError, TypeError):  # asks for values, or for conditions of its own: the stage itself will tell
         split_sizes(network, example, config.quantizer.split)
