@@ -3,8 +3,8 @@
     python -m qdexp -m experiment=paper_cifar10 protocol.reference=cifar10.safetensors
     python analysis/reported.py outputs/records/*.json
 
-Reported numbers are read from `reported.json`; nothing of ours is in it. Ours stay empty where no complete record is given that was
-measured with the paper's number of images on weights that are not random.
+Reported numbers are read from `reported.json`; nothing of ours is in it. Ours are a dash where no complete record is given
+that was measured with the paper's number of images on weights that are not random.
 """
 
 import argparse
