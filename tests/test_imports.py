@@ -15,6 +15,7 @@ from qdexp.cell import Cell
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
+from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
 from qdexp.stages.layers import LayersStage
@@ -50,16 +51,17 @@ COMMON = {"qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.s
 """What carries results about without changing them."""
 
 INPUTS: dict[type[Stage], set[type[Stage]]] = {
-    TrajectoryStage: set(),
-    CalibrationStage: {TrajectoryStage},
+    ConditionsStage: set(),
+    TrajectoryStage: {ConditionsStage},
+    CalibrationStage: {TrajectoryStage, ConditionsStage},
     RoundingStage: {CalibrationStage},
     QuantizationStage: {CalibrationStage, RoundingStage},
-    SamplesStage: {QuantizationStage},
-    CurvesStage: {QuantizationStage, TrajectoryStage},
+    SamplesStage: {QuantizationStage, ConditionsStage},
+    CurvesStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
     EvaluationStage: {SamplesStage},
     SimilarityStage: {SamplesStage},
-    ActivationsStage: {TrajectoryStage},
-    LayersStage: {QuantizationStage, TrajectoryStage},
+    ActivationsStage: {TrajectoryStage, ConditionsStage},
+    LayersStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
 }
 
 

@@ -7,13 +7,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from qdexp import device as devices
 from qdexp import models, provenance
 from qdexp import record as records
-from qdexp.config import RANDOM, Config
+from qdexp.config import RANDOM, Config, Model
 from qdexp.errors import UserError
+from qdexp.files import sha256
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
@@ -25,6 +27,7 @@ from qdexp.stages import conversion, curves, evaluation, layers, similarity
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
+from qdexp.stages.conditions import condition_inputs
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
@@ -49,6 +52,7 @@ class Cell:
         if self.quantized:
             made, quantization = CurvesStage(config), QuantizationStage(config)
             self.stages: dict[str, Stage] = {
+                **condition_inputs(config),
                 "trajectory": CalibrationStage(config).inputs["trajectory"],
                 **quantization.inputs,
                 "quantization": quantization,
@@ -57,7 +61,7 @@ class Cell:
                 "full_precision": SamplesStage(config, quantized=False),
             }
         else:
-            self.stages = {}
+            self.stages = condition_inputs(config)
         self.stages["samples"] = SamplesStage(config, self.quantized)
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
         if self.quantized:
@@ -187,6 +191,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
     extractor, reference = find(protocol.extractor), Reference.load(Path(protocol.reference))
     measured = {
         "n": protocol.n,
+        **_asked(config),
         "steps": protocol.steps,
         "scheduler": identity(protocol.scheduler),
         "noise_seed": protocol.noise_seed,
@@ -201,21 +206,48 @@ def protocol_of(config: Config) -> dict[str, Any]:
     return {"hash": short_hash(measured), "name": protocol.name, **measured, **floors}
 
 
+def _asked(config: Config) -> dict[str, Any]:
+    """What a conditional model is asked for; nothing where there is no condition."""
+    if config.model.condition is None:
+        return {}
+    protocol = config.protocol
+    prompts = None if protocol.prompts is None else sha256(Path(protocol.prompts))
+    return {"guidance": protocol.guidance, "classes": protocol.classes, "prompts_digest": prompts}
+
+
+def _image_shape(model: Model) -> list[int]:
+    """As far as it is known before a first stage decodes: its channels then."""
+    return model.shape if model.first_stage is None else [model.first_stage.network.get("out_channels", 3)]
+
+
+def _check_condition(config: Config) -> None:
+    model, protocol = config.model, config.protocol
+    if model.condition is not None:
+        instantiate(model.condition).check(protocol)
+        return
+    asked = {"guidance": (protocol.guidance, 1.0), "classes": (protocol.classes, None), "prompts": (protocol.prompts, None)}
+    for option, (value, nothing) in asked.items():
+        if value != nothing:
+            raise UserError(f"protocol.{option}={value}: {model.name} is unconditional; leave it out")
+
+
 def preflight(config: Config) -> Cell:
     """The cell, once everything that can be known before any work has been checked. Raises UserError."""
     require_writable(Path(config.out))
     devices.resolve(config.device)
     models.check_weights(config.model)
-    extractor = find(config.protocol.extractor)
+    extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
     Reference.load(Path(config.protocol.reference)).check(extractor)
-    if tuple(config.model.shape[: len(extractor.shape)]) != extractor.shape:
+    drawn = _image_shape(config.model)
+    if tuple(drawn[: len(extractor.shape)]) != extractor.shape:
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
-                        f"{config.model.name} makes {config.model.shape}; choose another extractor")  # fmt: skip
+                        f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip
+    _check_condition(config)
     cell = Cell(config)
     _ = cell.key  # every _target_ can be imported, every file be read
     models.check_fit(config.model)
-    Sampler(config.model, config.protocol)
+    Sampler(config.model, config.protocol).rehearse()
     if cell.quantized:
         chosen_rows(config)
         conversion.check(config)

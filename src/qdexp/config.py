@@ -65,6 +65,7 @@ class Model:
 
     ``weights``: a file, a diffusers folder, a name on the Hugging Face hub, or ``random``; ``subfolder``: where they lie in a
     folder; ``publisher``: where they can be had. ``shape`` is that of x_t: of latents where there is a first stage.
+    ``condition``: what the network is asked for beside x_t and t; null for an unconditional one.
     """
 
     name: str
@@ -75,8 +76,12 @@ class Model:
     subfolder: str = ""
     publisher: str | None = None
     first_stage: FirstStage | None = None
+    condition: Target | None = None
 
     def __post_init__(self) -> None:
+        if self.condition is not None:
+            named = "_target_" in self.condition
+            _require(named, "model.condition", self.condition, "name the condition's class as _target_")
         _require(len(self.shape) == 3 and min(self.shape) > 0, "model.shape", self.shape, "give [channels, height, width]")
         _require("_target_" in self.network, "model.network", self.network, "name the network's class as _target_")
 
@@ -258,7 +263,11 @@ class Trajectory:
 
 @dataclass
 class Protocol:
-    """How a number is measured. Numbers of different protocols are never put into one comparison."""
+    """How a number is measured. Numbers of different protocols are never put into one comparison.
+
+    Of conditional models: ``classes`` (null: all) or the lines of the file ``prompts`` are drawn in turn, with ``guidance``
+    (1: none).
+    """
 
     name: str
     n: int
@@ -268,8 +277,14 @@ class Protocol:
     scheduler: Target
     extractor: str
     reference: str
+    guidance: float = 1.0
+    classes: list[int] | None = None
+    prompts: str | None = None
+    extractor_weights: str | None = None
 
     def __post_init__(self) -> None:
+        _require(self.guidance >= 0, "protocol.guidance", self.guidance, "choose 1 for none, or more")
+        _require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")
         _require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
         _require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")
         _require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")

@@ -20,7 +20,7 @@ from qdexp import device as devices
 from qdexp import files
 from qdexp.cell import Cell, preflight
 from qdexp.config import Config, Tracker
-from qdexp.errors import UserError
+from qdexp.errors import NothingToSplitError, UserError
 from qdexp.record import Record
 from qdexp.record import path as record_path
 from qdexp.report.grid import sample_grid
@@ -66,11 +66,21 @@ def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
     return {str(group).removeprefix("override").strip(" /"): choice for entry in entries for group, choice in entry.items()}
 
 
-def distinct(composed: Sequence[DictConfig]) -> list[tuple[int, Cell]]:
-    """Every cell checked; those that come out equal kept once, with their place in ``composed``."""
+def distinct(composed: Sequence[DictConfig], ladder: bool = False) -> list[tuple[int, Cell]]:
+    """Every cell checked; those that come out equal kept once, with their place in ``composed``.
+
+    A rung of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the rung before, again.
+    """
     cells: dict[str, tuple[int, Cell]] = {}
     for index, cfg in enumerate(composed):
-        cell = preflight(freeze(cfg))
+        config = freeze(cfg)
+        try:
+            cell = preflight(config)
+        except NothingToSplitError as reason:
+            if not ladder:
+                raise
+            print(f"left out {config.method} {config.quant.label} of {config.model.name}: {reason}", flush=True)
+            continue
         cells.setdefault(cell.key, (index, cell))
     return list(cells.values())
 

@@ -16,7 +16,7 @@ from qdexp.paths import conf_folder
 from qdexp.quant import checkpoint
 from qdexp.quant.blocks import blocks_of
 from qdexp.quant.network import activation_quantizers, attentions, quantized_layers
-from qdexp.sampling.sampler import estimate_noise
+from qdexp.sampling.conditions import estimate_noise
 
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 

@@ -69,9 +69,14 @@ class LadderSweeper(Sweeper):
         if several:
             raise UserError(f"{several[0]}: a study names its own axes; run one experiment at a time")
         chosen = [f"{name}={values}" for name, values in self.params.items() if name not in named]
-        if not (named | set(self.params)) & {"method", "quantizer", "calib", "experiment"}:
+        if self.climbs(given):
             chosen.append(f"method={','.join(self.ladder)}")
         return chosen + given
+
+    def climbs(self, given: list[str]) -> bool:
+        """Whether the ladder is run: nothing replaces it."""
+        named = {axis(argument) for argument in given}
+        return not (named | set(self.params)) & {"method", "quantizer", "calib", "experiment"}
 
     def sweep(self, arguments: list[str]) -> Any:
         # late imports: Hydra loads every plugin before it prints --help
@@ -81,7 +86,7 @@ class LadderSweeper(Sweeper):
         compose = self.hydra_context.config_loader.load_sweep_config
         name = f"sweep={self.config.sweep}"  # read once: ${now:...} would name every cell anew
         cells = [[*cell, name] for cell in grid(self.arguments(arguments))]
-        kept = distinct([compose(self.config, overrides) for overrides in cells])
+        kept = distinct([compose(self.config, overrides) for overrides in cells], self.climbs(arguments))
         announce([cell for _, cell in kept])
         returns = self.launcher.launch([cells[index] for index, _ in kept], initial_job_idx=0)
         return conclude([cell for _, cell in kept], returns)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qdexp.errors import UserError
+from qdexp.errors import NothingToSplitError
 from qdexp.quant.blocks import Batch, call
 
 CONCATENATE = {torch.cat, torch.concat, torch.concatenate}
@@ -77,14 +77,14 @@ def split_sizes(network: nn.Module, example: Batch, scope: str) -> dict[str, tup
     """The layers that are to be split, and the numbers of input channels of their parts.
 
     scope: "off", "skip" (those that read a concatenation directly) or "skip+conv1" (those that read one through norms and
-    nonlinearities, too). Raises UserError where a scope other than "off" finds none.
+    nonlinearities, too). Raises NothingToSplitError where a scope other than "off" finds none.
     """
     if scope == "off":
         return {}
     found = concatenations(network, example)
     chosen = {name: read.sizes for name, read in found.items() if read.direct or scope == "skip+conv1"}
     if not chosen:
-        raise UserError(
+        raise NothingToSplitError(
             f"quantizer.split={scope}: no convolution of the network reads a concatenation that this splits; set it to off"
         )
     return chosen

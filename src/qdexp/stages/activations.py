@@ -8,10 +8,10 @@ import torch
 
 from qdexp import files, models
 from qdexp.metrics.inspection import Histogram, input_ranges, shortcut_histograms
-from qdexp.quant.blocks import Batch
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage, network_options
+from qdexp.stages.conditions import condition_inputs, read_conditions
 from qdexp.stages.trajectory import heldout_trajectory
 
 FILE = "activations.json"
@@ -25,12 +25,12 @@ class ActivationsStage(Stage):
     """
 
     name = "activations"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.activations", "qdexp.metrics.inspection", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"trajectory": heldout_trajectory(self.config)}
+        return {"trajectory": heldout_trajectory(self.config), **condition_inputs(self.config)}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -44,8 +44,9 @@ class ActivationsStage(Stage):
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
         timesteps = Sampler(self.config.model, self.config.protocol).timesteps
         x_t = next(read_shards(inputs["trajectory"], "x_t"))[: self.config.inspection.rows].to(self.device)
-        steps: list[Batch] = [
-            (x, torch.full((len(x),), t, device=self.device)) for x, t in zip(x_t.unbind(1), timesteps, strict=True)
+        asked = read_conditions(inputs, self.config).of(range(len(x_t)), self.device)
+        steps = [
+            asked.batch(x, torch.full((len(x),), t, device=self.device)) for x, t in zip(x_t.unbind(1), timesteps, strict=True)
         ]
         ranges = input_ranges(network, steps)
         shortcuts = {name: _plain(parts) for name, parts in shortcut_histograms(network, steps, ranges).items()}

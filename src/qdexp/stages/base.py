@@ -130,4 +130,5 @@ def sampler_options(config: Config) -> dict[str, Any]:
         "schedule": config.model.schedule,
         "scheduler": identity(config.protocol.scheduler),
         "steps": config.protocol.steps,
+        "guidance": config.protocol.guidance,
     }

@@ -16,6 +16,7 @@ from qdexp.quant.network import FLOAT, execution_order, quantized_layers
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage, network_options
+from qdexp.stages.conditions import condition_inputs, read_conditions
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.trajectory import heldout_trajectory
@@ -31,12 +32,16 @@ class LayersStage(Stage):
     """
 
     name = "layers"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.layers", "qdexp.metrics.inspection", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"quantization": QuantizationStage(self.config), "trajectory": heldout_trajectory(self.config)}
+        return {
+            "quantization": QuantizationStage(self.config),
+            "trajectory": heldout_trajectory(self.config),
+            **condition_inputs(self.config),
+        }
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,7 +53,7 @@ class LayersStage(Stage):
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
-        batch = self._rows(inputs["trajectory"])
+        batch = self._rows(inputs)
         quantized = checkpoint.load(inputs["quantization"] / CHECKPOINT).to(self.device)
         converted = dict(quantized_layers(quantized))
         order = execution_order(network, first_row(batch))
@@ -57,13 +62,14 @@ class LayersStage(Stage):
         found = [{"name": name, **_bits(converted.get(name)), **asdict(error)} for name, error in errors.items()]
         files.write_text(folder / FILE, json.dumps(found))
 
-    def _rows(self, folder: Path) -> Batch:
-        """Rows of the first trajectories, the steps in turn."""
-        walks = next(read_shards(folder, "x_t"))
+    def _rows(self, inputs: dict[str, Path]) -> Batch:
+        """Rows of the first trajectories, the steps in turn, as they are asked for."""
+        walks = next(read_shards(inputs["trajectory"], "x_t"))
         timesteps = torch.tensor(Sampler(self.config.model, self.config.protocol).timesteps)
         numbers = torch.arange(self.config.inspection.rows)
         sample, step = numbers % len(walks), numbers % len(timesteps)
-        return walks[sample, step].to(self.device), timesteps[step].to(self.device)
+        asked = read_conditions(inputs, self.config).of(sample.tolist(), self.device)
+        return asked.batch(walks[sample, step].to(self.device), timesteps[step].to(self.device))
 
 
 def _bits(layer: QuantizedLayer | None) -> dict[str, int]:

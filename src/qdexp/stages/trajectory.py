@@ -8,18 +8,23 @@ from qdexp.config import Config
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, Stream, write_shards
 from qdexp.stages.base import Stage, network_options, sampler_options
+from qdexp.stages.conditions import condition_inputs, read_conditions
 
 
 class TrajectoryStage(Stage):
-    """Shards of ``x_t`` and ``eps``, float32 [rows, steps, c, h, w], of one noise stream."""
+    """Shards of ``x_t`` and (guided) ``eps``, float32 [rows, calls, c, h, w], of one noise stream."""
 
     name = "trajectory"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.trajectory", "qdexp.sampling", "qdexp.models")
 
     def __init__(self, config: Config, stream: str, seed: int, n: int) -> None:
         super().__init__(config)
         self.stream = Stream(stream, seed, n, config.sampling.batch)
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return condition_inputs(self.config)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -33,7 +38,7 @@ class TrajectoryStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.config.model, self.config.sampling.channels_last)
         sampler = Sampler(self.config.model, self.config.protocol)
-        write_shards(Recording(network, sampler, self.stream), folder, self.device)
+        write_shards(Recording(network, sampler, self.stream, read_conditions(inputs, self.config)), folder, self.device)
 
 
 def calibration_trajectory(config: Config) -> TrajectoryStage:
