@@ -24,6 +24,7 @@ class CalibrationStage(Stage):
     name = "calibration"
     version = 1
     sources = ("qdexp.stages.calibration", "qdexp.calib", "qdexp.sampling")
+    quick = True
 
     @property
     def inputs(self) -> dict[str, Stage]:
