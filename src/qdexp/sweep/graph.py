@@ -1,5 +1,6 @@
 """The graph of jobs that a sweep needs: what is in the store is left out, and what cells share is there once."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +41,16 @@ def depths(nodes: Iterable[Node]) -> dict[str, int]:
     for one in nodes:
         found[one.id] = 1 + max((found[need] for need in one.needs if need in found), default=-1)
     return found
+
+
+def readers_of(nodes: Sequence[Node]) -> dict[str, str]:
+    """How many jobs of which kind wait for each one, in words."""
+    kinds: dict[str, Counter[str]] = {node.id: Counter() for node in nodes}
+    for node in nodes:
+        for need in node.needs:
+            if need in kinds:
+                kinds[need][node.kind] += 1
+    return {name: str(sorted(count.items())) for name, count in kinds.items()}
 
 
 def dependents(nodes: Sequence[Node], ids: Iterable[str]) -> set[str]:

@@ -93,7 +93,10 @@ class Frozen:
             for key, cell in self.cells.items()
         }
         kind = next(iter(self.cells.values())).device.type
-        Manifest(self.config.sweep, self.out, device=kind, cells=entries, nodes=self.nodes, **manifest.now()).write()
+        written = Manifest(self.config.sweep, self.out, device=kind, cells=entries, nodes=self.nodes, **manifest.now())
+        if self.config.sweep in manifest.names(self.out):
+            written = written.beside(manifest.read(self.out, self.config.sweep))
+        written.write()
 
     def job(self, node: Node) -> Job:
         threads = self.cluster.resources("evaluation" if node.kind == RECORD else node.kind).cpus

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Manifest:
     nodes: list[Node]
     time: float
     command: str
+
+    def beside(self, before: "Manifest") -> "Manifest":
+        """This one and what was submitted under the same name before."""
+        nodes = {node.id: node for node in before.nodes} | {node.id: node for node in self.nodes}
+        return replace(self, cells=before.cells | self.cells, nodes=list(nodes.values()))
 
     def write(self) -> None:
         cells = {key: {"name": cell.name, "label": cell.label, "entries": cell.entries} for key, cell in self.cells.items()}

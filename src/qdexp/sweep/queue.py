@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from qdexp.errors import UserError
 
@@ -40,12 +40,13 @@ class Watcher:
     def _slurm(self, wanted: list[str]) -> dict[str, str]:
         if not wanted:
             return {}
-        known = (self._past(wanted) if self._accounting else {}) | queue()
-        now, states = time.monotonic(), dict[str, str]()
+        past = self._past(wanted) if self._accounting else {}
+        said, now, states = queue(), time.monotonic(), dict[str, str]()
         for job in wanted:
-            if job in known:
+            state = _state(job, said, past)
+            if state is not None:
                 self._unknown.pop(job, None)
-                states[job] = known[job]
+                states[job] = state
             else:
                 lost = now - self._unknown.setdefault(job, now) >= self.grace
                 states[job] = LOST if lost else "PENDING"
@@ -72,6 +73,16 @@ def queue() -> dict[str, str]:
         why = "no squeue here" if done is None else " ".join(done.stderr.split())
         raise UserError(f"hydra/launcher=slurm: the queue cannot be asked ({why}); try again on a node where squeue answers")
     return dict(line.split("|") for line in done.stdout.splitlines())
+
+
+def _state(job: str, said: Mapping[str, str], past: Mapping[str, str]) -> str | None:
+    """The controller's word, then accounting's, which may lag: it is believed only where it tells of an end.
+
+    Elements that never started end under the name of their array.
+    """
+    ended = {name: state for name, state in past.items() if state not in LIVE}
+    whole = job.partition("_")[0]
+    return next((known[name] for name in (job, whole) for known in (said, ended) if name in known), None)
 
 
 def largest_array() -> int:

@@ -13,7 +13,7 @@ from qdexp.config import Cluster
 from qdexp.errors import UserError
 from qdexp.sweep import queue
 from qdexp.sweep.arrays import Array, arrays
-from qdexp.sweep.graph import RECORD, Node, depths
+from qdexp.sweep.graph import RECORD, Node, depths, readers_of
 from qdexp.sweep.manifest import Registry
 
 Task = Callable[[], object]
@@ -43,12 +43,12 @@ class Slurm:
             return self._submit(missing, jobs)
 
     def _submit(self, nodes: list[Node], jobs: dict[str, str]) -> list[str]:
-        depth, largest, new = depths(nodes), queue.largest_array(), list[str]()
+        depth, readers, largest, new = depths(nodes), readers_of(nodes), queue.largest_array(), list[str]()
 
-        def rank(node: Node) -> tuple[int, str]:
-            return depth[node.id], node.kind
+        def rank(node: Node) -> tuple[int, str, str]:
+            return depth[node.id], node.kind, readers[node.id]  # alike in what follows: their readers are arrays again
 
-        for (_, kind), group in groupby(sorted(nodes, key=rank), key=rank):
+        for (_, kind, _), group in groupby(sorted(nodes, key=rank), key=rank):
             for array in arrays(list(group), jobs, largest):
                 for node, job in zip(array.nodes, self._send(kind, array), strict=True):
                     jobs[node.id] = job.job_id
