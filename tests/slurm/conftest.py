@@ -27,7 +27,9 @@ def _wanted() -> None:
     if MODE == "off":
         pytest.skip("SLURM_TESTS=off")
     if missing() and MODE != "require":
-        pytest.skip(f"no Slurm here: {', '.join(missing())} missing; `python tests/slurm/lab.py install` as root installs them")
+        pytest.skip(
+            f"no Slurm here: {', '.join(missing())} missing; `python tests/slurm/lab/lab.py install` as root installs them"
+        )
     assert not missing(), f"SLURM_TESTS=require, but {missing()} are missing"
 
 
@@ -46,7 +48,7 @@ def _enter(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, lab.environment[name])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "lab"))
 
 
 @pytest.fixture

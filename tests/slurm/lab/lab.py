@@ -1,7 +1,7 @@
 """A private Slurm cluster on this machine, for tests: real daemons on loopback, without root or systemd, in one folder.
 
-python tests/slurm/lab.py install       Debian packages, as root; a no-op where they are there
-python tests/slurm/lab.py up            starts one and says how to talk to it; `down FOLDER` stops it
+python tests/slurm/lab/lab.py install       Debian packages, as root; a no-op where they are there
+python tests/slurm/lab/lab.py up            starts one and says how to talk to it; `down FOLDER` stops it
 """
 
 import contextlib
