@@ -38,7 +38,7 @@ def test_shared_stages_and_arrays_and_one_broken_cell(lab: Lab, slurm: MakeSlurm
 
 
 def test_arrays_are_no_larger_than_slurm_takes(lab: Lab, slurm: MakeSlurm, traces: Traces) -> None:
-    many = {f"a{number}": [] for number in range(2 * LARGEST_ARRAY + 2)}
+    many: dict[str, list[str]] = {f"a{number}": [] for number in range(2 * LARGEST_ARRAY + 2)}
     after = {f"b{number}": [f"a{number}"] for number in range(2 * LARGEST_ARRAY + 2)}
     jobs = slurm().submit(nodes(**many, **after))
     assert len(bases(jobs)) == 6
