@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from lab import Lab
+from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
 from qdexp import files
 from qdexp.errors import UserError
@@ -133,6 +134,20 @@ def test_jobs_on_another_kind_of_device_refuse(lab: Lab, qdexp: Command, tmp_pat
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir())
     assert record["status"] == "failed"
     assert "the kind of device are not those of the shell that submitted" in record["error"]["message"]
+
+
+def test_hydras_own_launcher(lab: Lab, qdexp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit_slurm goes on working: it holds the shell until all cells are there."""
+    monkeypatch.setattr(SlurmJob, "watcher", SlurmInfoWatcher(delay_s=1))  # 600 s by itself
+    launcher = (
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.timeout_min=60",
+        f"hydra.launcher.submitit_folder={tmp_path}/logs",
+    )
+    code, out, err = qdexp("-m", "method=fp", *launcher)
+    assert (code, err) == (0, "")
+    assert [record["status"] for record in records(tmp_path / "out").values()] == ["complete"]
+    assert "record " in out
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -81,9 +82,10 @@ def _forward(config: Config, macs: dict[str, float]) -> float:
     if name not in macs:
         network = models.skeleton(config.model)
         device = next(network.parameters()).device
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        counter = FlopCounterMode(display=False)
+        with suppress(Exception), counter, torch.no_grad():  # some networks cannot run without values: a guess may do without
             network(torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
-        macs[name] = max(1.0, counter.get_total_flops() / 2)
+        macs[name] = counter.get_total_flops() / 2 or float(models.parameters(config.model))
     return macs[name]
 
 
