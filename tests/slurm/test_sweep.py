@@ -144,7 +144,7 @@ def test_hydras_own_launcher(lab: Lab, qdexp: Command, tmp_path: Path, monkeypat
         "hydra.launcher.timeout_min=60",
         f"hydra.launcher.submitit_folder={tmp_path}/logs",
     )
-    code, out, err = qdexp("-m", "method=fp", *launcher)
+    code, out, err = qdexp("-m", "method=fp", "hydra/launcher=submitit_slurm", *options)
     assert (code, err) == (0, "")
     assert [record["status"] for record in records(tmp_path / "out").values()] == ["complete"]
     assert "record " in out
