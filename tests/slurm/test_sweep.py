@@ -136,14 +136,11 @@ def test_jobs_on_another_kind_of_device_refuse(lab: Lab, qdexp: Command, tmp_pat
     assert "the kind of device are not those of the shell that submitted" in record["error"]["message"]
 
 
+@pytest.mark.slow
 def test_hydras_own_launcher(lab: Lab, qdexp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """submitit_slurm goes on working: it holds the shell until all cells are there."""
     monkeypatch.setattr(SlurmJob, "watcher", SlurmInfoWatcher(delay_s=1))  # 600 s by itself
-    launcher = (
-        "hydra/launcher=submitit_slurm",
-        "hydra.launcher.timeout_min=60",
-        f"hydra.launcher.submitit_folder={tmp_path}/logs",
-    )
+    options = ("hydra.launcher.timeout_min=60", f"hydra.launcher.submitit_folder={tmp_path}/logs")
     code, out, err = qdexp("-m", "method=fp", "hydra/launcher=submitit_slurm", *options)
     assert (code, err) == (0, "")
     assert [record["status"] for record in records(tmp_path / "out").values()] == ["complete"]

@@ -70,12 +70,12 @@ def test_plan_does_nothing(qdexp: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "labels"),
     [
-        (["hydra.sweeper.cells=[method=fp, method=ptq quant=w8a8]"], ["fp", "ptq w8a8"]),
-        (["hydra.sweeper.cells=[method=ptq, quantizer=linear calib=last]", "quant=w8a8,w4a8"],
+        (['hydra.sweeper.cells=["method=fp","method=ptq quant=w8a8"]'], ["fp", "ptq w8a8"]),
+        (['hydra.sweeper.cells=["method=ptq","quantizer=linear calib=last"]', "quant=w8a8,w4a8"],
          ["ptq w8a8", "ptq w4a8", "linear-last w8a8", "linear-last w4a8"]),
-        (["method=fp,ptq,timestep_aware", "quant=w8a8,w4a8", "hydra.sweeper.exclude=[method=ptq quant=w4a8, method=fp]"],
+        (["method=fp,ptq,timestep_aware", "quant=w8a8,w4a8", 'hydra.sweeper.exclude=["method=ptq quant=w4a8","method=fp"]'],
          ["ptq w8a8", "timestep_aware w8a8", "timestep_aware w4a8"]),
-        (["hydra.sweeper.exclude=[method=qdiffusion, method=reconstruction]"], ["fp", "ptq w4a8", "timestep_aware w4a8"]),
+        (['hydra.sweeper.exclude=["method=qdiffusion","method=reconstruction"]'], ["fp", "ptq w4a8", "timestep_aware w4a8"]),
     ],
 )  # fmt: skip
 def test_cells_one_by_one_and_exclusions(qdexp: Command, tmp_path: Path, options: list[str], labels: list[str]) -> None:
@@ -92,9 +92,9 @@ def test_cells_one_by_one_and_exclusions(qdexp: Command, tmp_path: Path, options
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["hydra.sweeper.exclude=[quant=w2a2]"], "hydra.sweeper.exclude=quant=w2a2: no cell"),
-        (["method=ptq", "hydra.sweeper.exclude=[method=ptq]"], "leaves no cell"),
-        (["hydra.sweeper.cells=[method=ptq]", "method=fp"], "method is named beside the list too"),
+        (['hydra.sweeper.exclude=["quant=w2a2"]'], "hydra.sweeper.exclude=quant=w2a2: no cell"),
+        (["method=ptq", 'hydra.sweeper.exclude=["method=ptq"]'], "leaves no cell"),
+        (['hydra.sweeper.cells=["method=ptq"]', "method=fp"], "method is named beside the list too"),
         (["hydra/launcher=local", "hydra.launcher.jobs=0"], "hydra.launcher.jobs=0"),
         (["hydra/launcher=slurm", "seed=0,1", "out=a,b"], "out: one sweep has one out"),
         (["cluster.parts=0"], "cluster.parts=0"),
