@@ -82,13 +82,13 @@ class Restarts:
 
     @torch.no_grad()
     def _stopped(self, handle: Any) -> list[Any]:
-        found = []
-        for args, kwargs in map(as_call, self._batches):
-            try:
-                self._network(*args, **kwargs)
-            except _Stopped as stopped:
-                found.extend(stopped.args)
-        handle.remove()
+        found: list[Any] = []
+        with handle:
+            for args, kwargs in map(as_call, self._batches):
+                try:
+                    self._network(*args, **kwargs)
+                except _Stopped as stopped:
+                    found.extend(stopped.args)
         return found
 
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 from benchmarks.subject import Subject, one_pass
@@ -35,14 +35,14 @@ def quantize(subject: Subject) -> Costs:
     last = QuantizationStage(subject.config)
     stages = {role: stage for role, stage in last.inputs.items() if role != "calibration"} | {last.name: last}
     full, batches, inputs = subject.full(), subject.batches, {"calibration": subject.calibration}
-    costs: dict[str, Cost] = {}
+    once, costs = partial(one_pass, full, batches), dict[str, Cost]()
     with tempfile.TemporaryDirectory() as root:
-        passes = [measure(lambda: one_pass(full, batches), subject.device)]
+        passes = [measure(once, subject.device)]
         for role, stage in stages.items():
             inputs[role] = Path(root) / role
             inputs[role].mkdir()
-            costs[role] = measure(lambda stage=stage, role=role: stage.compute(inputs[role], inputs), subject.device)
-            passes.append(measure(lambda: one_pass(full, batches), subject.device))
+            costs[role] = measure(partial(stage.compute, inputs[role], inputs), subject.device)
+            passes.append(measure(once, subject.device))
     return Costs(costs, passes)
 
 

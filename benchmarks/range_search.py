@@ -50,11 +50,11 @@ def _best(channel: Tensor, scheme: Scheme, search: NormSearch) -> tuple[Tensor, 
 
 def weights(subject: Subject) -> Layers:
     """The weights that the config quantizes, each channel with an asymmetric grid of the layer's bits."""
-    network, _ = subject.rounded(full := subject.full())
-    schemes = ((name, layer.weight_scheme) for name, layer in networks.quantized_layers(network))
-    return [
-        (full.get_submodule(name).weight, Scheme(scheme.bits, PerChannel(0))) for name, scheme in schemes if scheme is not None
-    ]
+    full = subject.full()
+    network, _ = subject.rounded(full)
+    schemes = {name: layer.weight_scheme for name, layer in networks.quantized_layers(network)}
+    chosen = [(name, scheme) for name, scheme in schemes.items() if scheme is not None]
+    return [(full.get_parameter(f"{name}.weight"), Scheme(scheme.bits, PerChannel(0))) for name, scheme in chosen]
 
 
 def agreement(ours: Ranges, theirs: Ranges) -> float:

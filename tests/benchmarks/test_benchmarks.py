@@ -23,7 +23,7 @@ def tables(small: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[...
     """``tables(*arguments)``: what the command prints on the tiny model, part -> rows by column."""
 
     def printed(*arguments: str) -> dict[str, Table]:
-        main([*arguments, "--repetitions", "2", "--set", *small])
+        main([*arguments, "--set", *small])
         head, *parts = capsys.readouterr().out.strip().split("\n\n")
         assert head.startswith("tiny, qdiffusion w4a8") and "1 threads" in head
         titles, bodies = parts[::2], parts[1::2]
@@ -46,7 +46,7 @@ def matches(row: dict[str, str], **patterns: str) -> bool:
 
 
 def test_all_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -> None:
-    found = tables("--rows", "20")
+    found = tables("--rows", "32", "--repetitions", "1")
     assert list(found) == list(ROWS)
     assert [row["learned rounding of all blocks"] for row in found["data_path"]] == ["data path", "data path and inner loop"]
     assert [row["quantization"] for row in found["quantization"]][1:] == ["rounding", "quantization", "whole"]
@@ -56,17 +56,14 @@ def test_all_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -> No
         assert all(matches(row, **{"s (CPU)": SECONDS, "ratio": RATIO}) for row in found[part])
     assert all(matches(row, **{"s (CPU)": SECONDS, "peak": NUMBER}) for row in found["quantization"])
     assert all(matches(row, passes=RATIO) for row in found["quantization"][1:])
-
-
-def test_growth_over_rows_and_widths(tables: Callable[..., dict[str, Table]]) -> None:
-    rows = tables("growth", "--rows", "32")["growth"]
-    assert [(row["model"], row["rows"]) for row in rows] == [
+    growth = found["growth"]
+    assert [(row["model"], row["rows"]) for row in growth] == [
         *(("tiny", count) for count in ("8", "32", "128")),
         *((f"tiny x {width}", "8") for width in ("0.5", "2")),
     ]
-    embedded, narrower, wider = (float(rows[place]["M parameters"]) for place in (0, 3, 4))
+    embedded, narrower, wider = (float(growth[place]["M parameters"]) for place in (0, 3, 4))
     assert narrower < embedded < wider
-    assert all(matches(row, **{"s (CPU)": SECONDS, "passes": RATIO, "/": RATIO}) for row in rows)
+    assert all(matches(row, **{"s (CPU)": SECONDS, "passes": RATIO, "/": RATIO}) for row in growth)
 
 
 @pytest.fixture
