@@ -26,11 +26,14 @@ from benchmarks import data_path, growth, quantizing, range_search, sampling
 from benchmarks.subject import Subject, config_of
 from qdexp import device as devices
 from qdexp import provenance
-from qdexp.config import Config
+from qdexp.config import UNTOUCHED, Config
 from qdexp.errors import UserError
 
 ROWS = {"data_path": 1024, "range_search": 64, "sampling": 64, "quantization": 5120, "growth": 1024}
 """Calibration rows of each part."""
+
+LEARNING = {"data_path": 1, "quantization": 1, "growth": growth.SHARE}
+"""The parts that learn from their rows, and by what these are divided at the least."""
 
 
 def table(part: str, config: Config, rows: int, repetitions: int, folder: Path) -> tuple[list[str], Iterator[list[str]]]:
@@ -49,6 +52,18 @@ def table(part: str, config: Config, rows: int, repetitions: int, folder: Path) 
             return growth.HEADER, map(growth.row, growth.subjects(config, rows, folder))
 
 
+def check(config: Config, parts: dict[str, int]) -> None:
+    """Raises UserError where a part, with its rows, would have nothing to measure."""
+    if config.full_precision or config.quant.weight_bits == UNTOUCHED:
+        raise UserError(f"{config.method} {config.quant.label}: no weights are quantized; choose quant.weight_bits of 2 to 8")
+    heldout = config.recon.heldout
+    for part in LEARNING.keys() & parts.keys():
+        least = parts[part] // LEARNING[part]
+        if least <= heldout:
+            raise UserError(f"--rows {parts[part]}: {part} learns from {least} rows, of which recon.heldout={heldout} only "
+                            f"judge; raise --rows")  # fmt: skip
+
+
 def head(config: Config) -> str:
     """What was measured where."""
     where = provenance.collect(devices.resolve(config.device))
@@ -61,7 +76,7 @@ def show(part: str, config: Config, rows: int, repetitions: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(sys.stderr):  # what stages say of themselves
             header, body = table(part, config, rows, repetitions, Path(folder))
-        print(f"\n{part}, {rows:,} rows\n")
+        print(f"\n{part}, {rows:,} calibration rows\n")
         print(_line(header), _line(["---", *["---:"] * (len(header) - 1)]), sep="\n", flush=True)
         while True:
             with contextlib.redirect_stdout(sys.stderr):
@@ -94,9 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         devices.make_repeatable()
         config = config_of(options.overrides)
+        parts = {part: options.rows or ROWS[part] for part in options.parts or ROWS}
+        check(config, parts)
         print(head(config), flush=True)
-        for part in options.parts or ROWS:
-            show(part, config, options.rows or ROWS[part], options.repetitions)
+        for part, rows in parts.items():
+            show(part, config, rows, options.repetitions)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -11,13 +11,16 @@ from qdexp.config import Config
 HEADER = ["model", "M parameters", "rows", "one pass, s (CPU)", "streams, passes", "restarting, passes", "restarting / streams",
           "quantization, passes", "s (CPU)", "peak memory, MiB"]  # fmt: skip
 
+SHARE = 4
+"""The fewest rows are this part of all, the most this many times as many."""
+
 WIDTHS = (0.5, 2.0)
 
 
 def subjects(config: Config, rows: int, folder: Path) -> Iterator[Subject]:
     """The model of the config at a quarter of the rows, at all, and at four times as many; at a quarter narrower and wider."""
-    few = rows // 4
-    yield from (Subject(config, count, folder) for count in (few, rows, 4 * rows))
+    few = rows // SHARE
+    yield from (Subject(config, count, folder) for count in (few, rows, SHARE * rows))
     yield from (Subject(resized(config, width, folder), few, folder) for width in WIDTHS)
 
 
