@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from qdexp import device as devices
 from qdexp import models, provenance
 from qdexp import record as records
@@ -19,14 +21,17 @@ from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import conversion, curves, evaluation
+from qdexp.stages import conversion, curves, evaluation, layers, similarity
+from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
+from qdexp.stages.layers import LayersStage
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.samples import SamplesStage
+from qdexp.stages.similarity import SimilarityStage
 from qdexp.store import Store, require_writable
 
 _LEARNED = {"weights": "rounding", "scales": "quantization"}
@@ -55,6 +60,10 @@ class Cell:
             self.stages = {}
         self.stages["samples"] = SamplesStage(config, self.quantized)
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
+        if self.quantized:
+            self.stages["similarity"] = SimilarityStage(config)
+        if self.quantized and config.inspection.rows:
+            self.stages |= {"activations": ActivationsStage(config), "layers": LayersStage(config)}
 
     @property
     def key(self) -> str:
@@ -143,6 +152,8 @@ class Cell:
             metrics["noise_error"] = sum(forced) / len(forced)
             results["reconstruction"] = _reconstruction(folders)
             metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
+            metrics["ssim"] = load_file(folders["similarity"] / similarity.FILE)["ssim"].double().mean().item()
+            metrics |= _operations(folders)
         else:
             metrics["size_stored_mb"] = models.stored_bytes(self.config.model) / 1e6
         bits = self.config.quant.weight_bits if self.quantized else 32
@@ -154,6 +165,14 @@ def _reconstruction(folders: dict[str, Path]) -> dict[str, Any]:
     """What learning did for each block; empty where nothing was learned."""
     written = {learned: folders[stage] / result.FILE for learned, stage in _LEARNED.items() if stage in folders}
     return {learned: json.loads(path.read_text()) for learned, path in written.items() if path.exists()}
+
+
+def _operations(folders: dict[str, Path]) -> dict[str, float]:
+    """``gbops``: 10^9 multiplications x weight bits x input bits of all layers, for one image and step, if counted."""
+    if "layers" not in folders:
+        return {}
+    counted = json.loads((folders["layers"] / layers.FILE).read_text())
+    return {"gbops": sum(layer["macs"] * layer["weight_bits"] * layer["act_bits"] for layer in counted) / 1e9}
 
 
 def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -160,8 +160,8 @@ class Quantizer:
 
     @property
     def learns_rounding(self) -> bool:
-        """Whether weight rounding is learned block by block."""
-        return self.rounding == "adaround"
+        """Whether weight rounding goes block by block, by what the calibration rows tell."""
+        return self.rounding in ("adaround", "gptq")
 
     @property
     def learns(self) -> bool:
@@ -287,6 +287,16 @@ class Sampling:
 
 
 @dataclass
+class Inspection:
+    """On how many ``rows`` the insides of the networks are looked at; 0: not at all."""
+
+    rows: int
+
+    def __post_init__(self) -> None:
+        _require(self.rows >= 0, "inspection.rows", self.rows, "choose 0 (none) or more")
+
+
+@dataclass
 class Tracker:
     name: str
     project: str = "qdexp"
@@ -312,6 +322,7 @@ class Config:
     method: str
     trajectory: Trajectory
     sampling: Sampling
+    inspection: Inspection
     out: str
     sweep: str
     seed: int

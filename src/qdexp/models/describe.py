@@ -20,7 +20,7 @@ from qdexp.errors import UserError
 from qdexp.models import skeleton
 from qdexp.models.conditions import example_condition
 from qdexp.quant import network as networks
-from qdexp.quant.blocks import blocks_of
+from qdexp.quant.blocks import Batch, as_call, blocks_of
 from qdexp.quant.network import LayerBits
 from qdexp.quant.packing import packed_bytes
 from qdexp.quant.shortcuts import Concatenation, concatenations
@@ -87,10 +87,8 @@ class Description:
 def describe(model: Model) -> Description:
     """Raises UserError where the network cannot run without values: it has to be described by itself."""
     network = skeleton(model).to("meta").eval().requires_grad_(False)
-    condition = example_condition(network)
-    # as a hook, so that the passes that look at the network need not know of it
-    network.register_forward_pre_hook(lambda _, args, kwargs: (args, {**condition, **kwargs}), with_kwargs=True)
-    example = torch.zeros(1, *model.shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    x_t, t = torch.zeros(1, *model.shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    example = x_t, t, example_condition(network)
     try:
         layers, products = _count(network, example)
         order = list(layers)
@@ -101,7 +99,7 @@ def describe(model: Model) -> Description:
 
 
 @torch.inference_mode()
-def _count(network: nn.Module, example: Sequence[Tensor]) -> tuple[dict[str, int], dict[str, int]]:
+def _count(network: nn.Module, example: Batch) -> tuple[dict[str, int], dict[str, int]]:
     """MACs of the layers in execution order, and those of one product of each attention."""
     layers: dict[str, int] = defaultdict(int)
     products: dict[str, int] = defaultdict(int)
@@ -125,8 +123,9 @@ def _count(network: nn.Module, example: Sequence[Tensor]) -> tuple[dict[str, int
         module.register_forward_pre_hook(partial(attention, name), with_kwargs=True)
         for name, module in networks.attentions(network)
     ]
+    args, kwargs = as_call(example)
     try:
-        network(*example)
+        network(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -143,7 +142,7 @@ def _blocks(
     order: Sequence[str],
     layers: Mapping[str, int],
     products: Mapping[str, int],
-    example: Sequence[Tensor],
+    example: Batch,
 ) -> Iterator[Block]:
     reads = concatenations(network, example)
     for name in blocks_of(network, order):

@@ -20,6 +20,17 @@ BLOCKS: tuple[type[nn.Module], ...] = (ResnetBlock2D, BasicTransformerBlock, Att
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments."""
 
+Batch = Sequence[Any]
+"""What a network is called with: positional arguments, and named ones in a mapping at the end. `(x_t, t)`, or
+`(x_t, t, {"class_labels": labels})`."""
+
+
+def as_call(batch: Batch) -> Call:
+    """The arguments of a batch."""
+    if batch and isinstance(batch[-1], Mapping):
+        return tuple(batch[:-1]), dict(batch[-1])
+    return tuple(batch), {}
+
 
 def blocks_of(network: nn.Module, layers: Sequence[str]) -> list[str]:
     """The names of the blocks around `layers`, which are in execution order: so are the blocks."""

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qdexp.errors import UserError
+from qdexp.quant.blocks import Batch, as_call
 
 CONCATENATE = {torch.cat, torch.concat, torch.concatenate}
 COPY = {  # every channel stays what it was, at most resampled
@@ -44,8 +45,8 @@ class Concatenation:
     direct: bool
 
 
-def concatenations(network: nn.Module, example: Sequence[Tensor]) -> dict[str, Concatenation]:
-    """What the Conv1d and Conv2d layers of `network(*example)` read, by the layers' names in the order in which they run.
+def concatenations(network: nn.Module, example: Batch) -> dict[str, Concatenation]:
+    """What the Conv1d and Conv2d layers of a network read, by the layers' names in the order in which they run.
 
     Layers that read no concatenation along the channels are left out; so are those that read another one, or none, when they
     run again, and those of several groups, whose weights have no input channel of their own for each channel. Runs on the meta
@@ -64,7 +65,8 @@ def concatenations(network: nn.Module, example: Sequence[Tensor]) -> dict[str, C
     ]
     try:
         with torch.inference_mode(), tracer:
-            network.eval()(*example)
+            args, kwargs = as_call(example)
+            network.eval()(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -72,7 +74,7 @@ def concatenations(network: nn.Module, example: Sequence[Tensor]) -> dict[str, C
     return {name: read for name, read in same.items() if read is not None}
 
 
-def split_sizes(network: nn.Module, example: Sequence[Tensor], scope: str) -> dict[str, tuple[int, ...]]:
+def split_sizes(network: nn.Module, example: Batch, scope: str) -> dict[str, tuple[int, ...]]:
     """The layers that are to be split, and the numbers of input channels of their parts.
 
     scope: "off", "skip" (those that read a concatenation directly) or "skip+conv1" (those that read one through norms and
