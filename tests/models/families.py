@@ -81,29 +81,15 @@ class Family:
         return x_t, t, filled(example_condition(network, rows))
 
     def quantized(self, weight_bits: int, act_bits: int, split: bool = False) -> nn.Module:
-        """The whole of post-training quantization; the condition is added to every call meanwhile."""
+        """The whole of post-training quantization."""
         network = self.network()
-        x_t, t, condition = self.batch(network)
-        with bound(network, condition):
-            order = networks.execution_order(network, (x_t, t))
-            splits = split_sizes(network, (x_t, t), "skip") if split else {}
-            networks.convert(network, networks.plan_bits(network, order, weight_bits, act_bits), splits=splits)
-            networks.quantize_weights(network, MinMax(), nearest)
-            networks.observe_activations(network, [(x_t, t)], MinMax())
+        batch = self.batch(network)
+        order = networks.execution_order(network, batch)
+        splits = split_sizes(network, batch, "skip") if split else {}
+        networks.convert(network, networks.plan_bits(network, order, weight_bits, act_bits), splits=splits)
+        networks.quantize_weights(network, MinMax(), nearest)
+        networks.observe_activations(network, [batch], MinMax())
         return network
-
-
-class bound:  # noqa: N801 - a function to whom uses it
-    """``with bound(network, condition)``: the condition is added to every call."""
-
-    def __init__(self, network: nn.Module, condition: Condition) -> None:
-        add = lambda _, args, kwargs: (args, {**condition, **kwargs})  # noqa: E731 - a hook
-        self.handle = network.register_forward_pre_hook(add, with_kwargs=True)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
 
 
 def family(name: str, target: str, architecture: dict[str, Any], channels: int, splits: bool = True) -> Family:

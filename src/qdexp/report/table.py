@@ -6,7 +6,7 @@ below which no difference between methods means anything.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,9 +75,12 @@ def common_protocol(records: list[Record]) -> dict[str, Any]:
 def _caption(records: list[Record]) -> str:
     protocol, models = common_protocol(records), {str(record["axes"].get("model")) for record in records}
     name = [*models] if len(models) == 1 else []
-    drawn = {record["axes"].get("weights") for record in records}
-    rehearsal = ["weights: random, a rehearsal"] if "random" in drawn else []
-    return ", ".join([*name, *rehearsal, protocol_line(protocol)])
+    return ", ".join([*name, *rehearsal(records), protocol_line(protocol)])
+
+
+def rehearsal(records: Iterable[Record]) -> list[str]:
+    """What has to be said beside any number of these records: nothing, or that weights are random."""
+    return ["weights: random, a rehearsal"] if any(record["axes"].get("weights") == "random" for record in records) else []
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:

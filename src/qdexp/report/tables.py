@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line, Metric, write_difference, write_number
-from qdexp.report.table import protocol_line
+from qdexp.report.table import protocol_line, rehearsal
 
 Form = Callable[[str, str], str]
 SHOWN = ("fid", "kid", "isc", "psnr", "ssim", "noise_error", "size_stored_mb", "gbops")
@@ -56,7 +56,7 @@ def _compared(metric: Metric, baseline: str | None) -> Column:
 
 def notes(comparison: Comparison) -> list[str]:
     """What must be said with the numbers."""
-    said = [protocol_line(comparison.protocol)]
+    said = [protocol_line(comparison.protocol), *rehearsal(record for line in comparison.lines for record in line.records)]
     if any(not math.isnan(interval.half) for line in comparison.lines for interval in line.numbers.values()):
         said.append("±: half of a 95 % interval over images (delete-group jackknife) and, where there are several, seeds")
     if any(line.differences for line in comparison.lines):

@@ -11,7 +11,7 @@ from qdexp.report.comparison import METRICS, Comparison, Line
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures.style import colour
 from qdexp.report.statistics.estimate import Interval
-from qdexp.report.table import full_precision, protocol_line
+from qdexp.report.table import full_precision, protocol_line, rehearsal
 
 METRIC = {metric.key: metric for metric in METRICS}
 BITS = "weight bits"
@@ -51,7 +51,8 @@ def _bars(comparison: Comparison, lines: Sequence[Line], axis: str | None = None
         if values and max(values) > 30 * min(values):
             panel.set_xscale("log")
     panels[0].invert_yaxis()
-    figure.supxlabel(protocol_line(comparison.protocol), fontsize=7)
+    told = [*rehearsal(record for line in comparison.lines for record in line.records), protocol_line(comparison.protocol)]
+    figure.supxlabel(", ".join(told), fontsize=7)
     return figure
 
 
