@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from qdexp.config import Config
 from qdexp.paths import conf_folder
@@ -53,4 +52,4 @@ def test_the_settings_are_the_papers(experiment: str) -> None:
     assert (config.protocol.scheduler["eta"], config.protocol.scheduler["skip"]) == (eta, skip)
     assert (config.protocol.n, config.protocol.extractor) == (50_000, "inception-v3")
     assert len(chosen_rows(config)) == 20 * 256
-    assert OmegaConf.to_container(cfg.hydra.sweeper.params)["quant"] == "w8a32,w4a32,w8a8,w4a8"
+    assert cfg.hydra.sweeper.params.quant == "w8a32,w4a32,w8a8,w4a8"
