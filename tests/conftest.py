@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from qdexp.__main__ import main
 from qdexp.cell import Cell, preflight
 from qdexp.paths import conf_folder
-from qdexp.sweep import freeze
+from qdexp.sweep.freeze import freeze
 
 torch.set_num_threads(1)  # networks this small gain nothing from threads, and lose much where cores are shared
 

@@ -34,7 +34,8 @@ ORDER = [
     {"stages"},
     {"models", "sampling", "calib", "metrics", "recon"},
     {"quant"},
-    {"config", "store", "record", "device", "provenance", "zoo"},
+    {"store"},
+    {"config", "record", "device", "provenance", "zoo"},
     {"files"},
     {"errors", "paths"},
 ]

@@ -19,7 +19,7 @@ MENDABLE = (UserError, HydraException, OmegaConfBaseException)
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def app(cfg: DictConfig) -> str:
-    from qdexp.sweep import run  # torch is loaded here, not for --help
+    from qdexp.sweep.results import run  # torch is loaded here, not for --help
 
     try:
         return run(cfg)

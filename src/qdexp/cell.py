@@ -2,7 +2,8 @@
 
 import json
 import traceback
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,15 @@ class Cell:
             record = self._record("complete") | {"costs": costs | {"total": _total(costs)}}
             record |= self._results({stage: entry.folder for stage, entry in entries.items()})
         except Exception as error:
-            what = {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
-            if records.read_complete(self.out, self.name) is None:  # what was measured once stays measured
-                records.write(self.out, self._record("failed") | {"error": what})
+            self.fail(describe(stage, error))
             raise
         records.write(self.out, record)
         return record
+
+    def fail(self, error: dict[str, str]) -> None:
+        """Makes the record of a cell that failed, unless it succeeded before: what was measured once stays measured."""
+        if records.read_complete(self.out, self.name) is None:
+            records.write(self.out, self._record("failed") | {"error": error})
 
     def _record(self, status: str) -> Record:
         config = self.config
@@ -163,6 +167,11 @@ class Cell:
         bits = self.config.quant.weight_bits if self.quantized else 32
         metrics["size_nominal_mb"] = checkpoint.nominal_bytes(models.parameters(self.config.model), bits) / 1e6
         return results
+
+
+def describe(stage: str, error: Exception) -> dict[str, str]:
+    """An error as a record keeps it; to be called where it is handled."""
+    return {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
 
 
 def _reconstruction(folders: dict[str, Path]) -> dict[str, Any]:
@@ -234,11 +243,34 @@ def _check_condition(config: Config) -> None:
             raise UserError(f"protocol.{option}={value}: {model.name} is unconditional; leave it out")
 
 
-def preflight(config: Config) -> Cell:
-    """The cell, once everything that can be known before any work has been checked. Raises UserError."""
-    require_writable(Path(config.out))
+def preflight(config: Config, passed: set[str] | None = None) -> Cell:
+    """The cell, once everything that can be known before any work has been checked. Raises UserError.
+
+    ``passed`` remembers checks from cell to cell: what a sweep's cells share is checked once.
+    """
+    model, protocol, known = config.model, config.protocol, set[str]() if passed is None else passed
+
+    def check(work: Callable[[], object], *read: object) -> None:
+        key = short_hash([asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in read])
+        if key not in known:
+            work()
+            known.add(key)
+
+    check(lambda: require_writable(Path(config.out)), "out", config.out)
     devices.resolve(config.device)
-    models.check_weights(config.model)
+    check(lambda: models.check_weights(model), "weights", model)
+    check(lambda: _check_protocol(config), "protocol", protocol, model)
+    cell = Cell(config)
+    _ = cell.key  # every _target_ can be imported, every file be read
+    check(lambda: models.check_fit(model), "fit", model)
+    check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
+    if cell.quantized:
+        check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
+        check(lambda: conversion.check(config), "convert", model, config.quantizer, config.quant, config.calib, config.recon)
+    return cell
+
+
+def _check_protocol(config: Config) -> None:
     _check_condition(config)
     extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
@@ -247,11 +279,4 @@ def preflight(config: Config) -> Cell:
     if tuple(drawn[: len(extractor.shape)]) != extractor.shape:
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
                         f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip
-    cell = Cell(config)
-    _ = cell.key  # every _target_ can be imported, every file be read
-    models.check_fit(config.model)
-    Sampler(config.model, config.protocol).rehearse()
-    if cell.quantized:
-        chosen_rows(config)
-        conversion.check(config)
-    return cell
+    _check_condition(config)

@@ -24,12 +24,27 @@ from qdexp.errors import UserError
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+_elsewhere: str | None = None
+
+
+@contextlib.contextmanager
+def elsewhere(device: str) -> Iterator[None]:
+    """Plans for machines that have ``device`` (cpu or cuda), whatever this one has: results are only computed there."""
+    global _elsewhere
+    before, _elsewhere = _elsewhere, device
+    try:
+        yield
+    finally:
+        _elsewhere = before
+
+
 def resolve(device: str) -> torch.device:
     """``auto`` is CUDA where there is one. Raises UserError where a named device is missing."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch sees no CUDA device here; set device=cpu, or auto")
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(found if device == "auto" else device)
+    has_cuda = torch.cuda.is_available() if _elsewhere is None else _elsewhere == "cuda"
+    if device == "cuda" and not has_cuda:
+        where = "torch sees no CUDA device here" if _elsewhere is None else "the cluster has none (cluster.device)"
+        raise UserError(f"device=cuda: {where}; set device=cpu, or auto")
+    return torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)
 
 
 def make_repeatable() -> None:

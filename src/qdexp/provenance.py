@@ -35,7 +35,7 @@ def collect(device: torch.device) -> dict[str, Any]:
     """The git commit and whether the checkout is dirty (null outside one), versions, host, device, CUDA, threads, command."""
     ours = _git("ls-files", "--error-unmatch", "paths.py") is not None  # not the repository around an installed wheel
     status = _git("status", "--porcelain", "--untracked-files=no") if ours else None
-    cuda = device.type == "cuda"
+    cuda = device.type == "cuda" and torch.cuda.is_available()  # a record of a failure may be written where there is none
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join(sys.orig_argv[1:]),

@@ -11,7 +11,7 @@ from qdexp.config import Config
 from qdexp.paths import conf_folder
 from qdexp.sampling.sampler import Sampler
 from qdexp.stages.calibration import chosen_rows
-from qdexp.sweep import freeze
+from qdexp.sweep.freeze import freeze
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "reported.py"
 PAPERS = {

@@ -2,7 +2,7 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Dying(nn.Module):
         return self.network(x_t, t)
 
 
-def sample_in_process(saved: Path, folder: Path, sampler: tuple[Model, Protocol], shards: Iterable[int], last: int) -> None:
+def sample_in_process(saved: Path, folder: Path, sampler: tuple[Model, Protocol], shards: Sequence[int], last: int) -> None:
     torch.set_num_threads(1)  # as tests/conftest.py says
     network = qdexp.load(saved) if last == 0 else Dying(qdexp.load(saved), last)
     write_shards(Sampling(network, Sampler(*sampler), STREAM), folder, CPU, shards)
@@ -56,7 +56,7 @@ def write(saved_w4a8: Path, tiny_model: Model, solver: Protocol, tmp_path: Path)
     """Samples into a folder of `tmp_path` with the quantized network and returns the folder."""
     network = qdexp.load(saved_w4a8)
 
-    def into(name: str, stream: Stream = STREAM, shards: Iterable[int] | None = None, kind: type[Sampling] = Sampling) -> Path:
+    def into(name: str, stream: Stream = STREAM, shards: Sequence[int] | None = None, kind: type[Sampling] = Sampling) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         write_shards(kind(network, Sampler(tiny_model, solver), stream), folder, CPU, shards)
@@ -119,7 +119,7 @@ def test_processes_and_a_kill_change_no_byte(
 ) -> None:
     whole = digests(write("whole"))
 
-    def start(folder: Path, shards: Iterable[int], last: int = 0) -> Any:
+    def start(folder: Path, shards: Sequence[int], last: int = 0) -> Any:
         folder.mkdir(exist_ok=True)
         arguments = (saved_w4a8, folder, (tiny_model, solver), shards, last)
         process = PROCESSES.Process(target=sample_in_process, args=arguments)

@@ -5,6 +5,7 @@ before it has looked at the last. This one composes and checks every cell first,
 hands them to the launcher.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -17,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hydra_plugins.qdexp.launchers import CellLauncher
 from qdexp.errors import UserError
 
 
@@ -27,6 +29,10 @@ class LadderSweeperConf:
     """Methods that a sweep runs where the command names no method, quantizer, calib or experiment."""
     params: dict[str, str] = field(default_factory=dict)
     """Axes of a named study: what its ``experiment`` file sweeps over, unless the command says otherwise."""
+    cells: list[str] = field(default_factory=list)
+    """Cells one by one, each the overrides that make it ("method=ptq quant=w8a8"), in place of the ladder or a study's axes."""
+    exclude: list[str] = field(default_factory=list)
+    """Points of the grid that are left out: those that have all of an entry's overrides ("method=ptq quant=w4a4")."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="qdexp", node=LadderSweeperConf, provider="qdexp")
@@ -52,8 +58,9 @@ def axis(argument: str) -> str:
 class LadderSweeper(Sweeper):
     """See the module's docstring; ``ladder`` and ``params`` as in LadderSweeperConf."""
 
-    def __init__(self, ladder: list[str], params: dict[str, str]) -> None:
+    def __init__(self, ladder: list[str], params: dict[str, str], cells: list[str], exclude: list[str]) -> None:
         self.ladder, self.params = list(ladder), dict(params)
+        self.cells, self.exclude = [cell.split() for cell in cells], [point.split() for point in exclude]
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -62,12 +69,32 @@ class LadderSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def arguments(self, given: list[str]) -> list[str]:
-        """The overrides of the sweep: those given, a study's own axes, and the ladder where nothing replaces it."""
-        named = {axis(argument) for argument in given}
+    def points(self, given: list[str]) -> list[list[str]]:
+        """The overrides of every cell: the grid of the axes that are named, or of each cell of the list with those."""
         several = [argument for argument in given if axis(argument) == "experiment" and "," in argument]
         if several:
             raise UserError(f"{several[0]}: a study names its own axes; run one experiment at a time")
+        chosen = [[*cell, *given] for cell in self.cells] or [self.arguments(given)]
+        for cell in self.cells:
+            twice = {axis(override) for override in cell} & {axis(argument) for argument in given}
+            if twice:
+                raise UserError(f"hydra.sweeper.cells={' '.join(cell)}: {', '.join(sorted(twice))} is named beside the list "
+                                f"too; leave it out there")  # fmt: skip
+        points = [point for arguments in chosen for point in grid(arguments)]
+        for left_out in self.exclude:
+            kept = [point for point in points if not set(left_out) <= set(point)]
+            if len(kept) == len(points):
+                raise UserError(
+                    f"hydra.sweeper.exclude={' '.join(left_out)}: no cell of the sweep has these; mend or remove it"
+                )
+            points = kept
+        if not points:
+            raise UserError("hydra.sweeper.exclude: leaves no cell; exclude less")
+        return points
+
+    def arguments(self, given: list[str]) -> list[str]:
+        """The overrides of a sweep without a list: those given, a study's axes, and the ladder where nothing replaces it."""
+        named = {axis(argument) for argument in given}
         chosen = [f"{name}={values}" for name, values in self.params.items() if name not in named]
         if self.climbs(given):
             chosen.append(f"method={','.join(self.ladder)}")
@@ -80,13 +107,19 @@ class LadderSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         # late imports: Hydra loads every plugin before it prints --help
-        from qdexp.sweep import announce, conclude, distinct
+        from qdexp.sweep.freeze import Composer, distinct
+        from qdexp.sweep.results import announce, conclude
 
         assert self.launcher is not None and self.hydra_context is not None and self.config is not None
-        compose = self.hydra_context.config_loader.load_sweep_config
-        name = f"sweep={self.config.sweep}"  # read once: ${now:...} would name every cell anew
-        cells = [[*cell, name] for cell in grid(self.arguments(arguments))]
-        kept = distinct([compose(self.config, overrides) for overrides in cells], self.climbs(arguments))
-        announce([cell for _, cell in kept])
-        returns = self.launcher.launch([cells[index] for index, _ in kept], initial_job_idx=0)
-        return conclude([cell for _, cell in kept], returns)
+        loader, ours = self.hydra_context.config_loader, self.launcher if isinstance(self.launcher, CellLauncher) else None
+        config = self.config
+        composer = Composer(lambda overrides: loader.load_sweep_config(config, overrides))
+        name = f"sweep={config.sweep}"  # read once: ${now:...} would name every cell anew
+        points = [[*point, name] for point in self.points(arguments)]
+        with nullcontext() if ours is None else ours.place():
+            kept = distinct((composer.config(point) for point in points), ladder=not self.cells and self.climbs(arguments))
+            cells = [cell for _, cell in kept]
+            if ours is not None:
+                return ours.launch_cells(cells)
+        announce(cells)
+        return conclude(cells, self.launcher.launch([points[index] for index, _ in kept], initial_job_idx=0))

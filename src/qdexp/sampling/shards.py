@@ -4,7 +4,7 @@ A shard is one forward batch: exactly ``batch`` rows, the last one filled up wit
 is computed in the same company whatever the number of processes, and a killed run goes on at the next shard.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -129,10 +129,14 @@ class _ShardWriter(BasePredictionWriter):
         files.write_tensors(shard_path(self.folder, shard), kept)
 
 
-def write_shards(module: Sampling, folder: Path, device: torch.device, shards: Iterable[int] | None = None) -> None:
+def missing_shards(stream: Stream, folder: Path, shards: Sequence[int] | None = None) -> list[int]:
+    """Which shards ``folder`` lacks of the stream's, or of ``shards``."""
+    return [shard for shard in (stream.shards if shards is None else shards) if not shard_path(folder, shard).exists()]
+
+
+def write_shards(module: Sampling, folder: Path, device: torch.device, shards: Sequence[int] | None = None) -> None:
     """Writes the shards that ``folder`` lacks (all of the stream's, or those of ``shards``)."""
-    wanted = module.stream.shards if shards is None else shards
-    missing = [shard for shard in wanted if not shard_path(folder, shard).exists()]
+    missing = missing_shards(module.stream, folder, shards)
     if missing:
         numbers = DataLoader(cast("Dataset[int]", missing), batch_size=None)
         devices.predict(module, numbers, device, _ShardWriter(folder, module.stream))

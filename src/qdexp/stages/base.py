@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,6 +55,8 @@ class Stage(ABC):
     """To be raised whenever a change of the code changes the result."""
     sources: ClassVar[tuple[str, ...]]
     """The modules and packages whose code makes the result; a test watches them."""
+    quick: ClassVar[bool] = False
+    """Whether, on a cluster, it takes no job of its own: who reads it makes it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -96,12 +99,16 @@ class Stage(ABC):
         """The name of the result in the store."""
         return f"{self.name}-{self.key}"
 
+    def input_folders(self, store: Store) -> dict[str, Path]:
+        """The results that it reads; what is missing is made."""
+        return {role: stage.make(store).folder for role, stage in self.inputs.items()}
+
     def make(self, store: Store) -> Entry:
         """The stored result; what is missing of it, and of its inputs, is computed first."""
         done = store.open(self.entry)
         if done is not None:
             return done
-        inputs = {role: stage.make(store).folder for role, stage in self.inputs.items()}
+        inputs = self.input_folders(store)
 
         def work(folder: Path) -> dict[str, float]:
             print(f"  {self.name:<13} {self.key}  ...", flush=True)
@@ -110,6 +117,25 @@ class Stage(ABC):
             return costs
 
         return store.make(self.entry, work, {"stage": self.name, "version": self.version, "options": self.options})
+
+
+class Sharded(ABC):
+    """What a stage is too whose result is made of shards: processes may make them apart from one another."""
+
+    shards: range
+
+    @abstractmethod
+    def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
+        """Writes those of ``shards`` that ``folder`` lacks."""
+
+    @abstractmethod
+    def missing(self, folder: Path) -> list[int]:
+        """The shards that ``folder`` lacks."""
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        missing = self.missing(folder)
+        if missing:
+            self.draw(folder, inputs, missing)
 
 
 def network_options(config: Config) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class CalibrationStage(Stage):
     name = "calibration"
     version = 2
     sources = ("qdexp.stages.calibration", "qdexp.calib", "qdexp.sampling")
+    quick = True
 
     @property
     def inputs(self) -> dict[str, Stage]:

@@ -28,6 +28,7 @@ class EvaluationStage(Stage):
     name = "evaluation"
     version = 2
     sources = ("qdexp.stages.evaluation", "qdexp.metrics", "qdexp.sampling", "qdexp.zoo.extractor")
+    quick = True
 
     def __init__(self, config: Config, quantized: bool) -> None:
         super().__init__(config)

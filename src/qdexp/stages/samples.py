@@ -1,5 +1,6 @@
 """The images of the evaluation: the same noise in every cell, through the full-precision or the quantized network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,14 @@ from qdexp import models
 from qdexp.config import Config
 from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import Sampling, Stream, write_shards
-from qdexp.stages.base import Stage, identity, network_options, sampler_options
+from qdexp.sampling.shards import Sampling, Stream, missing_shards, write_shards
+from qdexp.stages.base import Sharded, Stage, identity, network_options, sampler_options
 from qdexp.stages.conditions import condition_inputs, read_conditions
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.quantization import QuantizationStage
 
 
-class SamplesStage(Stage):
+class SamplesStage(Sharded, Stage):
     """Shards of ``images``, uint8 [rows, c, h, w]. ``quantized`` says which network draws them."""
 
     name = "samples"
@@ -26,6 +27,7 @@ class SamplesStage(Stage):
         self.quantized = quantized
         protocol = config.protocol
         self.stream = Stream("evaluation", protocol.noise_seed, protocol.n, config.sampling.batch)
+        self.shards = self.stream.shards
 
     @property
     def inputs(self) -> dict[str, Stage]:
@@ -44,11 +46,14 @@ class SamplesStage(Stage):
         network = {} if self.quantized else models.files(self.config.model)
         return network | {f"first_stage.{role}": path for role, path in models.first_stage_files(self.config.model).items()}
 
-    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+    def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
         if self.quantized:
             network = checkpoint.load(inputs["quantization"] / CHECKPOINT)
         else:
             network = models.build(self.config.model, self.config.sampling.channels_last)
         sampler = Sampler(self.config.model, self.config.protocol)
         conditions, first_stage = read_conditions(inputs, self.config), models.first_stage(self.config.model)
-        write_shards(Sampling(network, sampler, self.stream, conditions, first_stage), folder, self.device)
+        write_shards(Sampling(network, sampler, self.stream, conditions, first_stage), folder, self.device, shards)
+
+    def missing(self, folder: Path) -> list[int]:
+        return missing_shards(self.stream, folder)

@@ -1,17 +1,18 @@
 """The full-precision network's own walks from noise to image, recorded at every step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qdexp import models
 from qdexp.config import Config
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import Recording, Stream, write_shards
-from qdexp.stages.base import Stage, network_options, sampler_options
+from qdexp.sampling.shards import Recording, Stream, missing_shards, write_shards
+from qdexp.stages.base import Sharded, Stage, network_options, sampler_options
 from qdexp.stages.conditions import condition_inputs, read_conditions
 
 
-class TrajectoryStage(Stage):
+class TrajectoryStage(Sharded, Stage):
     """Shards of ``x_t`` and (guided) ``eps``, float32 [rows, calls, c, h, w], of one noise stream."""
 
     name = "trajectory"
@@ -21,6 +22,7 @@ class TrajectoryStage(Stage):
     def __init__(self, config: Config, stream: str, seed: int, n: int) -> None:
         super().__init__(config)
         self.stream = Stream(stream, seed, n, config.sampling.batch)
+        self.shards = self.stream.shards
 
     @property
     def inputs(self) -> dict[str, Stage]:
@@ -35,10 +37,14 @@ class TrajectoryStage(Stage):
     def files(self) -> dict[str, Path]:
         return models.files(self.config.model)
 
-    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+    def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
         network = models.build(self.config.model, self.config.sampling.channels_last)
         sampler = Sampler(self.config.model, self.config.protocol)
-        write_shards(Recording(network, sampler, self.stream, read_conditions(inputs, self.config)), folder, self.device)
+        conditions = read_conditions(inputs, self.config)
+        write_shards(Recording(network, sampler, self.stream, conditions), folder, self.device, shards)
+
+    def missing(self, folder: Path) -> list[int]:
+        return missing_shards(self.stream, folder)
 
 
 def calibration_trajectory(config: Config) -> TrajectoryStage:

@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from qdexp import files
 from qdexp.errors import UserError
@@ -44,7 +46,7 @@ def executions(out: Path) -> list[dict[str, Any]]:
 def check_whole(entry: Entry) -> None:
     assert [(entry.folder / f"shard-{shard}").read_text() for shard in range(3)] == [f"shard {shard}" for shard in range(3)]
     assert (entry.folder / "sub" / "file").read_text() == "in a folder"
-    assert entry.costs == COSTS
+    assert {name: entry.costs[name] for name in COSTS} == COSTS
 
 
 def entries(out: Path) -> list[str]:
@@ -98,7 +100,7 @@ def test_what_fails_leaves_no_entry_and_goes_on_where_it_stopped(tmp_path: Path)
     found: list[str] = []
 
     def resume(folder: Path) -> dict[str, float]:
-        found.extend(path.name for path in folder.iterdir())
+        found.extend(path.name for path in folder.glob("[!.]*"))
         return compute(folder)
 
     check_whole(Store(tmp_path).make(NAME, resume, NOTE))
@@ -131,7 +133,7 @@ def test_a_killed_process_leaves_no_entry_and_its_whole_files(tmp_path: Path) ->
     assert process.exitcode == -signal.SIGKILL
     assert entries(tmp_path) == executions(tmp_path) == []
     work = tmp_path / "store" / f".work-{NAME}"
-    left = sorted(path.name for path in work.iterdir())
+    left = sorted(path.name for path in work.glob("*shard*"))
     assert len(left) == 2 and left[0].startswith(f"{files.PART}shard-1") and left[1] == "shard-0"
     kept = (work / "shard-0").stat().st_mtime_ns
     entry = Store(tmp_path).make(NAME, compute, NOTE)
@@ -245,8 +247,37 @@ def test_a_kill_between_manifest_and_rename_costs_nothing(tmp_path: Path) -> Non
     work = tmp_path / "store" / f".work-{NAME}"
     work.mkdir(parents=True)
     (work / MANIFEST).write_text("of a process that was killed")
+    (work / ".begun-whole").touch()
     entry = Store(tmp_path).make(NAME, compute, NOTE)
     assert entry.costs["resumed"] == 1
     opened = Store(tmp_path).open(NAME)
     assert opened is not None
     assert MANIFEST not in json.loads((opened.folder / MANIFEST).read_text())["files"]
+
+
+def test_parts_are_added_by_several_processes_and_their_costs_add_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for part in range(3):
+        store.add(NAME, str(part), lambda folder: {"seconds": 2.0, "peak_memory_mb": 5.0 + len(list(folder.glob(".costs-*")))})
+    assert not store.has(NAME)
+    entry = store.make(NAME, compute, NOTE)
+    assert entry.costs == {"seconds": 7.5, "peak_memory_mb": 7.0}
+    assert store.has(NAME)
+    assert {path.name for path in entry.folder.iterdir()} == {"shard-0", "shard-1", "shard-2", "sub", MANIFEST}
+
+
+def test_a_part_that_was_killed_says_so(tmp_path: Path) -> None:
+    process = PROCESSES.Process(target=Store(tmp_path).add, args=(NAME, "0", killed_while_it_writes))
+    process.start()
+    process.join(60)
+    Store(tmp_path).add(NAME, "0", compute)
+    assert Store(tmp_path).make(NAME, compute, NOTE).costs == {"seconds": 3.0, "peak_memory_mb": 2.0, "resumed": 1.0}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("flock")])
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    check_whole(Store(tmp_path).make(NAME, compute, NOTE))

@@ -6,6 +6,7 @@ The work directory outlives a killed process, so that a stage made of shards goe
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,13 @@ from qdexp import files
 from qdexp.errors import UserError
 
 MANIFEST = "manifest.json"
+_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
+_BEGUN, _COSTS = ".begun-", ".costs-"
+"""How the files begin that say that a part was begun, and what it has cost. Hidden files are no part of a result."""
+
+Compute = Callable[[Path], dict[str, float]]
+"""Fills a folder, keeping what is there already, and returns what that has cost."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Store:
             self._opened[name] = entry
         return self._opened[name]
 
-    def make(self, name: str, compute: Callable[[Path], dict[str, float]], note: dict[str, Any]) -> Entry:
+    def make(self, name: str, compute: Compute, note: dict[str, Any]) -> Entry:
         """Opens the entry ``name``, or makes it: ``compute(folder)`` fills a folder and returns the costs.
 
         ``note`` says what the entry is (stage, options); it is kept in the manifest for a human reader.
@@ -60,26 +68,49 @@ class Store:
             entry = self.open(name)
             return entry if entry is not None else self._make(name, compute, note)
 
-    def _make(self, name: str, compute: Callable[[Path], dict[str, float]], note: dict[str, Any]) -> Entry:
-        final, work = self.folder(name), self.root / f".work-{name}"
+    def has(self, name: str) -> bool:
+        """Whether the entry is there, by its manifest alone: enough to plan by, not to read from."""
+        return (self.folder(name) / MANIFEST).exists()
+
+    def work(self, name: str) -> Path:
+        """Where the entry is in the making."""
+        return self.root / f".work-{name}"
+
+    def add(self, name: str, part: str, compute: Compute) -> None:
+        """A ``part`` of the entry ``name``: ``compute(folder)`` fills its share of the folder in which the entry is made.
+
+        Any number of processes may add parts at once; ``make`` completes the entry and adds up what the parts have cost.
+        """
+        work = self.work(name)
+        work.mkdir(parents=True, exist_ok=True)
+        begun = work / f"{_BEGUN}{part}"
+        resumed = {"resumed": 1.0} if begun.exists() else {}  # what the killed process spent is not known
+        begun.touch()
+        files.write_text(work / f"{_COSTS}{part}", json.dumps(compute(work) | resumed))
+
+    def added(self, name: str) -> int:
+        """How many parts of the entry in the making are finished."""
+        return len(list(self.work(name).glob(f"{_COSTS}*")))
+
+    def _make(self, name: str, compute: Compute, note: dict[str, Any]) -> Entry:
+        final, work = self.folder(name), self.work(name)
         if final.exists():
             self._put_aside(final)
-        resumed = work.exists()
-        work.mkdir(exist_ok=True)
-        costs = compute(work)
-        if resumed:  # what the killed process spent is not known
-            costs["resumed"] = 1.0
-        (work / MANIFEST).unlink(missing_ok=True)  # of a process that was killed before the rename
-        for leftover in work.rglob(f"{files.PART}*"):  # of a process that was killed while it wrote
-            leftover.unlink()
-        digests = {str(p.relative_to(work)): files.sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
-        files.write_text(work / MANIFEST, json.dumps({"costs": costs, "note": note, "files": digests}, indent=1))
         try:
+            self.add(name, "whole", compute)
+            costs = _costs(work)
+            digests = {str(p.relative_to(work)): files.sha256(p) for p in sorted(work.rglob("*")) if _is_result(p)}
+            files.write_text(work / MANIFEST, json.dumps({"costs": costs, "note": note, "files": digests}, indent=1))
             work.rename(final)
-        except OSError:
-            if self._read(final) is None:
+        except Exception:
+            entry = self._read(final)  # a file system without locks: somebody else finished the same entry first
+            if entry is None:
                 raise
-            shutil.rmtree(work)  # a file system without locks: somebody else finished the same entry first
+            shutil.rmtree(work, ignore_errors=True)
+            self._opened[name] = entry
+            return entry
+        for leftover in final.rglob(".*"):  # costs, and what killed processes were writing
+            leftover.unlink(missing_ok=True)
         self._log(name, costs)
         self._opened[name] = Entry(final, costs)
         return self._opened[name]
@@ -114,10 +145,26 @@ class Store:
         except Timeout:
             print(f"waiting: another process makes {name}", flush=True)
             lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _LOCKLESS:
+                raise
         try:
             yield
         finally:
             lock.release()
+
+
+def _is_result(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.name != MANIFEST
+
+
+def _costs(work: Path) -> dict[str, float]:
+    """Of all parts: seconds add up, memory peaks do not; ``resumed`` where a killed process worked on one."""
+    parts = [json.loads(path.read_text()) for path in work.glob(f"{_COSTS}*")]
+    whole = {"seconds": round(sum(part["seconds"] for part in parts), 3)}
+    whole["peak_memory_mb"] = max(part["peak_memory_mb"] for part in parts)
+    lost = len(list(work.glob(f"{_BEGUN}*"))) > len(parts) or any("resumed" in part for part in parts)
+    return whole | ({"resumed": 1.0} if lost else {})
 
 
 def require_writable(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""A sweep, from composed configs to the table at its end."""
+"""The end of cells and sweeps: records, their mirrors, the table and the picture."""
 
 import errno
 import json
@@ -13,14 +13,14 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qdexp import device as devices
 from qdexp import files
 from qdexp.cell import Cell, preflight
-from qdexp.config import Config, Tracker
-from qdexp.errors import NothingToSplitError, UserError
+from qdexp.config import Tracker
+from qdexp.errors import UserError
 from qdexp.record import Record
 from qdexp.record import path as record_path
 from qdexp.report.grid import sample_grid
@@ -29,60 +29,11 @@ from qdexp.report.sources import CELLS
 from qdexp.report.table import ladder_table, row_names, to_markdown
 from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
+from qdexp.sweep.freeze import freeze
 from qdexp.tracking.mirror import TrackingError, mirror
 
 SHOWN = 14  # images in a row of the picture
 WIDTH = 110  # columns of a table that goes to a file
-
-
-def freeze(cfg: DictConfig) -> Config:
-    """The checked config of a composed cell. Its method is named after its parts where the command named only those.
-
-    Raises UserError where a named quantizer or calib contradicts a named method.
-    """
-    overrides = cfg.hydra.overrides.task
-    choices = cfg.hydra.runtime.choices
-    named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
-    parts = [part for part in ("quantizer", "calib") if part in named]
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    if "method" in named:
-        for group, fixed in _fixed_by(named["method"], cfg).items():
-            if named.get(group, fixed) != fixed:
-                raise UserError(f"{group}={named[group]}: method={named['method']} fixes {group}={fixed}; "
-                                f"leave one of the two out")  # fmt: skip
-    elif parts:
-        with open_dict(plain):
-            plain.method = f"{choices.quantizer}-{choices.calib}"
-    return Config.of(plain)
-
-
-def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
-    """The quantizer and calib that a method's file overrides, in our config folder or in one of the user's."""
-    folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
-    paths = [folder / "method" / f"{method}.yaml" for folder in folders]
-    found = next((OmegaConf.to_container(OmegaConf.load(path)) for path in paths if path.is_file()), {})
-    assert isinstance(found, dict)
-    entries = [entry for entry in found.get("defaults", []) if isinstance(entry, dict)]
-    return {str(group).removeprefix("override").strip(" /"): choice for entry in entries for group, choice in entry.items()}
-
-
-def distinct(composed: Sequence[DictConfig], ladder: bool = False) -> list[tuple[int, Cell]]:
-    """Every cell checked; those that come out equal kept once, with their place in ``composed``.
-
-    A rung of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the rung before, again.
-    """
-    cells: dict[str, tuple[int, Cell]] = {}
-    for index, cfg in enumerate(composed):
-        config = freeze(cfg)
-        try:
-            cell = preflight(config)
-        except NothingToSplitError as reason:
-            if not ladder:
-                raise
-            print(f"left out {config.method} {config.quant.label} of {config.model.name}: {reason}", flush=True)
-            continue
-        cells.setdefault(cell.key, (index, cell))
-    return list(cells.values())
 
 
 def announce(cells: Sequence[Cell]) -> None:
@@ -116,8 +67,16 @@ def run(cfg: DictConfig) -> str:
     devices.make_repeatable()
     if alone:
         enlist([cell])
+    record = finish(cell)
+    if alone:
+        show(cell, [record])
+    return str(cell.record)
+
+
+def finish(cell: Cell) -> Record:
+    """Makes what is missing of the cell, and its record, and mirrors it."""
     try:
-        record = cell.run()
+        return cell.run()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -125,9 +84,6 @@ def run(cfg: DictConfig) -> str:
         raise UserError(f"out={cell.out}: {error.strerror}; {mend}") from error
     finally:
         _mirror(cell)
-    if alone:
-        show(cell, [record])
-    return str(cell.record)
 
 
 def _mirror(cell: Cell) -> None:
@@ -147,13 +103,18 @@ def _mirror(cell: Cell) -> None:
 
 
 def conclude(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> list[Record]:
-    """The end of a sweep: table, picture and paths of the records; UserError where a cell failed."""
+    """The end of a sweep that one of Hydra's own launchers ran."""
     jobs = list(zip(cells, returns, strict=True))
     # a job may have run on another machine, whose device gives its record another name: it says which
     paths = [Path(job.return_value) if job.status == JobStatus.COMPLETED else cell.record for cell, job in jobs]
+    return end(cells, paths, [cell.label for cell, job in jobs if job.status == JobStatus.FAILED])
+
+
+def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> list[Record]:
+    """Shows the records at ``paths``, where there are any; UserError where cells failed."""
     records = read_records([path for path in paths if path.exists()])
-    show(cells[0], records)
-    failed = [cell.label for cell, job in jobs if job.status == JobStatus.FAILED]
+    if records:
+        show(cells[0], records)
     if failed:
         names = ", ".join(failed)
         raise UserError(f"{len(failed)} of {len(cells)} cells failed: {names}; the same command runs only these again")

@@ -1,0 +1,57 @@
+"""``python -m qdexp.store``: looks after the store of an output folder (--out, default outputs).
+
+du                     how much each kind of stage takes, and what no record needs
+verify                 checks every file of every entry against its digest; ends with 1 where one is damaged
+prune [--yes]          removes what no record and no submitted sweep needs (while no other sweep runs);
+                           without --yes it only says what
+copy SWEEP TO          a sweep's records, tables, images and checkpoints (--all: every entry) into the output folder TO,
+                       or, where TO is -, as a tar stream:
+
+ssh cluster 'cd study && python -m qdexp.store copy ladder -' | tar xf - -C outputs
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from qdexp.errors import UserError
+from qdexp.store import Store, tool
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser("python -m qdexp.store", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("du", "verify", "prune", "copy"):
+        command = commands.add_parser(name)
+        command.add_argument("--out", type=Path, default=Path("outputs"))
+        if name == "prune":
+            command.add_argument("--yes", action="store_true")
+        if name == "copy":
+            command.add_argument("sweep")
+            command.add_argument("to")
+            command.add_argument("--all", action="store_true")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    given = _parser().parse_args(arguments)
+    store = Store(given.out)
+    if not store.root.is_dir():
+        raise UserError(f"--out {given.out}: holds no store; name the output folder of a run")
+    if given.command == "verify":
+        return tool.verify(store)
+    if given.command == "du":
+        tool.du(store)
+    elif given.command == "prune":
+        tool.prune(store, given.yes)
+    else:
+        tool.copy(store, given.sweep, given.to, given.all)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"qdexp: {error}")

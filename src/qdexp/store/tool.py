@@ -1,0 +1,134 @@
+"""What a person does with a store: measure, check, clean, take along."""
+
+import json
+import shutil
+import sys
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qdexp import files
+from qdexp.errors import UserError
+from qdexp.store import MANIFEST, Store
+
+HEAVY = ("trajectory", "calibration", "rounding")
+"""Stages that only other stages read: left behind by a copy."""
+
+
+def du(store: Store) -> None:
+    """Prints entries and size of each kind of stage, of what is in the making, and of what no record needs."""
+    sizes: dict[str, list[int]] = defaultdict(list)
+    needed, unneeded = _needed(store.out), 0
+    for folder in _folders(store):
+        size = _size(folder)
+        sizes["in the making" if folder.name.startswith(".") else folder.name.rpartition("-")[0]].append(size)
+        unneeded += size if _removable(folder, needed) else 0
+    for kind, found in sorted(sizes.items(), key=lambda item: -sum(item[1])):
+        print(f"{kind:<14} {len(found):>6}  {_readable(sum(found)):>9}")
+    print(f"{'all':<14} {sum(map(len, sizes.values())):>6}  {_readable(sum(map(sum, sizes.values()))):>9}")
+    print(f"no record needs {_readable(unneeded)} of it (prune)")
+
+
+def verify(store: Store) -> int:
+    """Names the damaged entries; returns how many there are, at most 1. They are made again when they are needed."""
+    damaged = [folder for folder in _folders(store) if not folder.name.startswith(".") and store.open(folder.name) is None]
+    for folder in damaged:
+        print(f"damaged: {folder}")
+    print(f"{len(list(_folders(store))) - len(damaged)} entries are whole, {len(damaged)} damaged")
+    return min(1, len(damaged))
+
+
+def prune(store: Store, yes: bool) -> None:
+    """Removes what no record and no submitted sweep needs; an entry first disappears by a rename, so it is whole or absent."""
+    needed = _needed(store.out)
+    doomed = [folder for folder in _folders(store) if _removable(folder, needed)]
+    freed = _readable(sum(map(_size, doomed)))
+    for folder in doomed:
+        print(f"{'removed' if yes else 'not needed'}: {folder.name}")
+        if yes:
+            aside = folder.with_name(f".pruned-{folder.name.lstrip('.')}")
+            folder.rename(aside)
+            shutil.rmtree(aside)
+    print(f"{freed} {'freed' if yes else 'would be freed: add --yes'}")
+
+
+def copy(store: Store, sweep: str, to: str, everything: bool) -> None:
+    """A sweep's results into another output folder, or to standard output as a tar stream (``to`` = -).
+
+    Entries come before the records that name them, so a copy that breaks off holds no record without its results.
+    """
+    paths = list(_of_sweep(store, sweep, everything))
+    if to == "-":
+        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as stream:
+            for path in paths:
+                stream.add(path, str(path.relative_to(store.out)))
+        return
+    for path in paths:
+        target = Path(to) / path.relative_to(store.out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.write(target, lambda part, path=path: shutil.copyfile(path, part))  # type: ignore[misc]
+    print(f"{len(paths)} files, {_readable(sum(path.stat().st_size for path in paths))} copied to {to}")
+
+
+def _of_sweep(store: Store, sweep: str, everything: bool) -> Iterator[Path]:
+    found = {path: record for path, record in _records(store.out).items() if record["config"]["sweep"] == sweep}
+    cells = {cell["name"] for cell in _manifest(store.out / "sweeps" / sweep).get("cells", {}).values()}
+    found |= {path: record for path, record in _records(store.out).items() if record["cell"] in cells}
+    if not found:
+        raise UserError(f"copy {sweep}: {store.out} has no record of such a sweep")
+    keys = {key for record in found.values() for key in record["keys"].values()}
+    for folder in _folders(store):
+        kind, _, key = folder.name.rpartition("-")
+        if key in keys and not folder.name.startswith(".") and (everything or kind not in HEAVY):
+            entry = sorted(path for path in folder.rglob("*") if path.is_file())
+            yield from sorted(entry, key=lambda path: path.name == MANIFEST)  # the manifest last: what has one is whole
+    yield from sorted(path for path in (store.out / "sweeps" / sweep).rglob("*") if path.is_file())
+    yield from found
+
+
+def _folders(store: Store) -> Iterator[Path]:
+    """Entries, and what is in the making."""
+    return (path for path in sorted(store.root.iterdir()) if path.is_dir() and path.name != ".locks")
+
+
+def _needed(out: Path) -> set[str]:
+    """The keys that records name, those of failed cells too, and the sweeps that were submitted."""
+    keys = {key for record in _records(out).values() for key in record["keys"].values()}
+    for folder in (out / "sweeps").glob("*"):
+        cells = _manifest(folder).get("cells", {}).values()
+        keys |= {entry.rpartition("-")[2] for cell in cells for entry in cell["entries"].values()}
+    return keys
+
+
+def _removable(folder: Path, needed: set[str]) -> bool:
+    return folder.name.rpartition("-")[2] not in needed
+
+
+def _records(out: Path) -> dict[Path, dict[str, Any]]:
+    found = {}
+    for path in sorted((out / "records").glob("*.json")):
+        try:
+            found[path] = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is torn or no JSON: delete it and run the sweep again") from error
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    text: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return text
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

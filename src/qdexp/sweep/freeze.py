@@ -1,0 +1,106 @@
+"""From overrides to frozen, checked configs. Hydra takes a good tenth of a second to compose one; what is equal is reused."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from qdexp.cell import Cell, preflight
+from qdexp.config import Config
+from qdexp.errors import NothingToSplitError, UserError
+
+PARTS = ("quantizer", "calib")
+"""The groups that a method fixes."""
+
+
+def freeze(cfg: DictConfig) -> Config:
+    """The checked config of a composed cell. Its method is named after its parts where the command named only those.
+
+    Raises UserError where a named quantizer or calib contradicts a named method.
+    """
+    overrides = cfg.hydra.overrides.task
+    choices = cfg.hydra.runtime.choices
+    named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
+    parts = [part for part in PARTS if part in named]
+    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    if "method" in named:
+        for group, fixed in _fixed_by(named["method"], cfg).items():
+            if named.get(group, fixed) != fixed:
+                raise UserError(f"{group}={named[group]}: method={named['method']} fixes {group}={fixed}; "
+                                f"leave one of the two out")  # fmt: skip
+    elif parts:
+        with open_dict(plain):
+            plain.method = f"{choices.quantizer}-{choices.calib}"
+    return Config.of(plain)
+
+
+def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
+    """The quantizer and calib that a method's file overrides, in our config folder or in one of the user's."""
+    folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
+    paths = [folder / "method" / f"{method}.yaml" for folder in folders]
+    found = next((OmegaConf.to_container(OmegaConf.load(path)) for path in paths if path.is_file()), {})
+    assert isinstance(found, dict)
+    entries = [entry for entry in found.get("defaults", []) if isinstance(entry, dict)]
+    return {str(group).removeprefix("override").strip(" /"): choice for entry in entries for group, choice in entry.items()}
+
+
+class Composer:
+    """Freezes cell after cell. Cells that differ in single values alone share what Hydra has composed."""
+
+    def __init__(self, compose: Callable[[list[str]], DictConfig]) -> None:
+        self._compose, self._composed = compose, dict[tuple[str, ...], DictConfig]()
+
+    def config(self, overrides: Sequence[str]) -> Config:
+        parsed = {override: _parse(override) for override in overrides}
+        values = {str(one.key_or_group): one.value() for one in parsed.values() if _is_value(one)}
+        rest = [override for override, one in parsed.items() if not _is_value(one)]
+        shared = (*rest, *values)  # the names of the values too: Hydra has found each to exist
+        if shared not in self._composed:
+            self._composed[shared] = self._compose(list(overrides))
+        cfg = self._composed[shared]
+        for key, value in values.items():  # every cell of these sets them all, so none is left over from the last
+            OmegaConf.update(cfg, key, value)
+        return freeze(cfg)
+
+
+@cache
+def _parse(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+def _is_value(override: Override) -> bool:
+    """Whether the override sets one value and chooses no config file: the choice of a group is a word, its name has no dot.
+
+    Mappings are merged with what is there, so they are Hydra's.
+    """
+    key, value = str(override.key_or_group), override.value()
+    simple = isinstance(value, int | float | bool) or (type(value) is str and "." in key)
+    return override.type == OverrideType.CHANGE and override.package is None and simple and not key.startswith("hydra")
+
+
+def distinct(configs: Iterable[Config], ladder: bool = False) -> list[tuple[int, Cell]]:
+    """Every cell checked; those that come out equal kept once, with their place in ``configs``.
+
+    A rung of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the rung before, again.
+    """
+    passed: set[str] = set()
+    cells: dict[str, tuple[int, Cell]] = {}
+    for index, config in enumerate(configs):
+        try:
+            cell = preflight(config, passed)
+        except NothingToSplitError as reason:
+            if not ladder:
+                raise
+            print(f"left out {config.method} {config.quant.label} of {config.model.name}: {reason}", flush=True)
+            continue
+        cells.setdefault(cell.key, (index, cell))
+    return list(cells.values())
+
+
+def one_of(configs: Sequence[Config], option: str) -> None:
+    """Raises UserError where the cells of a sweep differ in what they must share."""
+    if any(getattr(config, option) != getattr(configs[0], option) for config in configs):
+        raise UserError(f"{option}: one sweep has one {option}; run one sweep for each")

@@ -1,0 +1,62 @@
+"""The graph of jobs that a sweep needs: what is in the store is left out, and what cells share is there once."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+RECORD = "record"
+"""The kind of the job that ends a cell: it makes what is quick, and the record."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One job: ``stage`` of ``cell``, whole or the shards ``part::parts`` of it; it starts when all of ``needs`` succeeded.
+
+    ``id`` is unique among all sweeps of an output folder: two sweeps that need the same result need the same node.
+    """
+
+    id: str
+    kind: str
+    cell: str
+    stage: str
+    entry: str
+    needs: tuple[str, ...] = ()
+    part: int = 0
+    parts: int = 1
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def node(plain: Mapping[str, Any]) -> Node:
+    """The inverse of ``Node.plain``."""
+    return Node(**{**plain, "needs": tuple(plain["needs"])})
+
+
+def depths(nodes: Iterable[Node]) -> dict[str, int]:
+    """How many jobs at least lie before each one. ``nodes`` are in an order in which they can run."""
+    found: dict[str, int] = {}
+    for one in nodes:
+        found[one.id] = 1 + max((found[need] for need in one.needs if need in found), default=-1)
+    return found
+
+
+def readers_of(nodes: Sequence[Node]) -> dict[str, str]:
+    """How many jobs of which kind wait for each one, in words."""
+    kinds: dict[str, Counter[str]] = {node.id: Counter() for node in nodes}
+    for node in nodes:
+        for need in node.needs:
+            if need in kinds:
+                kinds[need][node.kind] += 1
+    return {name: str(sorted(count.items())) for name, count in kinds.items()}
+
+
+def dependents(nodes: Sequence[Node], ids: Iterable[str]) -> set[str]:
+    """All nodes that lead from ``ids``, themselves included."""
+    reached = set(ids)
+    for one in nodes:
+        if reached & set(one.needs):
+            reached.add(one.id)
+    return reached

@@ -1,0 +1,135 @@
+"""What our launchers do with the checked cells of a sweep."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdexp import device as devices
+from qdexp import files
+from qdexp import record as records
+from qdexp.cell import Cell
+from qdexp.config import Cluster
+from qdexp.record import Record
+from qdexp.store import Store
+from qdexp.sweep import manifest, results
+from qdexp.sweep.estimate import estimate
+from qdexp.sweep.freeze import one_of
+from qdexp.sweep.graph import RECORD, Node
+from qdexp.sweep.job import Job
+from qdexp.sweep.local import Local
+from qdexp.sweep.manifest import CellEntry, Manifest, Registry
+from qdexp.sweep.plan import plan
+from qdexp.sweep.slurm import Slurm
+
+
+@contextlib.contextmanager
+def planned_for(cluster: Any) -> Iterator[None]:
+    """Cells that are made within are those of the cluster's machines; ``auto``: those of this one."""
+    with contextlib.nullcontext() if cluster.device == "auto" else devices.elsewhere(cluster.device):
+        yield
+
+
+def sequential(cells: Sequence[Cell]) -> list[Record]:
+    """One cell after another, in this process; a cell that fails stops no other."""
+    results.announce(cells)
+    devices.make_repeatable()
+    start, failed = time.monotonic(), []
+    for number, cell in enumerate(cells):
+        print(f"[{number + 1}/{len(cells)}] {_left(start, number, len(cells))}", end="", flush=True)
+        try:
+            results.finish(cell)
+        except Exception as error:
+            print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+            failed.append(cell.label)
+    return results.end(cells, [cell.record for cell in cells], failed)
+
+
+def _left(start: float, done: int, cells: int) -> str:
+    """How long the rest takes if it goes on like this; empty for the first cell, which tells nothing yet."""
+    seconds = (time.monotonic() - start) / max(done, 1) * (cells - done)
+    return f"about {seconds / 60:.0f} min left  " if done and seconds > 60 else ""
+
+
+class Frozen:
+    """A sweep whose cells run in jobs: its plan, its frozen configs, its manifest."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        configs = [cell.config for cell in cells]
+        for option in ("out", "cluster", "sweep"):
+            one_of(configs, option)
+        self.cells, self.config, self.out = {cell.key: cell for cell in cells}, configs[0], Path(configs[0].out)
+        self.store = Store(self.out)
+        self.nodes = plan(cells, self.store, self.cluster.parts)
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.config.cluster
+
+    def describe(self) -> None:
+        """Prints what would run, what is there already, and what it costs."""
+        entries = {stage.entry for cell in self.cells.values() for stage in cell.stages.values()}
+        there = sum(self.store.has(entry) for entry in entries)
+        ready = len(self.cells) - sum(node.stage == RECORD for node in self.nodes)
+        kinds = {kind: sum(node.kind == kind for node in self.nodes) for kind in dict.fromkeys(n.kind for n in self.nodes)}
+        print(f"sweep {self.config.sweep}: {len(self.cells)} cells, {ready} of them complete; "
+              f"{len(entries)} stages, {there} of them in {self.store.root}")  # fmt: skip
+        print(f"jobs     {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
+        print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store)}", flush=True)
+
+    def write(self) -> None:
+        """Freezes: from here on no YAML that is edited changes anything."""
+        for key, cell in self.cells.items():
+            path = manifest.config_path(self.out, self.config.sweep, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(path, json.dumps(asdict(cell.config)))
+        entries = {
+            key: CellEntry(key, cell.name, cell.label, {name: stage.entry for name, stage in cell.stages.items()})
+            for key, cell in self.cells.items()
+        }
+        kind = next(iter(self.cells.values())).device.type
+        written = Manifest(self.config.sweep, self.out, device=kind, cells=entries, nodes=self.nodes, **manifest.now())
+        if self.config.sweep in manifest.names(self.out):
+            written = written.beside(manifest.read(self.out, self.config.sweep))
+        written.write()
+
+    def job(self, node: Node) -> Job:
+        threads = self.cluster.resources("evaluation" if node.kind == RECORD else node.kind).cpus
+        return Job(self.out, Path.cwd(), self.config.sweep, node, threads)
+
+    def done(self, node: Node) -> bool:
+        if node.stage == RECORD:
+            return records.read_complete(self.out, self.cells[node.cell].name) is not None
+        return self.store.has(node.entry)
+
+
+def slurm(cells: Sequence[Cell]) -> None:
+    """Submits what is missing and returns."""
+    sweep = Frozen(cells)
+    sweep.describe()
+    sweep.write()
+    new = Slurm(sweep.out, sweep.config.sweep, sweep.cluster, sweep.job, sweep.done).submit(sweep.nodes)
+    queued = len(sweep.nodes) - len(new)
+    print(f"submitted {len(new)} jobs" + (f"; {queued} were in the queue already, or done meanwhile" if queued else ""))
+    if sweep.nodes:
+        print(f"look      python -m qdexp.sweep status {sweep.config.sweep} --out {sweep.out}", flush=True)
+
+
+def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
+    """Runs what is missing here, ``jobs`` processes at once, and waits for it."""
+    sweep = Frozen(cells)
+    sweep.describe()
+    sweep.write()
+    Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
+    incomplete = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]
+    return results.end(cells, [cell.record for cell in cells], [cell.label for cell in incomplete])
+
+
+def dry(cells: Sequence[Cell]) -> None:
+    """Says what a launcher would do, and does nothing."""
+    Frozen(cells).describe()

@@ -1,0 +1,57 @@
+"""Runs the graph of a sweep on this machine, several jobs at once, each a process that submitit starts."""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import submitit
+
+from qdexp.sweep.graph import Node, dependents
+from qdexp.sweep.manifest import Registry
+from qdexp.sweep.queue import HERE
+
+POLL = 0.2  # seconds
+
+
+class Local:
+    """``task`` says what runs in a node's job. Runs at most ``jobs`` of them at once, each on one of ``gpus`` in turn."""
+
+    def __init__(
+        self, registry: Registry, sweep: str, jobs: int, gpus: int, task: Callable[[Node], Callable[[], object]]
+    ) -> None:
+        self.registry, self.sweep, self.jobs, self.task = registry, sweep, jobs, task
+        self._gpus = cycle(range(gpus)) if gpus else None
+        self.executor = submitit.AutoExecutor(folder=registry.folder / "logs" / "%j", cluster="local")
+        self.executor.update_parameters(timeout_min=60 * 24 * 365)  # none: nobody waits for this machine
+
+    def run(self, nodes: Sequence[Node]) -> None:
+        """Returns when every node has succeeded, failed, or lost what it needs. Ctrl-C stops the running ones."""
+        waiting, running = {node.id: node for node in nodes}, dict[str, submitit.Job[object]]()
+        try:
+            while waiting or running:
+                self._start(waiting, running)
+                ended = [name for name, job in running.items() if job.done()]
+                for name in ended:
+                    failed = running.pop(name).exception() is not None
+                    if failed:
+                        for lost in dependents(nodes, [name]) & waiting.keys():
+                            del waiting[lost]
+                    self._say(name, failed, f"{len(nodes) - len(waiting) - len(running)}/{len(nodes)} jobs")
+                if not ended:
+                    time.sleep(POLL)
+        finally:
+            for job in running.values():
+                job.cancel()
+
+    def _start(self, waiting: dict[str, Node], running: dict[str, "submitit.Job[object]"]) -> None:
+        for name, node in list(waiting.items()):
+            blocked = any(need in waiting or need in running for need in node.needs)
+            if not blocked and len(running) < self.jobs:
+                if self._gpus is not None:
+                    self.executor.update_parameters(gpus_per_node=1, local_visible_gpus=[next(self._gpus)])
+                running[name] = self.executor.submit(self.task(waiting.pop(name)))
+                self.registry.submitted(name, HERE + running[name].job_id, running[name].paths.stdout, self.sweep)
+
+    def _say(self, name: str, failed: bool, progress: str) -> None:
+        why = " ".join(self.registry.error(name).get("message", "its process was killed").split())
+        print(f"  {progress}  {name}" + (f"  failed: {why}" if failed else ""), flush=True)

@@ -1,0 +1,135 @@
+"""What a submitted sweep leaves behind, so that its jobs, and any shell later, know it without composing anything again.
+
+sweeps/NAME/manifest.json      its cells and jobs; written whole, before the first job starts
+sweeps/NAME/cells/KEY.json     the frozen config of each cell
+jobs/NODE.json                 the job that makes a node, whichever sweep submitted it
+jobs/NODE.error.json           why it failed
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qdexp import files
+from qdexp.errors import UserError
+from qdexp.sweep.graph import Node, node
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CellEntry:
+    """One cell as the manifest lists it: ``name`` of its record, ``label`` for a person, store ``entries`` by stage."""
+
+    key: str
+    name: str
+    label: str
+    entries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A sweep that runs on other machines: all that its jobs and later shells need to know."""
+
+    sweep: str
+    out: Path
+    cwd: Path
+    device: str
+    cells: dict[str, CellEntry]
+    nodes: list[Node]
+    time: float
+    command: str
+
+    def beside(self, before: "Manifest") -> "Manifest":
+        """This one and what was submitted under the same name before."""
+        nodes = {node.id: node for node in before.nodes} | {node.id: node for node in self.nodes}
+        return replace(self, cells=before.cells | self.cells, nodes=list(nodes.values()))
+
+    def write(self) -> None:
+        cells = {key: {"name": cell.name, "label": cell.label, "entries": cell.entries} for key, cell in self.cells.items()}
+        text = {
+            "format": FORMAT,
+            "sweep": self.sweep,
+            "cwd": str(self.cwd),
+            "device": self.device,
+            "time": self.time,
+            "command": self.command,
+            "cells": cells,
+            "nodes": [one.plain() for one in self.nodes],
+        }
+        path(self.out, self.sweep).parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path(self.out, self.sweep), json.dumps(text, indent=1))
+
+
+def path(out: Path, sweep: str) -> Path:
+    return out / "sweeps" / sweep / "manifest.json"
+
+
+def read(out: Path, sweep: str) -> Manifest:
+    """Raises UserError where there is no such sweep, or its manifest is of another format."""
+    try:
+        text = json.loads(path(out, sweep).read_text())
+    except OSError as error:
+        known = ", ".join(names(out)) or "none"
+        raise UserError(f"{sweep}: no such sweep was submitted from {out} (there are: {known})") from error
+    if text.get("format") != FORMAT:
+        raise UserError(f"{path(out, sweep)}: format {text.get('format')}, not {FORMAT}; submit the sweep again")
+    cells = {key: CellEntry(key, cell["name"], cell["label"], cell["entries"]) for key, cell in text["cells"].items()}
+    nodes = [node(plain) for plain in text["nodes"]]
+    rest = (text["device"], cells, nodes, text["time"], text["command"])
+    return Manifest(text["sweep"], out, Path(text["cwd"]), *rest)
+
+
+def names(out: Path) -> list[str]:
+    """The submitted sweeps of an output folder, the newest last."""
+    found = sorted((out / "sweeps").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime_ns)
+    return [path.parent.name for path in found]
+
+
+def config_path(out: Path, sweep: str, cell: str) -> Path:
+    return out / "sweeps" / sweep / "cells" / f"{cell}.json"
+
+
+def now() -> dict[str, Any]:
+    """Where and when a manifest is made."""
+    return {"cwd": Path(os.getcwd()), "time": time.time(), "command": " ".join(sys.orig_argv[1:])}
+
+
+class Registry:
+    """Which job makes which node, among all sweeps of an output folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "jobs"
+
+    def job(self, node: str) -> dict[str, Any]:
+        """``id``, ``log`` and ``sweep`` of the last job that was submitted for ``node``; empty where there was none."""
+        return self._read(f"{node}.json")
+
+    def submitted(self, node: str, job: str, log: Path, sweep: str) -> None:
+        self.succeeded(node)  # an error of an earlier job is past
+        self._write(f"{node}.json", {"id": job, "log": str(log), "sweep": sweep})
+
+    def error(self, node: str) -> dict[str, str]:
+        """Why the last job of ``node`` failed, as a record keeps it; empty where it did not."""
+        return self._read(f"{node}.error.json")
+
+    def failed(self, node: str, error: dict[str, str]) -> None:
+        self._write(f"{node}.error.json", error)
+
+    def succeeded(self, node: str) -> None:
+        (self.folder / f"{node}.error.json").unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.folder / name, json.dumps(value))

@@ -1,0 +1,125 @@
+"""What Slurm says of jobs. The controller's word first, accounting for what it has forgotten, and nothing taken for granted.
+
+submitit's own watcher asks sacct alone: it waits for ever where there is no slurmdbd and where an array element was cancelled
+before its start, and takes the crash of a node, after which Slurm runs a job again, for its end.
+"""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from qdexp.errors import UserError
+
+LIVE = {"PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "COMPLETING", "CONFIGURING", "SUSPENDED", "RESIZING",
+        "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "PREEMPTED"}  # fmt: skip
+"""States of jobs that are still to end. PREEMPTED: to be queued again."""
+
+LOST = "LOST"
+"""Of a job that nobody knows any more."""
+
+HERE = "here:"
+"""How the ids of this machine's own processes begin, which are no jobs of Slurm."""
+
+GRACE = 10.0
+"""Seconds that a job must be unknown before it is called lost: a controller that restarts forgets for a moment."""
+
+
+class Watcher:
+    """Asks as often as ``states`` is called; remembers since when a job is unknown and whether there is accounting."""
+
+    def __init__(self, grace: float = GRACE) -> None:
+        self.grace, self._unknown, self._accounting = grace, dict[str, float](), True
+
+    def states(self, ids: Sequence[str]) -> dict[str, str]:
+        """The state of each job: Slurm's word, or LOST. An id is that of a job or of one array element, like 12_3."""
+        here = {job: "RUNNING" if _runs_here(job) else LOST for job in ids if job.startswith(HERE)}
+        return here | self._slurm([job for job in ids if not job.startswith(HERE)])
+
+    def _slurm(self, wanted: list[str]) -> dict[str, str]:
+        if not wanted:
+            return {}
+        past = self._past(wanted) if self._accounting else {}
+        said, now, states = queue(), time.monotonic(), dict[str, str]()
+        for job in wanted:
+            state = _state(job, said, past)
+            if state is not None:
+                self._unknown.pop(job, None)
+                states[job] = state
+            else:
+                lost = now - self._unknown.setdefault(job, now) >= self.grace
+                states[job] = LOST if lost else "PENDING"
+        return states
+
+    def _past(self, ids: list[str]) -> dict[str, str]:
+        whole = sorted({job.partition("_")[0] for job in ids})
+        command = ["sacct", "-X", "-n", "--parsable2", "-o", "JobID,State", "-j", ",".join(whole)]
+        done = _run(command)
+        if done is None or done.returncode:
+            self._accounting = False
+            return {}
+        found: dict[str, str] = {}
+        for line in done.stdout.splitlines():
+            name, state = line.split("|")
+            found |= dict.fromkeys(_elements(name), state.split()[0])  # "CANCELLED by 1000"
+        return found
+
+
+def queue() -> dict[str, str]:
+    """The user's jobs that the controller knows, those that ended a few minutes ago among them: id -> state."""
+    done = _run(["squeue", "-h", "-r", "--me", "-t", "all", "-o", "%i|%T"])
+    if done is None or done.returncode:
+        why = "no squeue here" if done is None else " ".join(done.stderr.split())
+        raise UserError(f"hydra/launcher=slurm: the queue cannot be asked ({why}); try again on a node where squeue answers")
+    return dict(line.split("|") for line in done.stdout.splitlines())
+
+
+def _state(job: str, said: Mapping[str, str], past: Mapping[str, str]) -> str | None:
+    """The controller's word, then accounting's, which may lag: it is believed only where it tells of an end.
+
+    Elements that never started end under the name of their array.
+    """
+    ended = {name: state for name, state in past.items() if state not in LIVE}
+    whole = job.partition("_")[0]
+    return next((known[name] for name in (job, whole) for known in (said, ended) if name in known), None)
+
+
+def largest_array() -> int:
+    """How many elements an array may have."""
+    done = _run(["scontrol", "show", "config"])
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", "" if done is None else done.stdout)
+    return max(1, int(found.group(1))) if found else 1
+
+
+def cancel(ids: Iterable[str]) -> None:
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), 200):  # a command line has an end
+        _run(["scancel", *wanted[start : start + 200]])
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+
+
+def _runs_here(job: str) -> bool:
+    try:
+        os.kill(int(job.removeprefix(HERE)), 0)
+    except OSError:
+        return False
+    return True
+
+
+def _elements(name: str) -> list[str]:
+    """The ids that accounting means by one line: 12, 12_3, or 12_[0-2,5%8] for elements that were never started."""
+    base, bracket, inside = name.partition("_[")
+    if not bracket:
+        return [name]
+    ids = []
+    for part in inside.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        ids += [f"{base}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return ids

@@ -1,0 +1,143 @@
+"""How a submitted sweep stands: read from the store, from the jobs' own words and from Slurm's, in that order."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from qdexp import record as records
+from qdexp.store import Store
+from qdexp.sweep.graph import RECORD, Node
+from qdexp.sweep.manifest import Manifest, Registry
+from qdexp.sweep.queue import LIVE, LOST
+
+DONE, FAILED, BLOCKED = "done", "failed", "blocked"
+WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
+SIGNS = {DONE: "[green]done[/]", FAILED: "[red]failed[/]", BLOCKED: "[red]-[/]", "waiting": "[dim]waiting[/]"}
+
+States = Callable[[list[str]], Mapping[str, str]]
+"""What Slurm says of jobs (``Watcher.states``); of jobs of this machine nobody says anything."""
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """``done``, ``waiting``, ``running``, ``failed`` (with why), or ``blocked`` by one that failed."""
+
+    state: str
+    why: str = ""
+    live: bool = False
+
+
+class Status:
+    """The state of every node of a sweep at one moment."""
+
+    def __init__(self, sweep: Manifest, ask: States) -> None:
+        self.sweep, self.store, self.registry = sweep, Store(sweep.out), Registry(sweep.out)
+        self.jobs = {node.id: self.registry.job(node.id).get("id", "") for node in sweep.nodes}
+        open_nodes = [node for node in sweep.nodes if not self._done(node)]
+        said = ask([self.jobs[node.id] for node in open_nodes if self.jobs[node.id]])
+        self.nodes = dict.fromkeys((node.id for node in sweep.nodes), NodeState(DONE))
+        for node in open_nodes:
+            self.nodes[node.id] = self._state(node, said.get(self.jobs[node.id], LOST))
+
+    def _done(self, node: Node) -> bool:
+        if node.stage == RECORD:
+            return records.read_complete(self.sweep.out, self.sweep.cells[node.cell].name) is not None
+        if self.store.has(node.entry):
+            return True
+        part = self.store.work(node.entry) / f".costs-{node.part}-of-{node.parts}"
+        return node.parts > 1 and part.exists()
+
+    def _state(self, node: Node, said: str) -> NodeState:
+        error = self.registry.error(node.id)
+        if said in LIVE:
+            return NodeState("waiting" if said in WAITING else "running", said, live=True)
+        if error:
+            return NodeState(FAILED, f"{error['type']}: {_last_line(error['message'])}")
+        if any(self.nodes[need].state in (FAILED, BLOCKED) for need in node.needs if need in self.nodes):
+            return NodeState(BLOCKED)
+        return NodeState(FAILED, f"its job ended as {said}" if self.jobs[node.id] else "it was never submitted")
+
+    @property
+    def live(self) -> bool:
+        """Whether anything still waits or runs."""
+        return any(state.live for state in self.nodes.values())
+
+    def cell(self, key: str) -> str:
+        """The state of a whole cell."""
+        if records.read_complete(self.sweep.out, self.sweep.cells[key].name) is not None:
+            return DONE
+        return next(
+            (self.nodes[node.id].state for node in self.sweep.nodes if node.cell == key and node.stage == RECORD), FAILED
+        )
+
+    def failures(self) -> dict[str, str]:
+        """Why nodes failed, by node."""
+        return {name: state.why for name, state in self.nodes.items() if state.state == FAILED}
+
+    def table(self) -> Group:
+        """Cells x stages; below it what failed, and about how long the rest takes."""
+        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells")
+        stages = list(dict.fromkeys(stage for cell in self.sweep.cells.values() for stage in cell.entries))
+        for name in ("cell", *stages, RECORD):
+            table.add_column(name)
+        for cell in self.sweep.cells.values():
+            shown = [self._sign(cell.entries.get(stage)) for stage in stages]
+            state = self.cell(cell.key)
+            table.add_row(cell.name, *shown, SIGNS.get(state, state))
+        lines = [f"{name}: {why}" for name, why in self.failures().items()]
+        return Group(table, *lines, self.summary())
+
+    def _sign(self, entry: str | None) -> str:
+        if entry is None:
+            return ""
+        own = [self.nodes[node.id].state for node in self.sweep.nodes if node.entry == entry]
+        done = own.count(DONE)
+        if self.store.has(entry) or (own and done == len(own)):
+            return SIGNS[DONE]
+        worst = next((state for state in (FAILED, BLOCKED, "running", "waiting") if state in own), "waiting")
+        return (SIGNS.get(worst, worst)) + (f" {done}/{len(own)}" if len(own) > 1 else "")
+
+    def summary(self) -> str:
+        """How many cells and jobs are where, and the time left if the rest goes on as fast as what is done."""
+        states = [state.state for state in self.nodes.values()]
+        done = sum(self.cell(key) == DONE for key in self.sweep.cells)
+        counts = [f"{states.count(one)} {one}" for one in (DONE, "running", "waiting", FAILED, BLOCKED) if one in states]
+        text = f"{done}/{len(self.sweep.cells)} cells complete; jobs: {', '.join(counts) or 'none were needed'}"
+        left = sum(state.live for state in self.nodes.values())
+        if left and states.count(DONE):
+            seconds = (time.time() - self.sweep.time) / states.count(DONE) * left
+            text += f"; about {seconds / 60:.0f} min left at this pace"
+        return text
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def log_of(sweep: Manifest, cell: str) -> list[Path]:
+    """The log files of a cell's jobs, in the order of its stages. ``cell`` is a key or (part of) the record's name."""
+    found = [entry for key, entry in sweep.cells.items() if key == cell or cell in entry.name]
+    wanted = {entry for one in found for entry in one.entries.values()} | {f"{RECORD}-{one.name}" for one in found}
+    registry = Registry(sweep.out)
+    logs = [registry.job(node.id).get("log") for node in sweep.nodes if node.entry in wanted]
+    return [Path(log) for log in logs if log]
+
+
+def show(look: Callable[[], Status], every: float | None, console: Any = None) -> None:
+    """Prints the table; with ``every`` keeps it up to date until nothing waits or runs any more."""
+    console = console or Console()
+    status = look()
+    if every is None:
+        console.print(status.table())
+        return
+    with Live(status.table(), console=console, refresh_per_second=2) as live:
+        while status.live:
+            time.sleep(every)
+            status = look()
+            live.update(status.table())

@@ -1,0 +1,105 @@
+"""One job of a sweep: a stage, a part of its shards, or the end of a cell, from its frozen config to the store."""
+
+import json
+import os
+from collections.abc import Mapping
+
+import torch
+from omegaconf import OmegaConf
+
+from qdexp import device as devices
+from qdexp.cell import Cell, describe
+from qdexp.config import Config
+from qdexp.errors import UserError
+from qdexp.stages.base import Sharded, Stage
+from qdexp.store import Store
+from qdexp.sweep import manifest
+from qdexp.sweep.graph import RECORD
+from qdexp.sweep.job import Job
+from qdexp.sweep.results import finish
+
+
+def work(job: Job) -> None:
+    """Does the job. An error becomes a file beside the job and the record of every cell that it ends, and is raised again:
+    who waits for this job must not start."""
+    os.chdir(job.cwd)
+    torch.set_num_threads(job.threads)
+    devices.make_repeatable()
+    registry = manifest.Registry(job.out)
+    try:
+        _make(job)
+    except Exception as error:
+        what = describe(job.node.stage, error)
+        registry.failed(job.node.id, what)
+        _fail_cells(job, what)
+        raise
+    registry.succeeded(job.node.id)
+
+
+def _make(job: Job) -> None:
+    node, store = job.node, Store(job.out)
+    cell = Cell(read_config(job, node.cell))
+    if node.stage == RECORD:
+        _check(cell.name, node.id.removeprefix(f"{RECORD}-"))
+        for stage in cell.stages.values():
+            _demand(stage, store)
+        finish(cell)
+        return
+    stage = cell.stages[node.stage]
+    _check(stage.entry, node.entry)
+    for needed in stage.inputs.values():
+        _demand(needed, store)
+    if node.parts == 1:
+        stage.make(store)
+    else:
+        _add_part(job, stage, store)
+
+
+def _add_part(job: Job, stage: Stage, store: Store) -> None:
+    """The shards of one part; the part that is finished last completes the entry."""
+    assert isinstance(stage, Sharded)
+    node, inputs = job.node, stage.input_folders(store)
+    shards = stage.shards[node.part :: node.parts]
+
+    def draw(folder: object) -> dict[str, float]:
+        return devices.measure(stage.device, lambda: stage.draw(store.work(stage.entry), inputs, shards))
+
+    if store.open(stage.entry) is None:
+        store.add(stage.entry, f"{node.part}-of-{node.parts}", draw)
+        if store.added(stage.entry) >= node.parts:
+            stage.make(store)
+
+
+def _check(found: str, planned: str) -> None:
+    if found != planned:
+        raise UserError(f"planned as {planned}, here it is {found}: weights, code, versions or the kind of device are not "
+                        f"those of the shell that submitted; make them equal (cluster.device) and submit again")  # fmt: skip
+
+
+def _demand(stage: Stage, store: Store) -> None:
+    """Raises UserError where a stage that takes a job of its own is not there: its job has failed, or was never run."""
+    if store.has(stage.entry):
+        return  # damaged or not: what is damaged is made again
+    if stage.quick:
+        for needed in stage.inputs.values():
+            _demand(needed, store)
+    elif not (isinstance(stage, Sharded) and not stage.missing(store.work(stage.entry))):
+        raise UserError(f"{stage.entry} is not in the store: the job that makes it has not succeeded; submit the sweep again")
+
+
+def read_config(place: Job | manifest.Manifest, cell: str) -> Config:
+    """The frozen config of a cell."""
+    return thaw(json.loads(manifest.config_path(place.out, place.sweep, cell).read_text()))
+
+
+def thaw(plain: Mapping[str, object]) -> Config:
+    """A config as JSON held it."""
+    return Config.of(OmegaConf.create(dict(plain)))
+
+
+def _fail_cells(job: Job, error: dict[str, str]) -> None:
+    """Gives every cell of the sweep that needs the node its record of failure."""
+    sweep = manifest.read(job.out, job.sweep)
+    for cell in sweep.cells.values():
+        if job.node.entry in cell.entries.values() or job.node.cell == cell.key:
+            Cell(read_config(sweep, cell.key)).fail(error)

@@ -1,0 +1,160 @@
+"""Sweeps as a user submits them, through a real Slurm, down to their records."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab
+from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+from qdexp import files
+from qdexp.errors import UserError
+from qdexp.sweep.__main__ import main as sweep_command
+
+Command = Callable[..., tuple[int, str, str]]
+Executed = Callable[..., list[str]]
+
+BROKEN = '''
+from dataclasses import dataclass
+from qdexp.quant.ranges import MinMax
+
+
+@dataclass(frozen=True)
+class Broken(MinMax):
+    """Fails in the middle of a job, not before."""
+
+    def start(self, scheme, groups):
+        raise ArithmeticError("cannot range:\\nnot today")
+'''
+
+
+@pytest.fixture
+def down(lab: Lab) -> Iterator[Callable[[], None]]:
+    """The cluster takes jobs and starts none until the fixture is called."""
+    lab.run("scontrol", "update", "partitionname=main", "state=down")
+    yield lambda: lab.run("scontrol", "update", "partitionname=main", "state=up")
+    lab.run("scontrol", "update", "partitionname=main", "state=up")
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """The records of an output folder by method."""
+    found = [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
+    return {record["axes"]["method"] + record["axes"]["quantizer"]: record for record in found}
+
+
+def shards(out: Path) -> dict[str, str]:
+    return {f"{path.parent.name}/{path.name}": files.sha256(path) for path in out.glob("store/samples-*/shard-*")}
+
+
+def test_a_sweep_from_command_to_table(
+    lab: Lab, down: Callable[[], None], qdexp: Command, small: list[str], own_conf: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, executed: Executed, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One broken cell of three, samplings in parts, a YAML that is edited after the submission, a cancel between."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_range.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own = tmp_path / "conf"
+    shutil.copytree(own_conf, own)
+    path = f"hydra.searchpath=[file://{own}]"
+    broken = "quantizer=linear quantizer.act.range._target_=broken_range.Broken"
+    cells = f'hydra.sweeper.cells=["method=fp","method=ptq","{broken}"]'
+    command = ("-m", path, cells, "hydra/launcher=slurm", "cluster.parts=2", "cluster.parallel=8", "out=out")
+    code, out, err = qdexp(*command)
+    assert (code, err) == (0, "")
+    assert "sweep trial: 3 cells, 0 of them complete" in out
+    (submitted,) = re.findall(r"submitted (\d+) jobs", out)
+    assert executed() == []
+
+    yaml = own / "model" / "tiny.yaml"
+    yaml.write_text(yaml.read_text().replace("beta_end: 0.02", "beta_end: 0.03"))
+    _, again, _ = qdexp(*command)
+    assert "0 of them complete" in again  # another model: other stages
+    sweep_command(["cancel", "trial", "--out", "out"])
+    yaml.write_text(yaml.read_text().replace("beta_end: 0.03", "beta_end: 0.02"))
+    assert not lab.output("squeue", "-h")
+    _, third, _ = qdexp(*command)
+    assert f"submitted {submitted} jobs" in third
+    _, fourth, _ = qdexp(*command)
+    assert f"submitted 0 jobs; {submitted} were in the queue already" in fourth
+    yaml.write_text("no: model")
+    down()
+    lab.drained(240)
+
+    capsys.readouterr()
+    sweep_command(["status", "--out", "out"])
+    said = capsys.readouterr().out
+    assert "2/6 cells complete" in said  # with the three that were cancelled
+    assert "ArithmeticError: not today" in said
+    found = records(tmp_path / "out")
+    assert {name: record["status"] for name, record in found.items()} == {
+        "fpnone": "complete",
+        "ptqsearch": "complete",
+        "linear-uniformlinear": "failed",
+    }
+    assert "waiting" not in said
+    assert found["linear-uniformlinear"]["error"]["stage"] == "quantization"
+    assert found["linear-uniformlinear"]["error"]["message"] == "cannot range:\nnot today"
+    made = executed()
+    assert len(made) == len(set(made))
+    sweep_command(["collect", "--out", "out"])
+    collected = capsys.readouterr().out
+    assert "failed: tiny-linear-uniform" in collected
+    assert (tmp_path / "out" / "sweeps" / "trial" / "table.md").read_text().count("| ptq ") == 2  # one was cancelled
+    sweep_command(["logs", found["linear-uniformlinear"]["cell"], "--out", "out"])
+    assert "ArithmeticError: cannot range" in capsys.readouterr().out
+    with pytest.raises(UserError, match="logs nothing-like-it: no job"):
+        sweep_command(["logs", "nothing-like-it", "--out", "out"])
+
+    shutil.copy(own_conf / "model" / "tiny.yaml", yaml)
+    alone = tmp_path / "alone"
+    assert qdexp("-m", path, "method=fp,ptq", f"out={alone}")[0] == 0
+    for name, record in records(alone).items():
+        for part in ("metrics", "keys", "curves", "reconstruction"):
+            assert record.get(part) == found[name].get(part), part
+    assert shards(alone).items() <= shards(tmp_path / "out").items()
+
+
+def test_a_device_that_the_machines_lack(lab: Lab, down: Callable[[], None], qdexp: Command) -> None:
+    code, _, err = qdexp("-m", "method=fp,ptq", "hydra/launcher=slurm", "cluster.device=cpu", "device=cuda")
+    assert code == 1
+    assert err == "qdexp: device=cuda: the cluster has none (cluster.device); set device=cpu, or auto"
+
+
+def test_jobs_on_another_kind_of_device_refuse(lab: Lab, qdexp: Command, tmp_path: Path) -> None:
+    """Planned for GPUs on a machine without; the jobs find none, and say so in the record."""
+    code, _, err = qdexp("-m", "method=fp", "hydra/launcher=slurm", "cluster.device=cuda", "device=auto")
+    assert (code, err) == (0, "")
+    lab.drained()
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir())
+    assert record["status"] == "failed"
+    assert "the kind of device are not those of the shell that submitted" in record["error"]["message"]
+
+
+@pytest.mark.slow
+def test_hydras_own_launcher(lab: Lab, qdexp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit_slurm goes on working: it holds the shell until all cells are there."""
+    monkeypatch.setattr(SlurmJob, "watcher", SlurmInfoWatcher(delay_s=1))  # 600 s by itself
+    options = ("hydra.launcher.timeout_min=60", f"hydra.launcher.submitit_folder={tmp_path}/logs")
+    code, out, err = qdexp("-m", "method=fp", "hydra/launcher=submitit_slurm", *options)
+    assert (code, err) == (0, "")
+    assert [record["status"] for record in records(tmp_path / "out").values()] == ["complete"]
+    assert "record " in out
+
+
+@pytest.mark.slow
+def test_three_hundred_cells(lab: Lab, down: Callable[[], None], qdexp: Command, tmp_path: Path) -> None:
+    seeds = ",".join(map(str, range(75)))
+    code, out, err = qdexp("-m", f"seed={seeds}", "hydra/launcher=slurm")
+    assert (code, err) == (0, "")
+    assert "301 cells" in out
+    queued = lab.output("squeue", "-h", "-r", "-o", "%F").splitlines()
+    assert f"submitted {len(queued)} jobs" in out
+    assert len(queued) == 1428
+    sweep_command(["cancel", "--out", str(tmp_path / "out")])
+    lab.drained()

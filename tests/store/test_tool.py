@@ -1,0 +1,103 @@
+"""``python -m qdexp.store`` on the store of a real run."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qdexp.cell import Cell
+from qdexp.errors import UserError
+from qdexp.store import Store
+from qdexp.store.__main__ import main
+
+CellOf = Callable[..., Cell]
+
+
+@pytest.fixture
+def out(cell_of: CellOf) -> Path:
+    cell = cell_of("method=ptq")
+    cell.run()
+    return cell.out
+
+
+def names(out: Path) -> set[str]:
+    return {path.name for path in (out / "store").glob("[!.]*")}
+
+
+def test_du(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["du", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1] for line in said.splitlines()}
+    assert rows["trajectory"] == rows["samples"] == "2"
+    assert rows["all"] == "8"
+    assert "no record needs 0 B" in said
+
+
+def test_verify_names_what_is_damaged(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--out", str(out)]) == 0
+    shard = next((out / "store").glob("samples-*/shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["verify", "--out", str(out)]) == 1
+    assert f"damaged: {shard.parent}\n7 entries are whole, 1 damaged" in capsys.readouterr().out
+
+
+def test_prune_removes_what_no_record_needs(out: Path, cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = names(out)
+    other = cell_of("method=timestep_aware")
+    other.run()
+    other.record.unlink()
+    (out / "store" / ".work-samples-0123456789abcdef").mkdir()
+    before = names(out)
+    main(["prune", "--out", str(out)])
+    assert "would be freed: add --yes" in capsys.readouterr().out
+    assert names(out) == before > kept
+    main(["prune", "--out", str(out), "--yes"])
+    assert names(out) == kept
+    assert not list((out / "store").glob(".[wp]*"))
+    assert main(["verify", "--out", str(out)]) == 0
+
+
+def test_prune_keeps_what_a_submitted_sweep_waits_for(out: Path) -> None:
+    entry = next(name for name in names(out) if name.startswith("quantization"))
+    next((out / "records").iterdir()).unlink()
+    (out / "sweeps" / "waiting").mkdir(parents=True)
+    (out / "sweeps" / "waiting" / "manifest.json").write_text(
+        json.dumps({"cells": {"k": {"entries": {"quantization": entry}}}})
+    )
+    main(["prune", "--out", str(out), "--yes"])
+    assert names(out) == {entry}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_sweep_s_results_elsewhere(out: Path, cell_of: CellOf, tmp_path: Path, everything: bool) -> None:
+    to = tmp_path / "laptop"
+    main(["copy", "trial", str(to), "--out", str(out), *(["--all"] if everything else [])])
+    cell = cell_of("method=ptq")
+    assert (to / "records" / cell.record.name).read_bytes() == cell.record.read_bytes()
+    missing = {stage.entry for stage in cell.stages.values()} - names(to)
+    assert {name.split("-")[0] for name in missing} == (set() if everything else {"trajectory", "calibration"})
+    store = Store(to)
+    assert all(store.open(name) is not None for name in names(to))
+
+
+def test_as_a_stream(out: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qdexp.store", "copy", "trial", "-", "--out", str(out)]
+    stream = subprocess.run(command, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
+        members = tar.getnames()
+        tar.extractall(tmp_path / "laptop", filter="data")
+    assert members[-1].startswith("records/")
+    shutil.rmtree(out)
+    assert all(Store(tmp_path / "laptop").open(name) is not None for name in names(tmp_path / "laptop"))
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(["du"], "holds no store"), (["copy", "other", "-"], "no record of such")])
+def test_mistakes(out: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        main([*arguments, "--out", str(tmp_path if arguments == ["du"] else out)])

@@ -1,0 +1,110 @@
+"""The launchers of one machine, and cells one by one."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from qdexp.paths import conf_folder
+from qdexp.sweep.__main__ import main as sweep_command
+from qdexp.sweep.freeze import Composer, freeze
+
+Command = Callable[..., tuple[int, str, str]]
+Executed = Callable[..., list[str]]
+
+
+def test_configs_composed_once_are_those_that_hydra_composes(small: list[str]) -> None:
+    composed: list[list[str]] = []
+
+    def by_hydra(overrides: list[str]) -> object:
+        composed.append(overrides)
+        return compose("config", overrides, return_hydra_config=True)
+
+    points = [
+        [*small, f"method={method}", f"seed={seed}", f"quantizer.split={split}", f"calib.rows={rows}", layers]
+        for method in ("ptq", "qdiffusion")
+        for seed, rows in ((0, 4), (7, 5), (0, 5))
+        for split in ("skip", "off")
+        for layers in ("quant.layers={conv_in: {weight_bits: 8}}", "quant.layers={conv_out: {weight_bits: 3}}")
+    ]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composer = Composer(by_hydra)  # type: ignore[arg-type]
+        for point in points:
+            assert composer.config(point) == freeze(compose("config", point, return_hydra_config=True))
+    assert len(composed) == 4  # methods x layers: mappings are left to Hydra
+
+
+def test_several_processes_at_once(qdexp: Command, executed: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ("-m", "method=fp", "hydra/launcher=local", "cluster.parts=2")
+    code, out, err = qdexp(*command)
+    assert (code, err) == (0, "")
+    (path,) = re.findall(r"^record +(.*)$", out, flags=re.MULTILINE)
+    record = json.loads(Path(path).read_text())
+    assert record["status"] == "complete"
+    made = executed()
+    assert [entry.partition("-")[0] for entry in made] == ["samples", "evaluation"]
+    assert "2 stages, 2 of them in" in qdexp(*command)[1]
+    assert executed() == made
+    sweep_command(["status", "--out", str(tmp_path / "out")])
+    assert qdexp("-m", "method=fp", f"out={tmp_path / 'alone'}")[0] == 0
+    alone = json.loads((tmp_path / "alone" / "records" / Path(path).name).read_text())
+    assert {name: alone[name] for name in ("metrics", "keys")} == {name: record[name] for name in ("metrics", "keys")}
+
+
+def test_plan_does_nothing(qdexp: Command, tmp_path: Path) -> None:
+    code, out, err = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
+    assert (code, err) == (0, "")
+    assert "2 cells, 0 of them complete; 9 stages, 0 of them in" in out
+    assert "time unknown" in out
+    assert not list((tmp_path / "out").glob("*"))
+    assert qdexp("method=ptq")[0] == 0
+    _, out, _ = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
+    assert "1 of them complete; 9 stages, 8 of them in" in out
+    assert re.search(r"about \S+ hours of computing, a guess by 1 earlier records", out)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (['hydra.sweeper.cells=["method=fp","method=ptq quant=w8a8"]'], ["fp", "ptq w8a8"]),
+        (['hydra.sweeper.cells=["method=ptq","quantizer=linear calib=last"]', "quant=w8a8,w4a8"],
+         ["ptq w8a8", "ptq w4a8", "linear-last w8a8", "linear-last w4a8"]),
+        (["method=fp,ptq,timestep_aware", "quant=w8a8,w4a8", 'hydra.sweeper.exclude=["method=ptq quant=w4a8","method=fp"]'],
+         ["ptq w8a8", "timestep_aware w8a8", "timestep_aware w4a8"]),
+        (['hydra.sweeper.exclude=["method=qdiffusion","method=reconstruction"]'], ["fp", "ptq w4a8", "timestep_aware w4a8"]),
+    ],
+)  # fmt: skip
+def test_cells_one_by_one_and_exclusions(qdexp: Command, tmp_path: Path, options: list[str], labels: list[str]) -> None:
+    from qdexp.sweep import launch
+
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "dry", lambda cells: seen.extend(cell.label for cell in cells))
+        code, _, err = qdexp("-m", *options, "hydra.launcher.dry=true")
+    assert (code, err) == (0, "")
+    assert seen == labels
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (['hydra.sweeper.exclude=["quant=w2a2"]'], "hydra.sweeper.exclude=quant=w2a2: no cell"),
+        (["method=ptq", 'hydra.sweeper.exclude=["method=ptq"]'], "leaves no cell"),
+        (['hydra.sweeper.cells=["method=ptq"]', "method=fp"], "method is named beside the list too"),
+        (["hydra/launcher=local", "hydra.launcher.jobs=0"], "hydra.launcher.jobs=0"),
+        (["hydra/launcher=slurm", "seed=0,1", "out=a,b"], "out: one sweep has one out"),
+        (["cluster.parts=0"], "cluster.parts=0"),
+        (["cluster.device=tpu"], "cluster.device=tpu"),
+    ],
+)
+def test_mistakes(qdexp: Command, tmp_path: Path, options: list[str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = qdexp("-m", *options)
+    assert (code, out) == (1, "")
+    assert err.startswith("qdexp: ")
+    assert named in err
+    assert "\n" not in err

@@ -1,0 +1,91 @@
+"""From cells to jobs, and from jobs to arrays."""
+
+from collections.abc import Callable
+
+import pytest
+
+from qdexp.cell import Cell
+from qdexp.store import Store
+from qdexp.sweep.arrays import arrays
+from qdexp.sweep.graph import RECORD, Node, dependents, depths, node
+from qdexp.sweep.plan import plan
+
+CellOf = Callable[..., Cell]
+
+
+def kinds(nodes: list[Node]) -> dict[str, int]:
+    return {kind: sum(one.kind == kind for one in nodes) for kind in {one.kind for one in nodes}}
+
+
+def test_shared_stages_are_planned_once(cell_of: CellOf) -> None:
+    cells = [cell_of(f"method={method}") for method in ("fp", "ptq", "timestep_aware", "qdiffusion")]
+    nodes = plan(cells, Store(cells[0].out), parts=1)
+    assert kinds(nodes) == {"samples": 4, "trajectory": 2, "rounding": 1, "quantization": 3, "curves": 3, RECORD: 4}
+    names = [one.id for one in nodes]
+    assert len(names) == len(set(names))
+    for place, one in enumerate(nodes):
+        assert set(one.needs) <= set(names[:place])
+    (last,) = (one for one in nodes if one.id == f"{RECORD}-{cells[3].name}")
+    stages = cells[3].stages
+    assert set(last.needs) == {stages[role].entry for role in ("trajectory", "rounding", "quantization", "heldout", "curves",
+                                                               "full_precision", "samples")}  # fmt: skip
+    assert [node(one.plain()) for one in nodes] == nodes
+
+
+def test_parts(cell_of: CellOf) -> None:
+    cell = cell_of("method=fp")  # 20 images in batches of 8
+    for parts, expected in ((2, 2), (3, 3), (100, 3)):
+        drawing = [one for one in plan([cell], Store(cell.out), parts) if one.kind == "samples"]
+        assert [(one.part, one.parts) for one in drawing] == [(part, expected) for part in range(expected)]
+        assert len({one.id for one in drawing}) == expected
+
+
+def test_what_is_in_the_store_is_no_job(cell_of: CellOf) -> None:
+    cell_of("method=ptq").run()
+    cells = [cell_of("method=ptq"), cell_of("method=timestep_aware")]
+    nodes = plan(cells, Store(cells[0].out), parts=1)
+    assert kinds(nodes) == {"quantization": 1, "curves": 1, "samples": 1, RECORD: 1}
+    assert next(one for one in nodes if one.kind == "quantization").needs == ()
+    cells[0].record.unlink()
+    assert kinds(plan(cells[:1], Store(cells[0].out), parts=1)) == {RECORD: 1}
+
+
+def made(kind: str, **needs: list[str]) -> list[Node]:
+    return [Node(name, kind, "cell", kind, name, tuple(before)) for name, before in needs.items()]
+
+
+JOBS = {"one": "7", **{f"a{index}": f"8_{index}" for index in range(4)}, **{f"b{index}": f"9_{index}" for index in range(4)}}
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"),
+    [
+        ({"x": [], "y": []}, [("x y", "")]),
+        ({"x": ["one"], "y": ["one"]}, [("x y", "afterok:7")]),
+        ({"x": ["a0"], "y": ["a1"]}, [("x y", "aftercorr:8")]),
+        ({"x": ["a1"], "y": ["a0"]}, [("y x", "aftercorr:8")]),
+        ({"x": ["a0", "one"], "y": ["a1", "one"]}, [("x y", "afterok:7,aftercorr:8")]),
+        ({"x": ["a0", "b0"], "y": ["a1", "b1"]}, [("x y", "aftercorr:8,aftercorr:9")]),
+        ({"x": ["a0"], "y": ["a1"], "z": ["a0"], "w": ["a1"]}, [("x y", "aftercorr:8"), ("z w", "aftercorr:8")]),
+        ({"x": ["a0"], "y": ["b0"]}, [("x", "afterok:8_0"), ("y", "afterok:9_0")]),
+        ({"x": ["a0"], "y": ["a2"]}, [("x", "afterok:8_0"), ("y", "afterok:8_2")]),
+        ({"x": ["a0", "b1"], "y": ["a1", "b0"]}, [("x", "afterok:8_0:9_1"), ("y", "afterok:8_1:9_0")]),
+        ({"x": ["a0"], "y": ["a1"], "z": ["a1"]}, [("x", "afterok:8_0"), ("y", "afterok:8_1"), ("z", "afterok:8_1")]),
+        ({"x": ["there"], "y": ["there"]}, [("x y", "")]),
+        ({"x": [], "y": ["one"]}, [("x", ""), ("y", "afterok:7")]),
+    ],
+)
+def test_arrays(needs: dict[str, list[str]], expected: list[tuple[str, str]]) -> None:
+    found = [(" ".join(one.id for one in array.nodes), array.dependency) for array in arrays(made("s", **needs), JOBS, 10)]
+    assert found == expected
+
+
+def test_arrays_have_a_largest_size() -> None:
+    nodes = made("s", **{f"n{number}": ["one"] for number in range(7)})
+    assert [len(array.nodes) for array in arrays(nodes, JOBS, 3)] == [3, 3, 1]
+
+
+def test_depths_and_dependents() -> None:
+    graph = made("s", a=["there"], b=["a"], c=["a"], d=["b", "c"], e=[])
+    assert depths(graph) == {"a": 0, "b": 1, "c": 1, "d": 2, "e": 0}
+    assert dependents(graph, ["b"]) == {"b", "d"}
