@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from qdexp.cell import Cell, protocol_of
@@ -101,7 +102,7 @@ def test_what_is_asked_for_belongs_to_the_protocol(cell_of: CellOf, conditional:
     assert (one.stages["samples"].inputs["quantization"].key == other.stages["samples"].inputs["quantization"].key) is False
 
 
-@pytest.mark.parametrize("option", ["protocol.guidance=2", "protocol.classes=[1]", "protocol.prompts=a.txt"])
+@pytest.mark.parametrize("option", ["protocol.guidance=2", "protocol.classes=[1]"])
 def test_an_unconditional_model_is_asked_for_nothing(cell_of: CellOf, option: str) -> None:
     with pytest.raises(UserError, match=r"^protocol\..*tiny is unconditional; leave it out"):
         cell_of(option)
@@ -116,3 +117,17 @@ def test_the_ladder_leaves_out_a_rung_that_finds_nothing_to_split(qdexp: Command
     code, _, err = qdexp("-m", conditional, "model=tiny_dit", "method=reconstruction,qdiffusion")
     assert code == 1
     assert "quantizer.split=skip" in err
+
+
+def test_a_text_model_without_a_condition_is_refused_before_any_work(cell_of: CellOf) -> None:
+    with pytest.raises(UserError, match=r"^model\.condition=null: sd_v1_4 must be asked for encoder_hidden_states"):
+        cell_of("model=sd_v1_4", "model.weights=random", "sampler=plms")
+
+
+def test_the_embedded_transformer_draws_what_it_is_asked_for(cell_of: CellOf) -> None:
+    options = ("protocol.guidance=2", "protocol.n=40", "protocol.steps=10", "sampling.batch=20")
+    cell = cell_of("model=dit_fashion", "method=fp", *options)
+    cell.run()
+    logits = load_file(cell.out / "store" / cell.stages["evaluation"].entry / "features.safetensors")["logits"]
+    seen = (logits.argmax(1) == torch.arange(40) % 10).double().mean()
+    assert seen > 0.25  # chance: 0.1

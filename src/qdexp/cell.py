@@ -16,10 +16,10 @@ from qdexp import models, provenance
 from qdexp import record as records
 from qdexp.config import RANDOM, Config, Model
 from qdexp.errors import UserError
-from qdexp.files import sha256
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
+from qdexp.models.conditions import example_condition
 from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
@@ -220,8 +220,7 @@ def _asked(config: Config) -> dict[str, Any]:
     if config.model.condition is None:
         return {}
     protocol = config.protocol
-    prompts = None if protocol.prompts is None else sha256(Path(protocol.prompts))
-    return {"guidance": protocol.guidance, "classes": protocol.classes, "prompts_digest": prompts}
+    return {"guidance": protocol.guidance, "classes": protocol.classes}
 
 
 def _image_shape(model: Model) -> list[int]:
@@ -234,7 +233,11 @@ def _check_condition(config: Config) -> None:
     if model.condition is not None:
         instantiate(model.condition).check(protocol)
         return
-    asked = {"guidance": (protocol.guidance, 1.0), "classes": (protocol.classes, None), "prompts": (protocol.prompts, None)}
+    wanted = example_condition(models.skeleton(model))
+    if wanted:
+        raise UserError(f"model.condition=null: {model.name} must be asked for {' and '.join(wanted)}; name a condition that "
+                        f"gives them (qdexp has classes, no text encoders)")  # fmt: skip
+    asked = {"guidance": (protocol.guidance, 1.0), "classes": (protocol.classes, None)}
     for option, (value, nothing) in asked.items():
         if value != nothing:
             raise UserError(f"protocol.{option}={value}: {model.name} is unconditional; leave it out")
@@ -268,6 +271,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
 
 def _check_protocol(config: Config) -> None:
+    _check_condition(config)
     extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
     Reference.load(Path(config.protocol.reference)).check(extractor)

@@ -265,8 +265,7 @@ class Trajectory:
 class Protocol:
     """How a number is measured. Numbers of different protocols are never put into one comparison.
 
-    Of conditional models: ``classes`` (null: all) or the lines of the file ``prompts`` are drawn in turn, with ``guidance``
-    (1: none).
+    Of conditional models: ``classes`` (null: all) are drawn in turn, with ``guidance`` (1: none).
     """
 
     name: str
@@ -279,7 +278,6 @@ class Protocol:
     reference: str
     guidance: float = 1.0
     classes: list[int] | None = None
-    prompts: str | None = None
     extractor_weights: str | None = None
 
     def __post_init__(self) -> None:

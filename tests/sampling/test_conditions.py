@@ -67,7 +67,6 @@ def test_conditions_survive_their_file_with_dicts_inside(tmp_path: Path) -> None
     [
         ({"classes": [0, 3]}, r"protocol\.classes=\[0, 3\]: choose from 0 to 2"),
         ({"guidance": 2.0}, r"protocol\.guidance=2\.0: the model has no label for no class"),
-        ({"prompts": "a.txt"}, r"protocol\.prompts=a\.txt: the model draws classes"),
     ],
 )
 def test_what_a_model_cannot_be_asked_for(ddim: Protocol, change: dict[str, Any], message: str) -> None:

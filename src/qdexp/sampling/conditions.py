@@ -105,17 +105,11 @@ class Classes:
 
     def check(self, protocol: Protocol) -> None:
         """Raises UserError where the protocol asks for what the model cannot be asked for."""
-        if protocol.prompts is not None:
-            raise UserError(f"protocol.prompts={protocol.prompts}: the model draws classes; leave it out")
         wrong = [label for label in protocol.classes or [] if not 0 <= label < self.classes]
         if wrong:
             raise UserError(f"protocol.classes={protocol.classes}: choose from 0 to {self.classes - 1}")
         if protocol.guidance != 1 and self.empty is None:
             raise UserError(f"protocol.guidance={protocol.guidance}: the model has no label for no class; leave it at 1")
-
-    def files(self, protocol: Protocol) -> dict[str, Path]:
-        """The files that decide what is asked."""
-        return {}
 
     def encode(self, protocol: Protocol, device: torch.device) -> Conditions:
         """Labels int64 [classes]."""

@@ -22,11 +22,6 @@ class ConditionsStage(Stage):
         assert self.config.model.condition is not None
         return {"condition": identity(self.config.model.condition), "classes": self.config.protocol.classes}
 
-    @property
-    def files(self) -> dict[str, Path]:
-        found: dict[str, Path] = instantiate(self.config.model.condition).files(self.config.protocol)
-        return found
-
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         instantiate(self.config.model.condition).encode(self.config.protocol, self.device).save(folder)
 
