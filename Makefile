@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 
-.PHONY: install demo test slow
+.PHONY: install demo test slow bench
 
 install: $(VENV)/installed
 
@@ -23,3 +23,7 @@ test: install
 
 slow: install
 	$(RUN) pytest -m slow
+
+# One thread, so that the ratios of CPU times hold on a machine that does other things too.
+bench: install
+	OMP_NUM_THREADS=1 $(RUN) benchmarks

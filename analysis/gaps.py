@@ -12,14 +12,12 @@ not the noise of the images. A share is told only where the interval of the gap 
 """
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import t as student
-
 from qdexp.errors import UserError
 from qdexp.report.records import Record, read_records
+from qdexp.report.statistics.estimate import over_seeds
 from qdexp.report.table import common_protocol
 
 BITS, ACTIVATIONS_ALONE = "w4a8", "w32a8"
@@ -43,14 +41,8 @@ def cells_of(records: Sequence[Record]) -> Cells:
 
 def interval(values: Sequence[float], digits: int) -> str:
     """Mean and 95 % t-interval."""
-    low, high = bounds(values)
-    return f"{statistics.mean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def bounds(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % t-interval of the mean."""
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.mean(values) - half, statistics.mean(values) + half
+    mean = over_seeds(values)
+    return f"{mean.value:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]"
 
 
 def row(method: str, cells: Cells, seeds: Sequence[int]) -> list[str]:
@@ -69,7 +61,7 @@ def row(method: str, cells: Cells, seeds: Sequence[int]) -> list[str]:
 def share(high: Sequence[float], value: Sequence[float], low: Sequence[float]) -> str:
     """(high - value) / (high - low) in percent."""
     gaps = [upper - lower for upper, lower in zip(high, low, strict=True)]
-    if bounds(gaps)[0] <= 0:
+    if over_seeds(gaps).low <= 0:
         return "no claim"
     return interval([100 * (upper - middle) / gap for upper, middle, gap in zip(high, value, gaps, strict=True)], 1)
 

@@ -89,6 +89,7 @@ SMALL = (
     "calib.timesteps=2",
     "calib.rows=4",
     "sampling.batch=8",
+    "inspection.rows=0",
     "recon.batch=4",
     "recon.heldout=4",
     "recon.weights.iterations=4",

@@ -48,6 +48,7 @@ def test_record_holds_all_that_is_said_of_it(cell_of: CellOf) -> None:
     assert record["status"] == "complete"
     assert record["axes"] == {
         "model": "tiny",
+        "weights": "file",
         "method": "ptq",
         "quant": "w4a8",
         "quantizer": "search",
@@ -151,7 +152,7 @@ def test_second_run_executes_nothing(cell_of: CellOf, executed: Executed) -> Non
     path = cell_of().out / "records" / f"{cell_of().name}.json"
     before, entries, modified = path.read_bytes(), executed(), path.stat().st_mtime_ns
     again = cell_of().run()
-    assert len(entries) == 8
+    assert len(entries) == 9
     assert executed() == entries
     assert path.read_bytes() == before
     assert path.stat().st_mtime_ns == modified
@@ -259,7 +260,8 @@ def test_a_failing_cell_stops_no_other(
     assert all(record["status"] == "complete" for record in mended.values())
     assert {name: records[name] for name in records.keys() - failed} == {name: mended[name] for name in records.keys() - failed}
     made = executed()[len(before) :]
-    assert sorted(entry.split("-")[0] for entry in made) == sorted(2 * ["quantization", "curves", "samples", "evaluation"])
+    again = ["quantization", "curves", "samples", "evaluation", "similarity"]
+    assert sorted(entry.split("-")[0] for entry in made) == sorted(2 * again)
 
 
 def test_interrupt_is_one_line(qdexp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shaky: str) -> None:

@@ -18,12 +18,12 @@ from qdexp.stages.calibration import CalibrationStage
 
 CellOf = Callable[..., Cell]
 
-ALL = {"trajectory", "calibration", "quantization", "heldout", "curves", "full_precision", "samples", "evaluation"}
-QUANTIZATION = {"quantization", "curves", "samples", "evaluation"}
+QUANTIZATION = {"quantization", "curves", "samples", "evaluation", "similarity"}
 CALIBRATION = {"calibration"} | QUANTIZATION
 TRAJECTORY = {"trajectory"} | CALIBRATION
-IMAGES = {"full_precision", "samples", "evaluation"}
+IMAGES = {"full_precision", "samples", "evaluation", "similarity"}
 HELDOUT = {"heldout", "curves"}
+ALL = TRAJECTORY | IMAGES | HELDOUT
 NONE: set[str] = set()
 
 OPTIONS = {

@@ -8,11 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
+from safetensors.torch import load_file
+
 from qdexp import device as devices
 from qdexp import models, provenance
 from qdexp import record as records
-from qdexp.config import Config
+from qdexp.config import RANDOM, Config, Model
 from qdexp.errors import UserError
+from qdexp.files import sha256
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
@@ -20,14 +24,18 @@ from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import conversion, curves, evaluation
+from qdexp.stages import conversion, curves, evaluation, layers, similarity
+from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
+from qdexp.stages.conditions import condition_inputs
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
+from qdexp.stages.layers import LayersStage
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.samples import SamplesStage
+from qdexp.stages.similarity import SimilarityStage
 from qdexp.store import Store, require_writable
 
 _LEARNED = {"weights": "rounding", "scales": "quantization"}
@@ -45,6 +53,7 @@ class Cell:
         if self.quantized:
             made, quantization = CurvesStage(config), QuantizationStage(config)
             self.stages: dict[str, Stage] = {
+                **condition_inputs(config),
                 "trajectory": CalibrationStage(config).inputs["trajectory"],
                 **quantization.inputs,
                 "quantization": quantization,
@@ -53,9 +62,13 @@ class Cell:
                 "full_precision": SamplesStage(config, quantized=False),
             }
         else:
-            self.stages = {}
+            self.stages = condition_inputs(config)
         self.stages["samples"] = SamplesStage(config, self.quantized)
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
+        if self.quantized:
+            self.stages["similarity"] = SimilarityStage(config)
+        if self.quantized and config.inspection.rows:
+            self.stages |= {"activations": ActivationsStage(config), "layers": LayersStage(config)}
 
     @property
     def key(self) -> str:
@@ -84,7 +97,8 @@ class Cell:
     def run(self) -> Record:
         """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again."""
         store = Store(self.out)
-        print(f"{self.label}", flush=True)
+        rehearsal = f"  (weights: random; no number of this run says anything of {self.config.model.name})"
+        print(f"{self.label}{rehearsal if models.is_random(self.config.model) else ''}", flush=True)
         stage = "record"
         try:
             entries = {}
@@ -111,6 +125,7 @@ class Cell:
         config = self.config
         axes = {
             "model": config.model.name,
+            "weights": RANDOM if models.is_random(config.model) else "file",
             "method": self.method,
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
@@ -145,8 +160,10 @@ class Cell:
             metrics["noise_error"] = sum(forced) / len(forced)
             results["reconstruction"] = _reconstruction(folders)
             metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
+            metrics["ssim"] = load_file(folders["similarity"] / similarity.FILE)["ssim"].double().mean().item()
+            metrics |= _operations(folders)
         else:
-            metrics["size_stored_mb"] = Path(self.config.model.weights).stat().st_size / 1e6
+            metrics["size_stored_mb"] = models.stored_bytes(self.config.model) / 1e6
         bits = self.config.quant.weight_bits if self.quantized else 32
         metrics["size_nominal_mb"] = checkpoint.nominal_bytes(models.parameters(self.config.model), bits) / 1e6
         return results
@@ -163,6 +180,14 @@ def _reconstruction(folders: dict[str, Path]) -> dict[str, Any]:
     return {learned: json.loads(path.read_text()) for learned, path in written.items() if path.exists()}
 
 
+def _operations(folders: dict[str, Path]) -> dict[str, float]:
+    """``gbops``: 10^9 multiplications x weight bits x input bits of all layers, for one image and step, if counted."""
+    if "layers" not in folders:
+        return {}
+    counted = json.loads((folders["layers"] / layers.FILE).read_text())
+    return {"gbops": sum(layer["macs"] * layer["weight_bits"] * layer["act_bits"] for layer in counted) / 1e9}
+
+
 def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
     """What the cell costs from an empty store: seconds add up, memory peaks do not."""
     seconds = sum(cost["seconds"] for cost in costs.values())
@@ -175,6 +200,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
     extractor, reference = find(protocol.extractor), Reference.load(Path(protocol.reference))
     measured = {
         "n": protocol.n,
+        **_asked(config),
         "steps": protocol.steps,
         "scheduler": identity(protocol.scheduler),
         "noise_seed": protocol.noise_seed,
@@ -187,6 +213,31 @@ def protocol_of(config: Config) -> dict[str, Any]:
     lowest = floor(reference, protocol.n)
     floors = {} if lowest is None else {"floor": {"fid": lowest, "n": protocol.n}}
     return {"hash": short_hash(measured), "name": protocol.name, **measured, **floors}
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """What a conditional model is asked for; nothing where there is no condition."""
+    if config.model.condition is None:
+        return {}
+    protocol = config.protocol
+    prompts = None if protocol.prompts is None else sha256(Path(protocol.prompts))
+    return {"guidance": protocol.guidance, "classes": protocol.classes, "prompts_digest": prompts}
+
+
+def _image_shape(model: Model) -> list[int]:
+    """As far as it is known before a first stage decodes: its channels then."""
+    return model.shape if model.first_stage is None else [model.first_stage.network.get("out_channels", 3)]
+
+
+def _check_condition(config: Config) -> None:
+    model, protocol = config.model, config.protocol
+    if model.condition is not None:
+        instantiate(model.condition).check(protocol)
+        return
+    asked = {"guidance": (protocol.guidance, 1.0), "classes": (protocol.classes, None), "prompts": (protocol.prompts, None)}
+    for option, (value, nothing) in asked.items():
+        if value != nothing:
+            raise UserError(f"protocol.{option}={value}: {model.name} is unconditional; leave it out")
 
 
 def preflight(config: Config, passed: set[str] | None = None) -> Cell:
@@ -209,7 +260,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     cell = Cell(config)
     _ = cell.key  # every _target_ can be imported, every file be read
     check(lambda: models.check_fit(model), "fit", model)
-    check(lambda: Sampler(model, protocol), "sampler", protocol, model)
+    check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
     if cell.quantized:
         check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
         check(lambda: conversion.check(config), "convert", model, config.quantizer, config.quant, config.calib, config.recon)
@@ -217,9 +268,11 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
 
 def _check_protocol(config: Config) -> None:
-    extractor = find(config.protocol.extractor)
+    extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
     Reference.load(Path(config.protocol.reference)).check(extractor)
-    if tuple(config.model.shape[: len(extractor.shape)]) != extractor.shape:
+    drawn = _image_shape(config.model)
+    if tuple(drawn[: len(extractor.shape)]) != extractor.shape:
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
-                        f"{config.model.name} makes {config.model.shape}; choose another extractor")  # fmt: skip
+                        f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip
+    _check_condition(config)

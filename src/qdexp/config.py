@@ -19,6 +19,9 @@ Target = dict[str, Any]
 UNTOUCHED = 32
 """The bit-width that means: leave it in full precision."""
 
+RANDOM = "random"
+"""In place of a file of weights: the architecture with seeded random numbers, to rehearse a run."""
+
 
 def register_resolvers() -> None:
     """``${zoo:PATH}`` in a config is a file that ships with qdexp."""
@@ -38,16 +41,47 @@ def _bits(option: str, value: int, low: int, high: int) -> None:
 
 
 @dataclass
+class FirstStage:
+    """The autoencoder of a latent model: images are ``network.decode(latents / scale + shift)``.
+
+    ``weights`` and ``subfolder`` as in ``Model``. A CompVis checkpoint that holds a scale of its own wins over ``scale``.
+    """
+
+    weights: str
+    network: Target
+    scale: float = 1.0
+    shift: float = 0.0
+    subfolder: str = "vae"
+
+    def __post_init__(self) -> None:
+        option = "model.first_stage"
+        _require("_target_" in self.network, f"{option}.network", self.network, "name the network's class as _target_")
+        _require(self.scale > 0, f"{option}.scale", self.scale, "choose a number above 0")
+
+
+@dataclass
 class Model:
-    """``network`` builds the architecture, ``weights`` (safetensors) fill it, ``schedule`` is its diffusers noise schedule."""
+    """``network`` builds the architecture, ``weights`` fill it, ``schedule`` is its diffusers noise schedule.
+
+    ``weights``: a file, a diffusers folder, a name on the Hugging Face hub, or ``random``; ``subfolder``: where they lie in a
+    folder; ``publisher``: where they can be had. ``shape`` is that of x_t: of latents where there is a first stage.
+    ``condition``: what the network is asked for beside x_t and t; null for an unconditional one.
+    """
 
     name: str
     weights: str
     shape: list[int]
     network: Target
     schedule: dict[str, Any]
+    subfolder: str = ""
+    publisher: str | None = None
+    first_stage: FirstStage | None = None
+    condition: Target | None = None
 
     def __post_init__(self) -> None:
+        if self.condition is not None:
+            named = "_target_" in self.condition
+            _require(named, "model.condition", self.condition, "name the condition's class as _target_")
         _require(len(self.shape) == 3 and min(self.shape) > 0, "model.shape", self.shape, "give [channels, height, width]")
         _require("_target_" in self.network, "model.network", self.network, "name the network's class as _target_")
 
@@ -131,8 +165,8 @@ class Quantizer:
 
     @property
     def learns_rounding(self) -> bool:
-        """Whether weight rounding is learned block by block."""
-        return self.rounding == "adaround"
+        """Whether weight rounding goes block by block, by what the calibration rows tell."""
+        return self.rounding in ("adaround", "gptq")
 
     @property
     def learns(self) -> bool:
@@ -229,7 +263,11 @@ class Trajectory:
 
 @dataclass
 class Protocol:
-    """How a number is measured. Numbers of different protocols are never put into one comparison."""
+    """How a number is measured. Numbers of different protocols are never put into one comparison.
+
+    Of conditional models: ``classes`` (null: all) or the lines of the file ``prompts`` are drawn in turn, with ``guidance``
+    (1: none).
+    """
 
     name: str
     n: int
@@ -239,8 +277,14 @@ class Protocol:
     scheduler: Target
     extractor: str
     reference: str
+    guidance: float = 1.0
+    classes: list[int] | None = None
+    prompts: str | None = None
+    extractor_weights: str | None = None
 
     def __post_init__(self) -> None:
+        _require(self.guidance >= 0, "protocol.guidance", self.guidance, "choose 1 for none, or more")
+        _require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")
         _require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
         _require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")
         _require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
@@ -255,6 +299,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _require(self.batch > 0, "sampling.batch", self.batch, "choose at least 1")
+
+
+@dataclass
+class Inspection:
+    """On how many ``rows`` the insides of the networks are looked at; 0: not at all."""
+
+    rows: int
+
+    def __post_init__(self) -> None:
+        _require(self.rows >= 0, "inspection.rows", self.rows, "choose 0 (none) or more")
 
 
 @dataclass
@@ -332,6 +386,7 @@ class Config:
     method: str
     trajectory: Trajectory
     sampling: Sampling
+    inspection: Inspection
     out: str
     sweep: str
     seed: int

@@ -123,7 +123,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for module in ("pytorch_lightning", "lightning_fabric"):
+            for module in ("pytorch_lightning", "lightning_fabric"):  # the latter where Slurm is installed
                 warnings.filterwarnings("ignore", module=module)
             yield
     finally:

@@ -148,8 +148,7 @@ def test_a_share_is_claimed_only_of_a_gap_that_is_there(monkeypatch: pytest.Monk
     gaps = runpy.run_path(str(SCRIPTS / "gaps.py"))
     assert gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [1.0, 1.2, 0.8]).startswith("75.0 [")
     assert gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [2.9, 3.4, 2.6]) == "no claim"
-    low, high = gaps["bounds"]([1.0, 2.0, 3.0])
-    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-5)
+    assert gaps["interval"]([1.0, 2.0, 3.0], 3) == "2.000 [-0.484, 4.484]"  # 2 +- 4.302653 / sqrt(3)
 
 
 def test_the_table_of_reconstruction(run: Script, seeds: list[Path]) -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.metrics.features import Features, extract
 from qdexp.metrics.reference import Reference
 from qdexp.paths import ZOO
@@ -24,7 +25,7 @@ def fashion_images() -> Tensor:
 
 @pytest.fixture(scope="session")
 def fashion_features(fashion_images: Tensor) -> Features:
-    return extract(fashion_images, "fashion-cnn", 256, torch.device("cpu"))
+    return extract(FASHION_CNN, fashion_images, 256, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -58,5 +58,5 @@ def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_extractor_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"protocol.extractor=vgg.*fashion-cnn, inception-v3-compat"):
+    with pytest.raises(UserError, match=r"protocol.extractor=vgg.*fashion-cnn, inception-v3"):
         find("vgg")

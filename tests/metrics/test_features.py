@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from qdexp.errors import UserError
-from qdexp.metrics.extractors import FASHION_CNN
+from qdexp.metrics.extractors import FASHION_CNN, INCEPTION
 from qdexp.metrics.features import Features, extract
 from qdexp.metrics.reference import Reference
 
@@ -21,7 +21,7 @@ def test_features_are_those_of_the_network_in_the_order_of_the_images(
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_the_batch_size_does_not_matter(fashion_images: Tensor, fashion_features: Features, batch_size: int) -> None:
-    some = extract(fashion_images[:50], "fashion-cnn", batch_size, CPU)
+    some = extract(FASHION_CNN, fashion_images[:50], batch_size, CPU)
     torch.testing.assert_close(some.pool, fashion_features.pool[:50], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(some.logits, fashion_features.logits[:50], rtol=1e-4, atol=1e-4)
 
@@ -34,10 +34,10 @@ def test_the_floor_of_the_reference_is_the_test_images_in_order(
 
 
 def test_extraction_says_nothing(fashion_images: Tensor, capfd: pytest.CaptureFixture[str]) -> None:
-    extract(fashion_images[:4], "fashion-cnn", 2, CPU)
+    extract(FASHION_CNN, fashion_images[:4], 2, CPU)
     assert capfd.readouterr() == ("", "")
 
 
 def test_images_of_another_shape_are_answered_with_the_right_one() -> None:
-    with pytest.raises(UserError, match=r"inception-v3-compat takes images of shape \[3\].*\[1, 28, 28\]"):
-        extract(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "inception-v3-compat", 2, CPU)
+    with pytest.raises(UserError, match=r"inception-v3 takes images of shape \[3\].*\[1, 28, 28\]"):
+        extract(INCEPTION, torch.zeros(2, 1, 28, 28, dtype=torch.uint8), 2, CPU)

@@ -83,7 +83,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_reference_fits_only_the_extractor_it_was_measured_with(written: Path) -> None:
     read = Reference.load(written)
     read.check(FASHION_CNN)
-    for other in (EXTRACTORS["inception-v3-compat"], replace(FASHION_CNN, digest="0" * 64)):
+    for other in (EXTRACTORS["inception-v3"], replace(FASHION_CNN, digest="0" * 64)):
         with pytest.raises(UserError, match="choose a reference"):
             read.check(other)
 

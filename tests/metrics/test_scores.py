@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped]
 
 from qdexp.errors import UserError
+from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.metrics.features import Features, extract
 from qdexp.metrics.reference import Reference, statistics
 from qdexp.metrics.scores import IS_SPLITS, fid, floor, score
@@ -178,7 +179,7 @@ def test_fid_and_kid_rise_with_damage(
     fashion_features: Features,
     fashion_reference: Reference,
 ) -> None:
-    damaged = [extract(damage(fashion_images, grade), "fashion-cnn", 256, torch.device("cpu")) for grade in grades]
+    damaged = [extract(FASHION_CNN, damage(fashion_images, grade), 256, torch.device("cpu")) for grade in grades]
     scores = [score(features, fashion_reference, seed=0) for features in (fashion_features, *damaged)]
     for key in ("fid", "kid"):
         values = [s[key] for s in scores]

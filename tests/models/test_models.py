@@ -61,9 +61,15 @@ def test_parameters_are_counted_in_the_file(tiny: Model, tiny_unet: UNet2DModel)
 
 
 def test_missing_weights(tiny: Model, tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere.safetensors", tmp_path):
+    mend = "give the path of a safetensors file, or rehearse the run with model.weights=random"
+    faults = {
+        tmp_path / "nowhere.safetensors": "no such file",
+        tmp_path / "empty": "no diffusion_pytorch_model.safetensors or .bin in this folder",
+    }
+    (tmp_path / "empty").mkdir()
+    for path, fault in faults.items():
         text = message(partial(build, replace(tiny, weights=str(path))), "model.weights=")
-        assert text == f"model.weights={path}: no such file; give the path of a safetensors file"
+        assert text == f"model.weights={path}: {fault}; {mend}"
 
 
 @pytest.mark.parametrize("kept", [0, 5, 500, -1])

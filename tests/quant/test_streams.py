@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 
 from qdexp.errors import UserError
 from qdexp.quant import execution_order
-from qdexp.quant.blocks import Call, blocks_of, output
+from qdexp.quant.blocks import Batch, Call, blocks_of, call, output
 from qdexp.quant.shortcuts import split_sizes
 from qdexp.quant.streams import Stream, streaming
 
-Batches = Sequence[Sequence[Tensor]]
+Batches = Sequence[Batch]
 
 
 class StopHereError(Exception):
@@ -27,7 +27,7 @@ class StopHereError(Exception):
 
 
 @torch.no_grad()
-def restarted(network: nn.Module, block: str, batch: Sequence[Tensor]) -> tuple[Call, Tensor]:
+def restarted(network: nn.Module, block: str, batch: Batch) -> tuple[Call, Tensor]:
     """What one batch's pass hands to a block and gets from it: a pass from the start that ends there."""
     seen: list[Any] = []
 
@@ -37,7 +37,7 @@ def restarted(network: nn.Module, block: str, batch: Sequence[Tensor]) -> tuple[
 
     handle = network.get_submodule(block).register_forward_hook(stop, with_kwargs=True)
     with pytest.raises(StopHereError):
-        network(*batch)
+        call(network, batch)
     handle.remove()
     return seen[0], seen[1]
 
@@ -51,18 +51,11 @@ def assert_same(one: Any, other: Any) -> None:
         assert torch.equal(first, second) if isinstance(first, Tensor) else first == second
 
 
-class Conditioned(nn.Module):
-    """A diffusion transformer called with three tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
-        )
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        y: Tensor = self.inner(x, timestep=t, class_labels=labels).sample
-        return y
+def transformer() -> nn.Module:
+    """A class-conditional diffusion transformer."""
+    return DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
+    ).eval()
 
 
 def case(name: str, unet: nn.Module) -> tuple[nn.Module, Batches]:
@@ -77,7 +70,8 @@ def case(name: str, unet: nn.Module) -> tuple[nn.Module, Batches]:
         return quantized(unet, 4, 6, splits=splits), list(zip(images, t, strict=True))
     if name == "conditional":
         return conditional().eval(), list(zip(latents, t, torch.randn(8, 3, 8).split(sizes), strict=True))
-    return Conditioned().eval(), list(zip(latents, t, torch.randint(0, 10, (8,)).split(sizes), strict=True))
+    labels = [{"class_labels": part} for part in torch.randint(0, 10, (8,)).split(sizes)]
+    return transformer(), list(zip(latents, t, labels, strict=True))
 
 
 def blocks(network: nn.Module, data: Batches) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from quant_helpers import conditional
 from recon_helpers import Batches, Pair, batches, differing, equal, held_out_errors, pair, recon, table
 from torch import Tensor, nn
 
@@ -51,6 +52,34 @@ def test_learned_rounding_beats_nearest_on_rows_that_it_has_not_seen(tiny_unet: 
             assert torch.equal(mine, theirs)
     for name, parameter in learned.network.named_parameters():
         assert torch.equal(parameter, tiny_unet.get_parameter(name)), "biases and norms are not learned"
+
+
+def test_second_order_rounding_beats_nearest_in_every_block_and_is_resumed(tiny_unet: UNet2DModel, tmp_path: Path) -> None:
+    data = batches(16, 16, 16)
+    splits = split_sizes(tiny_unet, data[0], "skip")
+    start, learned, again = (pair(tiny_unet, data, 4, splits=splits) for _ in range(3))
+    learned.walk(tmp_path, recon(heldout=16)).round_weights(data)
+    rows = table(tmp_path)
+    assert [row["block"] for row in rows] == start.blocks
+    for name, error in held_out_errors(learned, 16).items():
+        row = next(row for row in rows if row["block"] == name)
+        assert error == pytest.approx(min(row["before"], row["learned"]), rel=1e-3)
+    assert learned.error() < 0.8 * start.error()
+
+    for path in sorted(tmp_path.glob("weights-*"))[7:]:
+        path.unlink()
+    again.walk(tmp_path, recon(heldout=16)).round_weights(data)
+    assert equal(again.state(), learned.state())
+
+
+def test_second_order_rounding_of_transformer_blocks(tmp_path: Path) -> None:
+    x, t, context = torch.randn(24, 4, 8, 8), torch.randint(0, 1000, (24,)), torch.randn(24, 3, 8)
+    data: Batches = list(zip(x.split(8), t.split(8), context.split(8), strict=True))
+    one = pair(conditional().eval(), data, 4)
+    one.walk(tmp_path, recon(heldout=8)).round_weights(data)
+    better = {row["block"]: row["learned"] < row["before"] for row in table(tmp_path)}
+    assert better["down_blocks.0.attentions.0.transformer_blocks.0"]
+    assert sum(better.values()) > 0.7 * len(better)
 
 
 def test_learned_scales_never_lose_and_stay_positive(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:

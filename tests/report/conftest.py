@@ -1,7 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from study import Study
+
+from qdexp.report.sources import open_source
 
 Record = dict[str, Any]
 
@@ -53,3 +57,20 @@ def failed(make: Callable[..., Record]) -> Record:
     record = make("reconstruction")
     error = {"stage": "quantization", "type": "ValueError", "message": "no [rows] left | at all\nTraceback ..."}
     return {**record, "status": "failed", "metrics": {}, "costs": {}, "error": error}
+
+
+@pytest.fixture(scope="session")
+def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture
+def study(qdexp: Callable[..., tuple[int, str, str]], report_folder: Path) -> Study:
+    """Three rungs of the tiny model, two seeds and full precision, the last rung with one layer untouched. Run once."""
+    out = report_folder / "out"
+    if not (out / "sweeps" / "study" / "table.md").exists():
+        axes = ("method=fp,ptq,timestep_aware,qdiffusion", "seed=0,1", "inspection.rows=4")
+        untouched = "quant.layers={conv_out: {weight_bits: 32, act_bits: 32}}"
+        code, _, err = qdexp("-m", *axes, untouched, f"out={out}", "sweep=study")
+        assert code == 0, err
+    return Study("study", out, open_source(["study"], out).records)

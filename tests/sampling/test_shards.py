@@ -179,7 +179,7 @@ def test_a_recording_is_the_walk_to_the_images(write: Write, saved_w4a8: Path, t
     assert x_t.shape == eps.shape == (N, solver.steps, 1, 8, 8)
     assert x_t.dtype == eps.dtype == torch.float32
     assert torch.equal(x_t[:, 0], draw(generators("evaluation", 0, range(N)), (1, 8, 8)))
-    network, timesteps = qdexp.load(saved_w4a8), Sampler(tiny_model, solver).timesteps
+    network, timesteps = qdexp.load(saved_w4a8), [int(t) for t in Sampler(tiny_model, solver).timesteps]
     with torch.inference_mode():
         for position, t in enumerate(timesteps):
             answer = network(x_t[:BATCH, position].contiguous(), torch.full((BATCH,), t))[0]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from wandb_reader import HEADER, Run, chunks, read
 
+from qdexp.tracking.log import HEADER, Run, chunks, read
 from qdexp.tracking.mirror import LONGEST, SETTINGS, TrackingError, mirror, run_id
 
 Record = dict[str, Any]

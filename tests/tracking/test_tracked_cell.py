@@ -3,11 +3,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wandb_reader import read
+
+from qdexp.tracking.log import read
+from qdexp.tracking.sync import check
 
 
 def test_a_cell_and_its_run_agree(qdexp: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    code, _, err = qdexp("method=ptq", "tracker=wandb", "tracker.project=trials")
+    code, _, err = qdexp("method=ptq", "tracker=wandb", "tracker.project=trials", "inspection.rows=4")
     assert (code, err) == (0, "")
     (path,) = (tmp_path / "out" / "records").iterdir()
     record = json.loads(path.read_text())
@@ -21,8 +23,14 @@ def test_a_cell_and_its_run_agree(qdexp: Callable[..., tuple[int, str, str]], tm
     assert run.config["record"]["keys"] == record["keys"]
     forced = [row["curves/teacher_forced"] for row in run.history if "curves/teacher_forced" in row]
     assert forced == pytest.approx(record["curves"]["teacher_forced"])
-    assert [artifact.name for artifact in run.artifacts] == [f"checkpoint-{record['keys']['quantization']}"]
+    names = [artifact.name for artifact in run.artifacts if artifact.type == "checkpoint"]
+    assert names == [f"checkpoint-{record['keys']['quantization']}"]
+    assert check(log.parent).problems == []
     assert any("samples.path" in row for row in run.history)
+    (table,) = (row for row in run.history if "layers.path" in row)
+    shown = json.loads((log.parent / "files" / table["layers.path"]).read_text())
+    layers = json.loads((tmp_path / "out" / "store" / f"layers-{record['keys']['layers']}" / "layers.json").read_text())
+    assert [dict(zip(shown["columns"], row, strict=True)) for row in shown["data"]] == layers
 
 
 def test_a_tracker_that_fails_takes_nothing_with_it(qdexp: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

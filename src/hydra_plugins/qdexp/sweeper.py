@@ -96,9 +96,14 @@ class LadderSweeper(Sweeper):
         """The overrides of a sweep without a list: those given, a study's axes, and the ladder where nothing replaces it."""
         named = {axis(argument) for argument in given}
         chosen = [f"{name}={values}" for name, values in self.params.items() if name not in named]
-        if not (named | set(self.params)) & {"method", "quantizer", "calib", "experiment"}:
+        if self.climbs(given):
             chosen.append(f"method={','.join(self.ladder)}")
         return chosen + given
+
+    def climbs(self, given: list[str]) -> bool:
+        """Whether the ladder is run: nothing replaces it."""
+        named = {axis(argument) for argument in given}
+        return not (named | set(self.params)) & {"method", "quantizer", "calib", "experiment"}
 
     def sweep(self, arguments: list[str]) -> Any:
         # late imports: Hydra loads every plugin before it prints --help
@@ -112,7 +117,7 @@ class LadderSweeper(Sweeper):
         name = f"sweep={config.sweep}"  # read once: ${now:...} would name every cell anew
         points = [[*point, name] for point in self.points(arguments)]
         with nullcontext() if ours is None else ours.place():
-            kept = distinct(composer.config(point) for point in points)
+            kept = distinct((composer.config(point) for point in points), ladder=not self.cells and self.climbs(arguments))
             cells = [cell for _, cell in kept]
             if ours is not None:
                 return ours.launch_cells(cells)

@@ -5,13 +5,14 @@ Weights are compared with a pinned SHA-256 before they are used, since every num
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from qdexp.errors import UserError
@@ -19,13 +20,16 @@ from qdexp.files import sha256
 from qdexp.paths import ZOO
 from qdexp.zoo.extractor import FashionCNN
 
+SPATIAL = "spatial"
+
 
 @dataclass(frozen=True)
 class Extractor:
     """One feature extractor.
 
     ``pool`` names the output [n, d] that FID, KID, precision and recall read, ``logits`` the output [n, k] of the Inception
-    score. ``shape`` is what an image's shape must begin with. ``digest`` is the SHA-256 of the file ``weights``.
+    score, ``spatial`` the output [n, s] of sFID, if there is one. ``shape`` is what an image's shape must begin with.
+    ``digest`` is the SHA-256 of the file ``weights``; ``publisher``: where it can be had.
     """
 
     name: str
@@ -34,22 +38,34 @@ class Extractor:
     shape: tuple[int, ...]
     weights: Path
     digest: str
+    spatial: str | None = None
+    publisher: str | None = None
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what it is asked for."""
+        return [self.pool, self.logits, *([self.spatial] if self.spatial else [])]
 
     def checked_weights(self) -> str:
         """The path of the weights; UserError if they are missing or not the pinned ones."""
         if not self.weights.is_file():
-            raise UserError(f"protocol.extractor={self.name} lacks its weights; put them at {self.weights}")
+            raise UserError(f"protocol.extractor={self.name} lacks its weights; {self._mend()}")
         if sha256(self.weights) != self.digest:
             raise UserError(f"protocol.extractor={self.name}: {self.weights} has not SHA-256 {self.digest}; restore the file")
         return str(self.weights)
 
+    def _mend(self) -> str:
+        if self.publisher is None:
+            return f"put them at {self.weights}"
+        return f"fetch {self.publisher} to {self.weights}, or name its place as protocol.extractor_weights"
+
     def build(self) -> FeatureExtractorBase:
-        """The network under torch-fidelity's interface, in evaluation mode, returning ``(pool, logits)``.
+        """The network under torch-fidelity's interface, in evaluation mode, returning ``outputs``.
 
         Raises UserError if the weights are missing or not the pinned ones.
         """
         create = FEATURE_EXTRACTORS_REGISTRY[self.name]
-        return create(self.name, [self.pool, self.logits], feature_extractor_weights_path=self.checked_weights())
+        return create(self.name, self.outputs, feature_extractor_weights_path=self.checked_weights())
 
 
 class FashionExtractor(FeatureExtractorBase):
@@ -91,6 +107,55 @@ class FashionExtractor(FeatureExtractorBase):
         return (torch.zeros(1, *FASHION_CNN.shape, dtype=torch.uint8),)
 
 
+class InceptionExtractor(FeatureExtractorBase):
+    """torch-fidelity's InceptionV3, with the spatial features of sFID: uint8 images [n, 3, h, w] -> the requested features.
+
+    Spatial are the first 7 channels of the 1x1 branch of TensorFlow's block ``mixed_6`` (Nash et al. 2021, arXiv 2103.03841,
+    appendix A; as in the ADM evaluation suite), 17 x 17 x 7 = 2,023 numbers, channels last.
+    """
+
+    CHANNELS = 7
+
+    def __init__(
+        self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str | None = None, **_: object
+    ) -> None:
+        super().__init__(name, list(features_list))
+        path = feature_extractor_weights_path or INCEPTION.checked_weights()
+        others = [feature for feature in features_list if feature != SPATIAL]
+        self.network = FeatureExtractorInceptionV3("inception-v3-compat", others, path)
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+
+    def _keep(self, _: object, __: object, maps: Tensor) -> None:
+        self.maps = maps[:, : self.CHANNELS]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The requested features, in the order they were requested in."""
+        outputs = dict(zip(self.network.features_list, self.network(images), strict=True))
+        outputs[SPATIAL] = self.maps.permute(0, 2, 3, 1).flatten(1)
+        return tuple(outputs[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """The names that can be requested."""
+        return (*FeatureExtractorInceptionV3.get_provided_features_list(), SPATIAL)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """What ``metric`` ("isc", "fid", "kid" or "prc") reads."""
+        name: str = FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(metric)
+        return name
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Whether torch.compile may be applied: the hook is left outside."""
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> tuple[Tensor]:
+        """The smallest input."""
+        return (torch.zeros(1, 3, 4, 4, dtype=torch.uint8),)
+
+
 FASHION_CNN = Extractor(
     name="fashion-cnn",
     pool="64",
@@ -100,9 +165,11 @@ FASHION_CNN = Extractor(
     digest="e29007c860f1cc60fccb39c06f5dccde852629c4aece4e49ac34486f6444c5fe",
 )
 INCEPTION = Extractor(
-    name="inception-v3-compat",
+    name="inception-v3",
     pool="2048",
     logits="logits_unbiased",
+    spatial=SPATIAL,
+    publisher=URL_INCEPTION_V3,
     shape=(3,),
     # where torch-fidelity keeps them
     weights=Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth",
@@ -111,10 +178,11 @@ INCEPTION = Extractor(
 EXTRACTORS = {extractor.name: extractor for extractor in (FASHION_CNN, INCEPTION)}
 
 register_feature_extractor(FASHION_CNN.name, FashionExtractor)
+register_feature_extractor(INCEPTION.name, InceptionExtractor)
 
 
-def find(name: str) -> Extractor:
-    """The extractor called ``name``; UserError if there is none."""
+def find(name: str, weights: str | None = None) -> Extractor:
+    """The extractor called ``name``, its weights at the path ``weights`` if it is given; UserError if there is none."""
     if name not in EXTRACTORS:
         raise UserError(f"protocol.extractor={name} is unknown; choose one of {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name]
+    return EXTRACTORS[name] if weights is None else replace(EXTRACTORS[name], weights=Path(weights))

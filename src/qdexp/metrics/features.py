@@ -5,50 +5,52 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from qdexp import device as devices
 from qdexp.errors import UserError
-from qdexp.metrics.extractors import Extractor, find
+from qdexp.metrics.extractors import Extractor
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor says of n images: ``pool`` [n, d] and ``logits`` [n, k], float32 on the CPU, in the images' order."""
+    """What an extractor says of n images, in their order: ``pool`` [n, d], ``logits`` [n, k] and, if it has them, ``spatial``
+    [n, s]; float32 on the CPU."""
 
     pool: Tensor
     logits: Tensor
+    spatial: Tensor | None = None
 
 
 class FeatureExtraction(pl.LightningModule):
-    """Predicts ``(pool, logits)`` of each batch of uint8 images [n, c, h, w]."""
+    """Predicts the features of each batch of uint8 images [n, c, h, w]."""
 
     def __init__(self, network: FeatureExtractorBase) -> None:
         super().__init__()
         self.network = network
 
     def predict_step(self, batch: list[Tensor], _: int) -> tuple[Tensor, ...]:
-        """``(pool, logits)`` of one batch, on the device."""
+        """The features of one batch, on the device."""
         outputs: tuple[Tensor, ...] = self.network(batch[0])
         return outputs
 
 
-def extract(images: Tensor, extractor_name: str, batch_size: int, device: torch.device) -> Features:
-    """Features of uint8 ``images`` [n, c, h, w] under the extractor called ``extractor_name``, on one device.
+def extract(extractor: Extractor, images: Tensor, batch_size: int, device: torch.device) -> Features:
+    """Features of uint8 ``images`` [n, c, h, w], on one device.
 
-    Raises UserError if the extractor is unknown, lacks its weights, or does not take images of this shape.
+    Raises UserError if the extractor lacks its weights, or does not take images of this shape.
     """
-    return extract_with(find(extractor_name), images, batch_size, device)
+    return extract_from(extractor, TensorDataset(images), batch_size, device)
 
 
-def extract_with(extractor: Extractor, images: Tensor, batch_size: int, device: torch.device) -> Features:
-    """``extract`` with an extractor that need not be in the table, such as one just trained."""
-    if tuple(images.shape[1 : 1 + len(extractor.shape)]) != extractor.shape:
+def extract_from(extractor: Extractor, images: Dataset[tuple[Tensor, ...]], batch_size: int, device: torch.device) -> Features:
+    """Likewise of a data set whose entries are ``(image,)``, which need not fit in memory."""
+    shape = images[0][0].shape
+    if tuple(shape[: len(extractor.shape)]) != extractor.shape:
         raise UserError(
             f"protocol.extractor={extractor.name} takes images of shape {list(extractor.shape)}, "
-            f"the model makes {list(images.shape[1:])}; choose another extractor"
+            f"these have {list(shape)}; choose another extractor"
         )
-    batches = devices.predict(FeatureExtraction(extractor.build()), DataLoader(TensorDataset(images), batch_size), device)
-    pool, logits = zip(*batches, strict=True)
-    return Features(torch.cat(pool).float().cpu(), torch.cat(logits).float().cpu())
+    batches = devices.predict(FeatureExtraction(extractor.build()), DataLoader(images, batch_size), device)
+    return Features(*(torch.cat(part).float().cpu() for part in zip(*batches, strict=True)))

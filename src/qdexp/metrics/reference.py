@@ -1,16 +1,22 @@
 """Reference statistics: what the samples are compared with.
 
-A reference is a safetensors file with mean ``mu`` [d] and covariance ``sigma`` [d, d] (float64) of the real images' features.
-FID needs no more. ``features`` [m, d] (float32), a random subset of the same features, serves KID, precision and recall;
-``floor_features`` [f, d] (float32), those of held-out real images in their order, tell how a perfect model would score.
-The metadata name data set, extractor and its digest, and hold a digest of all the content, so that a changed file is found out.
+A reference is a safetensors file with mean ``mu`` [d] and covariance ``sigma`` [d, d] (float64) of the real images' features,
+and likewise ``mu_s`` and ``sigma_s`` of their spatial features. FID and sFID need no more. ``features`` [m, d] (float32), a
+random subset of the same features, serves KID, precision and recall; ``floor_features`` [f, d] (float32), those of held-out
+real images in their order, tell how a perfect model would score. The metadata name data set, extractor and its digest, and hold
+a digest of all the content, so that a changed file is found out.
+
+The ADM evaluation suite publishes ``.npz`` files of means and covariances alone (Dhariwal and Nichol 2021, arXiv 2105.05233).
+They name no extractor: they are taken for statistics of InceptionV3, whose 2,048 features they must have.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -19,7 +25,10 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from qdexp.errors import UserError
 from qdexp.files import sha256, write_tensors
-from qdexp.metrics.extractors import Extractor
+from qdexp.metrics.extractors import INCEPTION, Extractor
+
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+INCEPTION_FEATURES = 2048
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,16 @@ class Reference:
     extractor_digest: str
     dataset: str
     digest: str
+    mu_s: Tensor | None = None
+    sigma_s: Tensor | None = None
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
         """Reads a reference file; UserError if it is missing, torn, changed, or no reference."""
         if not path.is_file():
             raise UserError(f"protocol.reference={path} does not exist; name a reference file")
+        if path.suffix == ".npz":
+            return cls._published(path)
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
@@ -55,7 +68,33 @@ class Reference:
             features=tensors.get("features"),
             floor_features=tensors.get("floor_features"),
             digest=sha256(path),
+            mu_s=tensors.get("mu_s"),
+            sigma_s=tensors.get("sigma_s"),
             **about,
+        )
+
+    @classmethod
+    def _published(cls, path: Path) -> "Reference":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: torch.from_numpy(file[name]).double() for name in STATISTICS if name in file}
+            moments = found["mu"].shape, found["sigma"].shape
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(f"protocol.reference={path} holds no arrays mu and sigma; name a statistics file") from error
+        if moments != ((INCEPTION_FEATURES,), (INCEPTION_FEATURES, INCEPTION_FEATURES)):
+            raise UserError(f"protocol.reference={path} holds statistics of {list(moments[0])} features, not of InceptionV3's "
+                            f"{INCEPTION_FEATURES}; name another file")  # fmt: skip
+        return cls(
+            mu=found["mu"],
+            sigma=found["sigma"],
+            features=None,
+            floor_features=None,
+            extractor=INCEPTION.name,
+            extractor_digest=INCEPTION.digest,
+            dataset=path.stem,
+            digest=sha256(path),
+            mu_s=found.get("mu_s"),
+            sigma_s=found.get("sigma_s"),
         )
 
     def check(self, extractor: Extractor) -> None:

@@ -3,13 +3,15 @@
 With N(m, S) the Gaussian of the samples' features and N(mu, Sigma) that of the reference's:
 
     FID       = |m - mu|^2 + tr(S + Sigma - 2 (S Sigma)^(1/2))                 Heusel et al., arXiv 1706.08500, eq. 6
+    sFID      = the same of spatial features                                   Nash et al., arXiv 2103.03841
     IS        = exp E_x KL(p(y|x) || p(y))                                     Salimans et al., arXiv 1606.03498
     KID       = unbiased MMD^2 under the kernel (x.y / d + 1)^3                Binkowski et al., arXiv 1801.01401
     precision = share of samples inside the union of the real features' balls  Kynkaanniemi et al., arXiv 1904.06991
     recall    = share of real features inside the union of the samples' balls
 
 where a feature's ball reaches to its third nearest neighbour. FID is biased upwards, more so the smaller n is: compare only
-numbers of equal n, and read them against ``floor``. All of it is computed by torch-fidelity's own functions.
+numbers of equal n, and read them against ``floor``. torch-fidelity's own functions compute
+all of it; sFID is its FID of other features.
 """
 
 from torch import Tensor
@@ -29,7 +31,8 @@ KID_LARGEST_SUBSET = 1000
 
 
 def score(features: Features, reference: Reference, seed: int) -> dict[str, float]:
-    """``fid``, ``isc``, ``isc_std`` always; ``kid``, ``kid_std``, ``precision``, ``recall`` if ``reference`` has features.
+    """``fid``, ``isc``, ``isc_std`` always; ``sfid`` if both have spatial features; ``kid``, ``kid_std``, ``precision``,
+    ``recall`` if ``reference`` has features.
 
     The keys of KID are absent too when there are fewer than 1,000 samples or reference features: its subsets (n/2 rows, at most
     1,000) would be so small that their spread hides the value. ``isc_std`` and ``kid_std`` are standard deviations
@@ -43,6 +46,8 @@ def score(features: Features, reference: Reference, seed: int) -> dict[str, floa
     pool = features.pool.double()
     isc = isc_features_to_metric(features.logits, splits=IS_SPLITS, shuffle=True, rng_seed=seed)
     scores = {"fid": fid(pool, reference), "isc": isc[KEY_METRIC_ISC_MEAN], "isc_std": isc[KEY_METRIC_ISC_STD]}
+    if features.spatial is not None and reference.mu_s is not None and reference.sigma_s is not None:
+        scores["sfid"] = _frechet(features.spatial, reference.mu_s, reference.sigma_s)
     if reference.features is not None:
         real = reference.features.double()
         scores |= _kid(pool, real, seed) | _precision_recall(pool, real)
@@ -51,7 +56,11 @@ def score(features: Features, reference: Reference, seed: int) -> dict[str, floa
 
 def fid(pool: Tensor, reference: Reference) -> float:
     """Fréchet distance between the Gaussians of ``pool`` [n, d] and of ``reference``."""
-    real = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
+    return _frechet(pool, reference.mu, reference.sigma)
+
+
+def _frechet(pool: Tensor, mu: Tensor, sigma: Tensor) -> float:
+    real = {"mu": mu.numpy(), "sigma": sigma.numpy()}
     return fid_statistics_to_metric(fid_features_to_statistics(pool.double()), real, verbose=False)[KEY_METRIC_FID]
 
 

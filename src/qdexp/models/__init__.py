@@ -1,79 +1,90 @@
-"""Networks from a config: the class named by ``model.network._target_``, filled from a safetensors file.
+"""Networks from a config: the class named by ``model.network._target_``, filled with what ``model.weights`` names.
 
 A class may define ``adapt_weights(weights) -> weights``: how its own weights follow from those of the file, which have the same
-names and shapes. A checkpoint holds the network's own, so loading one does not call it.
+names and shapes; it may be given a part of them. A checkpoint holds the network's own, so loading one does not call it.
 """
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
-from qdexp.config import Model
+from qdexp.config import RANDOM, Model
 from qdexp.errors import UserError
-from qdexp.files import sha256
+from qdexp.models import loading
+from qdexp.models.first_stage import Decoder
 
 
-def _problem(model: Model, what: str, mend: str) -> UserError:
-    return UserError(f"model.weights={model.weights}: {what}; {mend}")
+def is_random(model: Model) -> bool:
+    """Whether the numbers of this model are random: it rehearses a run and says nothing of the model."""
+    return model.weights == RANDOM
+
+
+def files(model: Model, fetch: bool = True) -> dict[str, Path]:
+    """The files that define the network, by their roles; what the hub has is fetched if it may be. UserError where missing."""
+    return loading.files(model.weights, model.subfolder, model.publisher, "model.weights", fetch)
+
+
+def first_stage_files(model: Model) -> dict[str, Path]:
+    """Likewise the first stage; nothing where there is none."""
+    stage = model.first_stage
+    if stage is None:
+        return {}
+    return loading.files(stage.weights, stage.subfolder, model.publisher, "model.first_stage.weights")
 
 
 def check_weights(model: Model) -> None:
-    """Raises UserError where the weights are missing or torn, or differ from a ``.sha256`` file beside them."""
-    path = Path(model.weights)
-    if not path.is_file():
-        raise _problem(model, "no such file", "give the path of a safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise _problem(model, f"not a whole safetensors file ({error})", "fetch or export it again") from error
-    stated = path.with_name(path.name + ".sha256")
-    if stated.is_file() and stated.read_text().split()[:1] != [sha256(path)]:
-        raise _problem(model, f"its digest is not the one in {stated.name}", "the file is damaged or not the one meant")
+    """Raises UserError where files are missing or torn, or differ from a ``.sha256`` file beside them, or from the schedule."""
+    opened = loading.opened(files(model), f"model.weights={model.weights}")
+    opened.check_digests()
+    loading.check_schedule(opened, model.schedule)
+    if model.first_stage is not None:
+        loading.opened(first_stage_files(model), f"model.first_stage.weights={model.first_stage.weights}").check_digests()
 
 
 def check_fit(model: Model) -> None:
     """Raises UserError where architecture and weights differ in a name or a shape."""
-    wanted = {name: tuple(value.shape) for name, value in skeleton(model).state_dict().items()}
-    with safe_open(model.weights, framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            difference = f"{name} is {found.get(name, 'missing')}, in model.network {wanted.get(name, 'missing')}"
-            raise _problem(model, f"does not fit model.network ({difference})", "change one of the two")
+    if not is_random(model):
+        opened = loading.opened(files(model), f"model.weights={model.weights}")
+        loading.check_fit(skeleton(model), opened, "model.network")
+    stage = model.first_stage
+    if stage is not None and stage.weights != RANDOM:
+        opened = loading.opened(first_stage_files(model), f"model.first_stage.weights={stage.weights}")
+        loading.check_fit(_skeleton(stage.network, "model.first_stage.network"), opened, "model.first_stage.network")
 
 
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
     """The full-precision network in eval mode, without gradients. UserError where architecture and weights do not fit."""
-    check_weights(model)
-    check_fit(model)
-    network = _architecture(model)
-    adapt = getattr(network, "adapt_weights", dict)
-    network.load_state_dict(adapt(load_file(model.weights)))
-    network.eval().requires_grad_(False)
-    return network.to(memory_format=torch.channels_last) if channels_last else network
+    network = _architecture(model.network, "model.network")
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if not is_random(model):
+        opened = loading.opened(files(model), f"model.weights={model.weights}")
+        opened.check_digests()
+        loading.fill(network, opened, "model.network")
+    return network.eval().requires_grad_(False)
 
 
-def _architecture(model: Model) -> torch.nn.Module:
-    try:
-        network: torch.nn.Module = instantiate(model.network, _convert_="all")
-    except InstantiationException as error:
-        raise UserError(f"model.network: {' '.join(str(error).split())}") from error
-    return network
+def first_stage(model: Model) -> Decoder | None:
+    """What makes images of the latents, in full precision; None where the model's x_0 is an image itself."""
+    stage = model.first_stage
+    if stage is None:
+        return None
+    network, scale = _architecture(stage.network, "model.first_stage.network"), stage.scale
+    if stage.weights != RANDOM:
+        opened = loading.opened(first_stage_files(model), f"model.first_stage.weights={stage.weights}")
+        opened.check_digests()
+        loading.fill(network, opened, "model.first_stage.network")
+        scale = loading.measured_scale(opened, scale)
+    return Decoder(network, scale, stage.shift).eval().requires_grad_(False)
 
 
 def skeleton(model: Model) -> torch.nn.Module:
     """The architecture without memory; with it where its constructor computes with its parameters."""
-    try:
-        with torch.device("meta"):
-            return _architecture(model)
-    except UserError:
-        return _architecture(model)
+    return _skeleton(model.network, "model.network")
 
 
 def layer_names(model: Model) -> list[str]:
@@ -84,6 +95,31 @@ def layer_names(model: Model) -> list[str]:
 
 
 def parameters(model: Model) -> int:
-    """How many numbers the weights file holds."""
-    with safe_open(model.weights, framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    """How many numbers the network learned."""
+    return sum(value.numel() for value in skeleton(model).parameters())
+
+
+def stored_bytes(model: Model) -> int:
+    """Bytes of the network in its files, without what else lies in them; as float32 where it is random."""
+    if is_random(model):
+        return 4 * parameters(model)
+    return loading.stored_bytes(skeleton(model), loading.opened(files(model), f"model.weights={model.weights}"))
+
+
+def _skeleton(target: Mapping[str, Any], option: str) -> torch.nn.Module:
+    try:
+        with torch.device("meta"):
+            return _architecture(target, option)
+    except UserError:
+        return _architecture(target, option)
+
+
+def _architecture(target: Mapping[str, Any], option: str) -> torch.nn.Module:
+    """Seeded: with ``model.weights=random`` the numbers that the constructor draws are the ones that stay."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network: torch.nn.Module = instantiate(target, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"{option}: {' '.join(str(error).split())}") from error
+    return network

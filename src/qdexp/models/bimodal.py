@@ -60,11 +60,11 @@ class BimodalUNet2DModel(UNet2DModel):
                 deep = resnet.out_channels
 
     def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights with which this network computes what UNet2DModel computes with ``weights``."""
+        """The weights with which this network computes what UNet2DModel computes with ``weights``, all or some."""
         adapted = dict(weights)
         for name, resnet in self.named_modules():
-            if isinstance(resnet, AmplifiedResnetBlock):
-                key = f"{name}.conv_shortcut.weight"
+            key = f"{name}.conv_shortcut.weight"
+            if isinstance(resnet, AmplifiedResnetBlock) and key in weights:
                 deep, skip = weights[key].tensor_split([resnet.deep], dim=1)
                 adapted[key] = torch.cat([deep / resnet.gain, skip], dim=1)
         return adapted

@@ -20,6 +20,22 @@ BLOCKS: tuple[type[nn.Module], ...] = (ResnetBlock2D, BasicTransformerBlock, Att
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments."""
 
+Batch = Sequence[Any]
+"""What a network is called with: positional arguments, and named ones in a mapping at the end. `(x_t, t)`, or
+`(x_t, t, {"class_labels": labels})`."""
+
+
+def call(network: nn.Module, batch: Batch) -> Any:
+    """What the network answers to a batch."""
+    named = batch[-1] if isinstance(batch[-1], Mapping) else {}
+    return network(*(part for part in batch if part is not named), **named)
+
+
+def first_row(batch: Batch) -> Batch:
+    """The batch of its first row alone, to trace a network with."""
+    row: Batch = pytree.tree_map(lambda part: part[:1], batch)
+    return row
+
 
 def blocks_of(network: nn.Module, layers: Sequence[str]) -> list[str]:
     """The names of the blocks around `layers`, which are in execution order: so are the blocks."""

@@ -6,7 +6,8 @@
     quantize_weights(network, estimator, nearest)
     observe_activations(network, batches, estimator)  # with the weights already quantized
 
-All of it happens in place and in eval mode. A network is called `network(x_t, t)`.
+All of it happens in place and in eval mode. A network is called `network(x_t, t)`, with named
+conditions if it takes any.
 """
 
 import fnmatch
@@ -16,11 +17,12 @@ from types import MappingProxyType
 
 import torch
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import nn
 
 from qdexp.errors import UserError
 from qdexp.quant.affine import qparams_from_range
 from qdexp.quant.attention import quantize_attention
+from qdexp.quant.blocks import Batch, call
 from qdexp.quant.layers import QUANTIZED, ActivationQuantizer, Mode, QuantizedLayer, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
 from qdexp.quant.rounding import Rounding
@@ -45,8 +47,8 @@ class LayerBits:
 
 
 @torch.inference_mode()
-def execution_order(network: nn.Module, example: Sequence[Tensor]) -> list[str]:
-    """Names of the Conv1d, Conv2d and Linear layers in the order in which `network(*example)` first runs them.
+def execution_order(network: nn.Module, example: Batch) -> list[str]:
+    """Names of the Conv1d, Conv2d and Linear layers in the order in which the network first runs them.
 
     Definition order is not execution order: diffusers' U-Nets register the middle block last, and a block's attentions before
     its convolutions. Layers that do not run are left out.
@@ -58,7 +60,7 @@ def execution_order(network: nn.Module, example: Sequence[Tensor]) -> list[str]:
         if type(module) in QUANTIZED
     ]
     try:
-        network.eval()(*example)
+        call(network.eval(), example)
     finally:
         for handle in handles:
             handle.remove()
@@ -140,8 +142,8 @@ def quantize_weights(network: nn.Module, estimator: RangeEstimator, rounding: Ro
             layer.set_weight(rounding(layer.weight, qparams, scheme), qparams)
 
 
-def observe_activations(network: nn.Module, batches: Iterable[Sequence[Tensor]], estimator: RangeEstimator) -> None:
-    """Fit the activation ranges to `batches` of `(x_t, t)` and switch activation quantization on.
+def observe_activations(network: nn.Module, batches: Iterable[Batch], estimator: RangeEstimator) -> None:
+    """Fit the activation ranges to `batches` and switch activation quantization on.
 
     All quantizers observe the same passes, in which no activation is quantized. `batches` is iterated anew for each pass, so
     a list or a dataset will do and a generator will not.
@@ -159,11 +161,11 @@ def observe_activations(network: nn.Module, batches: Iterable[Sequence[Tensor]],
 
 
 @torch.inference_mode()
-def _run(network: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
+def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
     network.eval()
     empty = True
     for batch in batches:
-        network(*batch)
+        call(network, batch)
         empty = False
     if empty:
         raise ValueError("no calibration batch: activation ranges need at least one, again in every pass")

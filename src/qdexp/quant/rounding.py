@@ -34,6 +34,6 @@ def resolve(name: str) -> Rounding:
     try:
         rounding: Rounding = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError):
-        known = ", ".join([*ROUNDINGS, "adaround"])  # which is learned, see `adaround`
+        known = ", ".join([*ROUNDINGS, "adaround", "gptq"])  # which need rows, see their modules
         raise UserError(f"rounding {name!r} is unknown: use {known}, or the dotted path of an importable function") from None
     return rounding

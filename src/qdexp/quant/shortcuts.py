@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qdexp.errors import UserError
+from qdexp.errors import NothingToSplitError
+from qdexp.quant.blocks import Batch, call
 
 CONCATENATE = {torch.cat, torch.concat, torch.concatenate}
 COPY = {  # every channel stays what it was, at most resampled
@@ -44,8 +45,8 @@ class Concatenation:
     direct: bool
 
 
-def concatenations(network: nn.Module, example: Sequence[Tensor]) -> dict[str, Concatenation]:
-    """What the Conv1d and Conv2d layers of `network(*example)` read, by the layers' names in the order in which they run.
+def concatenations(network: nn.Module, example: Batch) -> dict[str, Concatenation]:
+    """What the Conv1d and Conv2d layers of a network read, by the layers' names in the order in which they run.
 
     Layers that read no concatenation along the channels are left out; so are those that read another one, or none, when they
     run again, and those of several groups, whose weights have no input channel of their own for each channel. Runs on the meta
@@ -64,7 +65,7 @@ def concatenations(network: nn.Module, example: Sequence[Tensor]) -> dict[str, C
     ]
     try:
         with torch.inference_mode(), tracer:
-            network.eval()(*example)
+            call(network.eval(), example)
     finally:
         for handle in handles:
             handle.remove()
@@ -72,18 +73,18 @@ def concatenations(network: nn.Module, example: Sequence[Tensor]) -> dict[str, C
     return {name: read for name, read in same.items() if read is not None}
 
 
-def split_sizes(network: nn.Module, example: Sequence[Tensor], scope: str) -> dict[str, tuple[int, ...]]:
+def split_sizes(network: nn.Module, example: Batch, scope: str) -> dict[str, tuple[int, ...]]:
     """The layers that are to be split, and the numbers of input channels of their parts.
 
     scope: "off", "skip" (those that read a concatenation directly) or "skip+conv1" (those that read one through norms and
-    nonlinearities, too). Raises UserError where a scope other than "off" finds none.
+    nonlinearities, too). Raises NothingToSplitError where a scope other than "off" finds none.
     """
     if scope == "off":
         return {}
     found = concatenations(network, example)
     chosen = {name: read.sizes for name, read in found.items() if read.direct or scope == "skip+conv1"}
     if not chosen:
-        raise UserError(
+        raise NothingToSplitError(
             f"quantizer.split={scope}: no convolution of the network reads a concatenation that this splits; set it to off"
         )
     return chosen

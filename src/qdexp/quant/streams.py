@@ -21,14 +21,14 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
-from qdexp.quant.blocks import Call, output
+from qdexp.quant.blocks import Batch, Call, call, output
 
 
 class _Pass(greenlet):
     """One batch's forward pass. `call` is set while it stands at an entrance, `output` once the block has run."""
 
-    def __init__(self, stream: "Stream", network: nn.Module, batch: Sequence[Tensor]) -> None:
-        super().__init__(lambda: network(*batch))
+    def __init__(self, stream: "Stream", network: nn.Module, batch: Batch) -> None:
+        super().__init__(lambda: call(network, batch))
         self.stream, self.rows = stream, len(batch[0])
         self.entrance = ""
         self.call: Call = ((), {})
@@ -38,7 +38,7 @@ class _Pass(greenlet):
 class Stream:
     """See the module's docstring. `blocks` are in execution order; all batches must visit them in this order."""
 
-    def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> None:
+    def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch]) -> None:
         self._blocks = list(blocks)
         self._position = 0
         self._collects = False
@@ -123,7 +123,7 @@ def _modes() -> tuple[bool, bool, bool]:
 
 
 @contextmanager
-def streaming(network: nn.Module, blocks: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> Iterator[Stream]:
+def streaming(network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch]) -> Iterator[Stream]:
     """A stream that is closed at the end, come what may."""
     stream = Stream(network, blocks, batches)
     try:

@@ -8,7 +8,9 @@ same bits.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -22,17 +24,29 @@ from qdexp import device as devices
 from qdexp import files
 from qdexp.config import Recon, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
-from qdexp.quant.blocks import Rows, run
+from qdexp.quant.blocks import Batch, Rows, run
 from qdexp.quant.streams import streaming
 from qdexp.recon import result
 from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, State, WeightReconstruction
 from qdexp.recon.progress import BlockProgress
 from qdexp.recon.result import BlockErrors
+from qdexp.recon.second_order import round_block
 
 Settings = WeightLearning | ScaleLearning
-Batches = Sequence[Sequence[Tensor]]
+Batches = Sequence[Batch]
 _PARTS = "{}-{}.safetensors"
 _STATE, _ERRORS = "state.", "errors"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A block to learn from the first `rows` rows of its site. `start`: its relative squared error on them before."""
+
+    site: Site
+    name: str
+    rows: int
+    start: float
+    progress: BlockProgress
 
 
 class Walk:
@@ -47,11 +61,15 @@ class Walk:
 
     def learn_weights(self, batches: Batches) -> None:
         """The rounding of all weights, from nearest rounding on; activations must not be quantized yet."""
-        self._walk(WeightReconstruction, self.recon.weights, batches)
+        self._walk(WeightReconstruction, partial(self._fit, WeightReconstruction, self.recon.weights), batches)
+
+    def round_weights(self, batches: Batches) -> None:
+        """The same by GPTQ: in one pass, without iterations."""
+        self._walk(WeightReconstruction, lambda task: round_block(task.site, task.rows, self.recon.batch), batches)
 
     def learn_scales(self, batches: Batches) -> None:
         """The scales of all activations, from the observed ranges on."""
-        self._walk(ScaleReconstruction, self.recon.scales, batches)
+        self._walk(ScaleReconstruction, partial(self._fit, ScaleReconstruction, self.recon.scales), batches)
 
     def clear(self) -> None:
         """Remove the files of single blocks, once the whole is kept elsewhere."""
@@ -59,7 +77,7 @@ class Walk:
             for path in self.folder.glob(_PARTS.format(kind.part, "*")):
                 path.unlink()
 
-    def _walk(self, kind: type[Reconstruction], settings: Settings, batches: Batches) -> None:
+    def _walk(self, kind: type[Reconstruction], find: Callable[["_Task"], State], batches: Batches) -> None:
         results: list[BlockErrors] = []
         if not any(kind.state(self.network.get_submodule(name)) for name in self.blocks):
             return  # all of it is left in floating point
@@ -76,10 +94,10 @@ class Walk:
                     path = self.folder / _PARTS.format(kind.part, f"{number:04d}")
                     done = _read(path, name)
                     if done is None:
-                        rows = Rows(quantized.calls, quantized.sizes)
-                        done = self._learn(kind, settings, Site(block, original, rows, torch.cat(outputs)), name, progress)
+                        site = Site(block, original, Rows(quantized.calls, quantized.sizes), torch.cat(outputs))
+                        done = self._learn(kind, find, site, name, progress)
                         _write(path, *done)
-                        del rows
+                        del site
                     state, errors = done
                     kind.restore(block, {part: value.to(outputs[0].device) for part, value in state.items()})
                     results.append(errors)
@@ -88,7 +106,7 @@ class Walk:
         result.write(self.folder, kind.title, results)
 
     def _learn(
-        self, kind: type[Reconstruction], settings: Settings, site: Site, name: str, progress: BlockProgress
+        self, kind: type[Reconstruction], find: Callable[["_Task"], State], site: Site, name: str, progress: BlockProgress
     ) -> tuple[State, BlockErrors]:
         rows = len(site.rows)
         learning, heldout = slice(0, rows - self.recon.heldout), slice(rows - self.recon.heldout, rows)
@@ -98,13 +116,19 @@ class Walk:
                             f"the weights or the calibration rows hold values that are not finite")  # fmt: skip
         if 0 in (start, before):  # nothing to gain, or nothing to measure a loss against
             return old, BlockErrors(name, before, before)
-        module = kind(site, settings, start)
-        devices.fit(module, self._batches(learning.stop, settings.iterations, name, site), site.targets.device, progress)
-        learned = module.to(site.targets.device).learned()  # Lightning leaves it on the CPU
-        module.release()
+        learned = find(_Task(site, name, learning.stop, start, progress))
         kind.restore(site.block, learned)
         errors = BlockErrors(name, before, self._error(site, heldout))
         return learned if errors.kept else old, errors
+
+    def _fit(self, kind: type[Reconstruction], settings: Settings, task: "_Task") -> State:
+        """What the iterations of `kind` learn of a block."""
+        device = task.site.targets.device
+        module = kind(task.site, settings, task.start)
+        devices.fit(module, self._batches(task.rows, settings.iterations, task.name, task.site), device, task.progress)
+        learned = module.to(device).learned()  # Lightning leaves it on the CPU
+        module.release()
+        return learned
 
     def _batches(self, rows: int, iterations: int, name: str, site: Site) -> DataLoader[Tensor]:
         """Row indices of every iteration, in epochs of random order that depend on seed and block alone."""

@@ -45,7 +45,7 @@ def ladder_table(records: list[Record]) -> Table:
     columns = _columns(records)
     for column in columns:
         table.add_column("\n".join(column.header), justify=column.justify, no_wrap=column.justify == "right", overflow="fold")
-    for record in _sorted(records):
+    for record in in_order(records):
         table.add_row(*(escape(column.text(record)) for column in columns))
     return table
 
@@ -55,7 +55,7 @@ def to_markdown(records: list[Record]) -> str:
     caption, columns = _caption(records), _columns(records)
     rows = [[" ".join(column.header) for column in columns]]
     rows.append(["---:" if column.justify == "right" else "---" for column in columns])
-    rows += [[column.text(record) for column in columns] for record in _sorted(records)]
+    rows += [[column.text(record) for column in columns] for record in in_order(records)]
     lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
     failures = [f"- {line}" for line in _failures(records)]
     return "\n".join([*lines, "", f"{caption}.", *([""] if failures else []), *failures]) + "\n"
@@ -67,7 +67,7 @@ def common_protocol(records: list[Record]) -> dict[str, Any]:
         raise UserError("no records: a table needs at least one cell that has run")
     protocols = {record["protocol"]["hash"]: record["protocol"] for record in records if record.get("protocol")}
     if len(protocols) > 1:
-        named = "; ".join(f"{_protocol_line(protocol)} [{key[:8]}]" for key, protocol in protocols.items())
+        named = "; ".join(f"{protocol_line(protocol)} [{key[:8]}]" for key, protocol in protocols.items())
         raise UserError(f"numbers of different protocols do not compare, make one table of each: {named}")
     return next(iter(protocols.values()), {})
 
@@ -75,10 +75,12 @@ def common_protocol(records: list[Record]) -> dict[str, Any]:
 def _caption(records: list[Record]) -> str:
     protocol, models = common_protocol(records), {str(record["axes"].get("model")) for record in records}
     name = [*models] if len(models) == 1 else []
-    return ", ".join([*name, _protocol_line(protocol)])
+    drawn = {record["axes"].get("weights") for record in records}
+    rehearsal = ["weights: random, a rehearsal"] if "random" in drawn else []
+    return ", ".join([*name, *rehearsal, protocol_line(protocol)])
 
 
-def _protocol_line(protocol: dict[str, Any]) -> str:
+def protocol_line(protocol: dict[str, Any]) -> str:
     """``protocol quick: n = 1,024, 10 DPMSolverMultistep steps, features of fashion-cnn 1a2b3c4d, floor FID 1.20``."""
     if not protocol:
         return "no protocol recorded"
@@ -96,7 +98,7 @@ def _protocol_line(protocol: dict[str, Any]) -> str:
 
 def _failures(records: list[Record]) -> list[str]:
     """One line a failed cell: where and why."""
-    failed = [record for record in _sorted(records) if record["status"] != "complete"]
+    failed = [record for record in in_order(records) if record["status"] != "complete"]
     return [_failure(record["cell"], record.get("error", {})) for record in failed]
 
 
@@ -106,7 +108,7 @@ def _failure(cell: str, error: dict[str, Any]) -> str:
     return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
 
 
-def _sorted(records: list[Record]) -> list[Record]:
+def in_order(records: list[Record]) -> list[Record]:
     """Full precision first, then a ladder for each pair of bit-widths, widest first; then by what tells equal methods apart."""
     telling = _telling(records, _labels())
 
@@ -114,9 +116,9 @@ def _sorted(records: list[Record]) -> list[Record]:
         axes = record["axes"]
         method = axes["method"]
         rank = LADDER.index(method) if method in LADDER else len(LADDER)
-        widths = (0, 0) if _full_precision(record) else (-axes["weight_bits"], -axes["act_bits"])
+        widths = (0, 0) if full_precision(record) else (-axes["weight_bits"], -axes["act_bits"])
         told = [_by_value(column.text(record)) for column in telling]
-        return str(axes.get("model")), not _full_precision(record), widths, rank, method, told, record["cell"]
+        return str(axes.get("model")), not full_precision(record), widths, rank, method, told, record["cell"]
 
     return sorted(records, key=order)
 
@@ -132,11 +134,11 @@ def _by_value(text: str) -> tuple[float, str]:
 def row_names(records: list[Record]) -> list[str]:
     """A short name for each record, for a picture: the method, and what else tells it from the others."""
     method, bits, calib = _labels()
-    several = len({_bits(record) for record in records if not _full_precision(record)}) > 1
+    several = len({_bits(record) for record in records if not full_precision(record)}) > 1
     telling = [*([bits] if several else []), *_telling(records, [method, bits, calib])]
     names = []
     for record in records:
-        told = [column.text(record) for column in telling if column is not bits or not _full_precision(record)]
+        told = [column.text(record) for column in telling if column is not bits or not full_precision(record)]
         names.append(" ".join([method.text(record), *told]))
     return names
 
@@ -171,9 +173,9 @@ def _used(column: Column, records: list[Record]) -> bool:
 def _telling(records: list[Record], fixed: list[Column]) -> list[Column]:
     """Columns of what else is needed to tell rows apart: other axes, the model where it varies, then single options."""
     axes = sorted({name for record in records for name in record["axes"]} - SHOWN)
-    options = sorted({name for record in records for name in _options(record)})
+    single = sorted({name for record in records for name in options(record)})
     found: list[Column] = []
-    for column in [*map(_axis, axes), *(_option(name, options) for name in options)]:
+    for column in [*map(_axis, axes), *(_option(name, single) for name in single)]:
         values: dict[tuple[str, ...], set[str]] = {}
         for record in records:
             label = tuple(known.text(record) for known in [*fixed, *found])
@@ -184,16 +186,17 @@ def _telling(records: list[Record], fixed: list[Column]) -> list[Column]:
     return found
 
 
-def _options(record: Record) -> dict[str, Any]:
+def options(record: Record) -> dict[str, Any]:
     """The frozen config as ``{"calib.timesteps": 10}``, without what does not change a number."""
-
-    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        leaves: dict[str, Any] = {}
-        for name, value in tree.items():
-            leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        return leaves
-
     return {name: value for name, value in flat(record.get("config", {})).items() if not name.startswith(UNTOLD)}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"calib": {"timesteps": 10}}`` as ``{"calib.timesteps": 10}``."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
 
 
 def _option(name: str, among: list[str]) -> Column:
@@ -201,24 +204,25 @@ def _option(name: str, among: list[str]) -> Column:
     words = name.split(".")
     tails = (".".join(words[-count:]) for count in range(1, len(words) + 1))
     short = next(tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in among) == 1 or tail == name)
-    return Column((short,), lambda record: str(_options(record).get(name, NONE)), "left")
+    return Column((short,), lambda record: str(options(record).get(name, NONE)), "left")
 
 
 def _axis(name: str) -> Column:
     return Column((name,), lambda record: str(record["axes"].get(name, NONE)), "left")
 
 
-def _full_precision(record: Record) -> bool:
+def full_precision(record: Record) -> bool:
+    """Whether the cell quantizes nothing."""
     return record["axes"]["method"] == "fp" or record["axes"].get("quantizer") == "none"
 
 
 def _bits(record: Record) -> str:
     axes = record["axes"]
-    return "W32A32" if _full_precision(record) else f"W{axes['weight_bits']}A{axes['act_bits']}"
+    return "W32A32" if full_precision(record) else f"W{axes['weight_bits']}A{axes['act_bits']}"
 
 
 def _calib(record: Record) -> str:
-    return NONE if _full_precision(record) else str(record["axes"].get("calib") or NONE)
+    return NONE if full_precision(record) else str(record["axes"].get("calib") or NONE)
 
 
 def _metric(record: Record, name: str) -> float | None:

@@ -1,69 +1,94 @@
 """The reverse process: x_T -> x_0 with any diffusers scheduler.
 
 At each of the scheduler's timesteps t the network estimates the noise eps(x_t, t), and the scheduler makes x_{t-1} from both.
+Schedulers may call the network more than once a step, and at timesteps between the whole ones: a *call* is what counts here.
 """
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor
 
 from qdexp.config import Model, Protocol
 from qdexp.errors import UserError
-from qdexp.sampling.noise import draw
+from qdexp.sampling.conditions import Asked
+from qdexp.sampling.noise import draw, generators
+
+NOTHING = Asked()
+"""What an unconditional network is asked for."""
 
 Observer = Callable[[int, Tensor, Tensor], None]
-"""Called at each step with its position, x_t as the network sees it and eps, both [n, c, h, w]."""
-
-
-def estimate_noise(network: torch.nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
-    """eps(x_t, t): x_t [n, c, h, w], t int64 [n]; of a tuple or a diffusers output, the first element."""
-    output = network(x_t, t)
-    return output if isinstance(output, Tensor) else output[0]
+"""Called at each call of the network with its position, x_t as the network sees it and eps, both [n, c, h, w]."""
 
 
 class Sampler:
-    """Holds what the protocol fixes: the scheduler and its steps."""
+    """Holds what the protocol fixes: the scheduler, and the ``timesteps`` of its ``steps`` calls of the network."""
 
     def __init__(self, model: Model, protocol: Protocol) -> None:
         self.shape = tuple(model.shape)
-        self.steps = protocol.steps
+        self._wanted = protocol.steps
+        self._name = protocol.scheduler["_target_"]
         self._scheduler = lambda: instantiate(protocol.scheduler, **model.schedule)
         exact = [float(t) for t in self._ready().timesteps]
-        self.timesteps = [int(t) for t in exact]
-        if self.timesteps != exact or len(exact) != self.steps:
-            raise UserError(
-                f"protocol.scheduler={protocol.scheduler['_target_']}: its {len(exact)} timesteps are not {self.steps} whole "
-                f"numbers; choose a scheduler that calls the network once a step, at whole timesteps"
-            )
+        whole = [int(t) for t in exact]
+        self.timesteps: list[int] | list[float] = whole if whole == exact else exact
+        self.steps = len(exact)
 
     def _ready(self) -> Any:
         """A scheduler of its own for each batch: multistep solvers remember their last outputs.
 
         It stays on the CPU, where its branches on the timestep wait for no device.
         """
-        scheduler = self._scheduler()
         try:
-            scheduler.set_timesteps(self.steps)
+            scheduler = self._scheduler()
+        except InstantiationException as error:
+            raise UserError(f"protocol.scheduler={self._name}: {' '.join(str(error).split())}; change its options") from error
+        try:
+            scheduler.set_timesteps(self._wanted)
         except ValueError as error:
-            raise UserError(f"protocol.steps={self.steps}: {error}") from error
+            raise UserError(f"protocol.steps={self._wanted}: {error}") from error
         return scheduler
 
+    def rehearse(self) -> None:
+        """Walks once with a network that answers zeros. Raises UserError where the scheduler cannot be walked with."""
+        try:
+            self._walk(lambda x_t, _: torch.zeros_like(x_t), generators("evaluation", 0, [0]), torch.device("cpu"), (1, 2, 2))
+        except Exception as error:  # it may be the user's own
+            raise UserError(f"protocol.scheduler={self._name}: its walk ends with {type(error).__name__}: "
+                            f"{' '.join(str(error).split())}; choose another sampler") from error  # fmt: skip
+
     def run(
-        self, network: torch.nn.Module, sources: list[torch.Generator], device: torch.device, observe: Observer | None = None
+        self,
+        network: torch.nn.Module,
+        sources: list[torch.Generator],
+        device: torch.device,
+        asked: Asked = NOTHING,
+        observe: Observer | None = None,
     ) -> Tensor:
         """x_0 [n, c, h, w] in about [-1, 1], on ``device``; one generator a sample gives all its noise."""
+        return self._walk(partial(asked.estimate, network), sources, device, self.shape, observe)
+
+    def _walk(
+        self,
+        estimate: Callable[[Tensor, Tensor], Tensor],
+        sources: list[torch.Generator],
+        device: torch.device,
+        shape: tuple[int, ...],
+        observe: Observer | None = None,
+    ) -> Tensor:
         scheduler = self._ready()
         timesteps = torch.tensor(self.timesteps, device=device)
         takes_noise = "generator" in inspect.signature(scheduler.step).parameters
         noise = {"generator": sources} if takes_noise else {}
-        x_t = (draw(sources, self.shape) * scheduler.init_noise_sigma).to(device)
+        x_t = (draw(sources, shape) * scheduler.init_noise_sigma).to(device)
         for position, t in enumerate(scheduler.timesteps):
             seen = scheduler.scale_model_input(x_t, t)
-            eps = estimate_noise(network, seen, timesteps[position].expand(len(seen)))
+            eps = estimate(seen, timesteps[position].expand(len(seen)))
             if observe is not None:
                 observe(position, seen, eps)
             x_t = scheduler.step(eps, t, x_t, return_dict=False, **noise)[0]

@@ -18,10 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from qdexp import device as devices
 from qdexp import files
+from qdexp.sampling.conditions import Asked, Conditions
 from qdexp.sampling.noise import generators
 from qdexp.sampling.sampler import Sampler, to_images
 
 Tensors = dict[str, Tensor]
+
+DECODED = 4
+"""Latents that the first stage decodes at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,19 @@ class Stream:
     def shards(self) -> range:
         return range(-(-self.n // self.batch))
 
+    def samples(self, shard: int) -> range:
+        """The samples of ``shard``, those that fill it up included."""
+        return range(shard * self.batch, (shard + 1) * self.batch)
+
     def rows(self, shard: int) -> int:
         """How many rows of ``shard`` are kept."""
         return min(self.batch, self.n - shard * self.batch)
+
+
+def _full_batches(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """``rows`` in batches of exactly ``size``; the last one is filled up with its own last row."""
+    for part in rows.split(size):
+        yield torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -54,23 +68,44 @@ def read_shards(folder: Path, name: str) -> Iterator[Tensor]:
 
 
 class Sampling(pl.LightningModule):
-    """Predicts one shard a step: its images, or its whole trajectory."""
+    """Predicts one shard a step: its images, or its whole trajectory.
 
-    def __init__(self, network: torch.nn.Module, sampler: Sampler, stream: Stream) -> None:
+    first_stage: makes images of what the sampler ends with, by its method ``decode``; None where those are images.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        sampler: Sampler,
+        stream: Stream,
+        conditions: Conditions | None = None,
+        first_stage: torch.nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.sampler, self.stream = network, sampler, stream
+        self.conditions, self.first_stage = conditions or Conditions.none(), first_stage
 
     def sources(self, shard: int) -> list[torch.Generator]:
-        start = shard * self.stream.batch
-        return generators(self.stream.name, self.stream.seed, range(start, start + self.stream.batch))
+        """The generators of the shard's samples."""
+        return generators(self.stream.name, self.stream.seed, self.stream.samples(shard))
+
+    def asked(self, shard: int) -> Asked:
+        """What the shard's samples are asked for."""
+        return self.conditions.of(self.stream.samples(shard), self.device)
 
     def predict_step(self, shard: int) -> Tensors:
         """``images`` uint8 [batch, c, h, w]."""
-        return {"images": to_images(self.sampler.run(self.network, self.sources(shard), self.device))}
+        x_0 = self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard))
+        return {"images": to_images(x_0 if self.first_stage is None else self._decode(x_0, self.first_stage))}
+
+    def _decode(self, latents: Tensor, first_stage: Any) -> Tensor:
+        """Images of the latents, ``DECODED`` at a time: a fixed number, and few, since a decoder needs much more memory than
+        the network."""
+        return torch.cat([first_stage.decode(part) for part in _full_batches(latents, DECODED)])[: len(latents)]
 
 
 class Recording(Sampling):
-    """The same walk, recorded: ``x_t`` and ``eps`` float32 [batch, steps, c, h, w], what the network saw and answered."""
+    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w]: what was seen and answered."""
 
     def predict_step(self, shard: int) -> Tensors:
         seen: list[Tensor] = []
@@ -80,7 +115,7 @@ class Recording(Sampling):
             seen.append(x_t)
             answered.append(eps)
 
-        self.sampler.run(self.network, self.sources(shard), self.device, observe)
+        self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard), observe)
         return {"x_t": torch.stack(seen, dim=1), "eps": torch.stack(answered, dim=1)}
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from hydra.utils import get_object
 
 from qdexp import device as devices
-from qdexp.config import Config, Target
+from qdexp.config import RANDOM, Config, Target
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.store import Entry, Store
@@ -139,9 +139,11 @@ class Sharded(ABC):
 
 
 def network_options(config: Config) -> dict[str, Any]:
-    """What defines the full-precision network and how it is run; the weights come in as a file."""
+    """What defines the full-precision network and how it is run; weights come in as a file, unless they are random."""
+    drawn = {"weights": RANDOM} if config.model.weights == RANDOM else {}
     return {
         "network": identity(config.model.network),
+        **drawn,
         "batch": config.sampling.batch,
         "channels_last": config.sampling.channels_last,
     }
@@ -154,4 +156,5 @@ def sampler_options(config: Config) -> dict[str, Any]:
         "schedule": config.model.schedule,
         "scheduler": identity(config.protocol.scheduler),
         "steps": config.protocol.steps,
+        "guidance": config.protocol.guidance,
     }

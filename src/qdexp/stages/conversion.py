@@ -1,18 +1,21 @@
 """From a config to a network with quantized layers: what the two stages that quantize share."""
 
 import fnmatch
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from qdexp import models
 from qdexp.config import ActScheme, Config, WeightScheme
 from qdexp.errors import UserError
+from qdexp.models.conditions import example_condition
 from qdexp.quant import network as networks
+from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
@@ -21,8 +24,8 @@ from qdexp.stages.calibration import read_rows
 
 CHECKPOINT = "checkpoint"
 
-Batches = list[tuple[Tensor, Tensor]]
-"""The calibration set, or a part of it: (x_t, t), at most ``sampling.batch`` rows each."""
+Batches = Sequence[Batch]
+"""The calibration set, or a part of it, at most ``sampling.batch`` rows each."""
 
 
 def weight_options(config: Config) -> dict[str, Any]:
@@ -46,14 +49,21 @@ def scheme_options(scheme: WeightScheme | ActScheme) -> dict[str, Any]:
 
 def read_batches(folder: Path, config: Config, device: torch.device, rows: int | None = None) -> Batches:
     """The calibration set in ``folder``, or its first ``rows``, on ``device``."""
-    x_t, t = (part[:rows].to(device).split(config.sampling.batch) for part in read_rows(folder))
-    return list(zip(x_t, t, strict=True))
+    whole = read_rows(folder)
+    size, stop = config.sampling.batch, len(whole[0]) if rows is None else min(rows, len(whole[0]))
+    return [_cut(whole, slice(start, min(start + size, stop)), device) for start in range(0, stop, size)]
+
+
+def _cut(batch: Batch, rows: slice, device: torch.device) -> Batch:
+    """These rows of every tensor in a batch."""
+    part: Batch = pytree.tree_map(lambda tensor: tensor[rows].to(device), batch)
+    return part
 
 
 def convert(network: torch.nn.Module, config: Config, batches: Batches) -> list[str]:
     """Gives the layers of ``network`` their quantized classes, in place; returns their names in execution order."""
     quant, quantizer = config.quant, config.quantizer
-    example = [part[:1] for part in batches[0]]
+    example = first_row(batches[0])
     order = networks.execution_order(network, example)
     networks.convert(
         network,
@@ -90,6 +100,7 @@ def check(config: Config) -> None:
 def _check_split(config: Config) -> None:
     network = models.skeleton(config.model)
     device = next(network.parameters()).device
-    example = torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    with suppress(RuntimeError):  # a network that asks for values cannot run without; the stage itself will tell
+    x_t, t = torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    example = (x_t, t, pytree.tree_map(lambda part: part.to(device), example_condition(network)))
+    with suppress(RuntimeError, TypeError):  # asks for values, or for conditions of its own: the stage itself will tell
         split_sizes(network, example, config.quantizer.split)

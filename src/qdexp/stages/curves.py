@@ -1,4 +1,4 @@
-"""The error of the quantized network at every step of the sampler, on held-out trajectories.
+"""The error of the quantized network at every call of the sampler, on held-out trajectories; eps is the guided one.
 
 Teacher-forced: both networks see the full-precision x_t, so the error is the step's own,
     sum |eps_q(x_t, t) - eps(x_t, t)|^2 / sum |eps(x_t, t)|^2.
@@ -16,9 +16,10 @@ from torch import Tensor
 from qdexp import files
 from qdexp.config import Config
 from qdexp.quant import checkpoint
-from qdexp.sampling.sampler import Sampler, estimate_noise
+from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, read_shards
 from qdexp.stages.base import Stage
+from qdexp.stages.conditions import condition_inputs, read_conditions
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.trajectory import heldout_trajectory
@@ -27,10 +28,10 @@ FILE = "curves.json"
 
 
 class CurvesStage(Stage):
-    """``curves.json``: ``timestep``, ``teacher_forced`` and ``free_running``, one value a step, first step first."""
+    """``curves.json``: ``timestep``, ``teacher_forced`` and ``free_running``, one value a call, first call first."""
 
     name = "curves"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.curves", "qdexp.sampling", "qdexp.quant")
 
     def __init__(self, config: Config) -> None:
@@ -39,7 +40,8 @@ class CurvesStage(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"quantization": QuantizationStage(self.config), "trajectory": self.heldout}
+        made = {"quantization": QuantizationStage(self.config), "trajectory": self.heldout}
+        return {**made, **condition_inputs(self.config)}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -49,13 +51,15 @@ class CurvesStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = checkpoint.load(inputs["quantization"] / CHECKPOINT).to(self.device)
         sampler = Sampler(self.config.model, self.config.protocol)
-        walk = Recording(network, sampler, self.heldout.stream).to(self.device)
+        conditions = read_conditions(inputs, self.config)
+        walk = Recording(network, sampler, self.heldout.stream, conditions).to(self.device)
         timesteps = torch.tensor(sampler.timesteps, device=self.device)
         forced, free = _Ratio(sampler.steps), _Ratio(sampler.steps)
         shards = zip(read_shards(inputs["trajectory"], "x_t"), read_shards(inputs["trajectory"], "eps"), strict=True)
         for shard, (x_t, eps) in enumerate(shards):
             pairs = zip(x_t.to(self.device).unbind(1), timesteps, strict=True)
-            answers = [estimate_noise(network, x, t.expand(len(x))) for x, t in pairs]
+            asked = conditions.of(self.heldout.stream.samples(shard)[: len(x_t)], self.device)
+            answers = [asked.estimate(network, x, t.expand(len(x))) for x, t in pairs]
             forced.add(torch.stack(answers, dim=1).cpu(), eps)
             free.add(walk.predict_step(shard)["x_t"][: len(x_t)].cpu(), x_t)
         curves = {"timestep": sampler.timesteps, "teacher_forced": forced.values(), "free_running": free.values()}

@@ -26,7 +26,7 @@ class EvaluationStage(Stage):
     """``metrics.json``, and ``features.safetensors`` with ``pool`` [n, d], ``logits`` [n, k] and ``distance`` [n]."""
 
     name = "evaluation"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.evaluation", "qdexp.metrics", "qdexp.sampling", "qdexp.zoo.extractor")
     quick = True
 
@@ -52,7 +52,8 @@ class EvaluationStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         images = torch.cat(list(read_shards(inputs["samples"], "images")))
         truth = torch.cat(list(read_shards(inputs["full_precision"], "images")))
-        features = extract(images, self.config.protocol.extractor, BATCH, self.device)
+        protocol = self.config.protocol
+        features = extract(find(protocol.extractor, protocol.extractor_weights), images, BATCH, self.device)
         reference = Reference.load(self.files["reference"])
         metrics = score(features, reference, self.config.protocol.noise_seed)
         distance = image_distance(images, truth)

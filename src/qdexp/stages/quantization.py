@@ -42,7 +42,7 @@ class QuantizationStage(Stage):
 
     @property
     def files(self) -> dict[str, Path]:
-        return {"weights": Path(self.config.model.weights)}
+        return models.files(self.config.model)
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         config, quantizer = self.config, self.config.quantizer

@@ -1,4 +1,4 @@
-"""Learned weight rounding, with activations in full precision: one result for every bit-width of the activations."""
+"""Weight rounding by the calibration rows, with activations in full precision: one result for all their bit-widths."""
 
 import copy
 from dataclasses import asdict, replace
@@ -36,12 +36,12 @@ class RoundingStage(Stage):
     @property
     def options(self) -> dict[str, Any]:
         recon = self.config.recon
-        learning = {"batch": recon.batch, "heldout": recon.heldout, **asdict(recon.weights)}
-        return {"recon": learning, **weight_options(self.config)}
+        iterations = asdict(recon.weights) if self.config.quantizer.rounding == "adaround" else {}
+        return {"recon": {"batch": recon.batch, "heldout": recon.heldout, **iterations}, **weight_options(self.config)}
 
     @property
     def files(self) -> dict[str, Path]:
-        return {"weights": Path(self.config.model.weights)}
+        return models.files(self.config.model)
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         config = self.config
@@ -51,7 +51,10 @@ class RoundingStage(Stage):
         order = convert(network, config, batches)
         networks.quantize_weights(network, instantiate(config.quantizer.weight.range), nearest)
         walk = Walk(network, full, blocks_of(network, order), config.recon, config.seed, folder)
-        walk.learn_weights(batches)
+        if config.quantizer.rounding == "adaround":
+            walk.learn_weights(batches)
+        else:
+            walk.round_weights(batches)
         checkpoint.save(folder / CHECKPOINT, network, config.model.network)
         walk.clear()
 

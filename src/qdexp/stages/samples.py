@@ -9,7 +9,8 @@ from qdexp.config import Config
 from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Sampling, Stream, missing_shards, write_shards
-from qdexp.stages.base import Sharded, Stage, network_options, sampler_options
+from qdexp.stages.base import Sharded, Stage, identity, network_options, sampler_options
+from qdexp.stages.conditions import condition_inputs, read_conditions
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.quantization import QuantizationStage
 
@@ -18,7 +19,7 @@ class SamplesStage(Sharded, Stage):
     """Shards of ``images``, uint8 [rows, c, h, w]. ``quantized`` says which network draws them."""
 
     name = "samples"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.samples", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
     def __init__(self, config: Config, quantized: bool) -> None:
@@ -30,16 +31,20 @@ class SamplesStage(Sharded, Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"quantization": QuantizationStage(self.config)} if self.quantized else {}
+        quantized = {"quantization": QuantizationStage(self.config)} if self.quantized else {}
+        return {**quantized, **condition_inputs(self.config)}
 
     @property
     def options(self) -> dict[str, Any]:
         noise = {"seed": self.stream.seed, "n": self.stream.n}
-        return {"noise": noise, **network_options(self.config), **sampler_options(self.config)}
+        stage = self.config.model.first_stage
+        decoder = {} if stage is None else {"first_stage": {**vars(stage), "network": identity(stage.network)}}
+        return {"noise": noise, **decoder, **network_options(self.config), **sampler_options(self.config)}
 
     @property
     def files(self) -> dict[str, Path]:
-        return {} if self.quantized else {"weights": Path(self.config.model.weights)}
+        network = {} if self.quantized else models.files(self.config.model)
+        return network | {f"first_stage.{role}": path for role, path in models.first_stage_files(self.config.model).items()}
 
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
         if self.quantized:
@@ -47,7 +52,8 @@ class SamplesStage(Sharded, Stage):
         else:
             network = models.build(self.config.model, self.config.sampling.channels_last)
         sampler = Sampler(self.config.model, self.config.protocol)
-        write_shards(Sampling(network, sampler, self.stream), folder, self.device, shards)
+        conditions, first_stage = read_conditions(inputs, self.config), models.first_stage(self.config.model)
+        write_shards(Sampling(network, sampler, self.stream, conditions, first_stage), folder, self.device, shards)
 
     def missing(self, folder: Path) -> list[int]:
         return missing_shards(self.stream, folder)

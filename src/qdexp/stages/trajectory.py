@@ -9,13 +9,14 @@ from qdexp.config import Config
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, Stream, missing_shards, write_shards
 from qdexp.stages.base import Sharded, Stage, network_options, sampler_options
+from qdexp.stages.conditions import condition_inputs, read_conditions
 
 
 class TrajectoryStage(Sharded, Stage):
-    """Shards of ``x_t`` and ``eps``, float32 [rows, steps, c, h, w], of one noise stream."""
+    """Shards of ``x_t`` and (guided) ``eps``, float32 [rows, calls, c, h, w], of one noise stream."""
 
     name = "trajectory"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.trajectory", "qdexp.sampling", "qdexp.models")
 
     def __init__(self, config: Config, stream: str, seed: int, n: int) -> None:
@@ -24,18 +25,23 @@ class TrajectoryStage(Sharded, Stage):
         self.shards = self.stream.shards
 
     @property
+    def inputs(self) -> dict[str, Stage]:
+        return condition_inputs(self.config)
+
+    @property
     def options(self) -> dict[str, Any]:
         noise = {"stream": self.stream.name, "seed": self.stream.seed, "n": self.stream.n}
         return {"noise": noise, **network_options(self.config), **sampler_options(self.config)}
 
     @property
     def files(self) -> dict[str, Path]:
-        return {"weights": Path(self.config.model.weights)}
+        return models.files(self.config.model)
 
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
         network = models.build(self.config.model, self.config.sampling.channels_last)
         sampler = Sampler(self.config.model, self.config.protocol)
-        write_shards(Recording(network, sampler, self.stream), folder, self.device, shards)
+        conditions = read_conditions(inputs, self.config)
+        write_shards(Recording(network, sampler, self.stream, conditions), folder, self.device, shards)
 
     def missing(self, folder: Path) -> list[int]:
         return missing_shards(self.stream, folder)

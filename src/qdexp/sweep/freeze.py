@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from qdexp.cell import Cell, preflight
 from qdexp.config import Config
-from qdexp.errors import UserError
+from qdexp.errors import NothingToSplitError, UserError
 
 PARTS = ("quantizer", "calib")
 """The groups that a method fixes."""
@@ -81,9 +81,10 @@ def _is_value(override: Override) -> bool:
     return override.type == OverrideType.CHANGE and override.package is None and simple and not key.startswith("hydra")
 
 
-def distinct(configs: Iterable[Config]) -> list[tuple[int, Cell]]:
+def distinct(configs: Iterable[Config], ladder: bool = False) -> list[tuple[int, Cell]]:
     """Every cell checked; those that come out equal kept once, with their place in ``configs``.
 
+    A rung of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the rung before, again.
     Raises UserError where the cells differ in what all cells of a sweep share.
     """
     passed: set[str] = set()
@@ -93,6 +94,12 @@ def distinct(configs: Iterable[Config]) -> list[tuple[int, Cell]]:
         for option in ("out", "sweep", "cluster"):
             if shared.setdefault(option, getattr(config, option)) != getattr(config, option):
                 raise UserError(f"{option}: one sweep has one {option}; run a sweep for each")
-        cell = preflight(config, passed)
+        try:
+            cell = preflight(config, passed)
+        except NothingToSplitError as reason:
+            if not ladder:
+                raise
+            print(f"left out {config.method} {config.quant.label} of {config.model.name}: {reason}", flush=True)
+            continue
         cells.setdefault(cell.key, (index, cell))
     return list(cells.values())

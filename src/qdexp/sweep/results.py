@@ -1,6 +1,7 @@
 """The end of cells and sweeps: records, their mirrors, the table and the picture."""
 
 import errno
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from qdexp.record import Record
 from qdexp.record import path as record_path
 from qdexp.report.grid import sample_grid
 from qdexp.report.records import read_records
+from qdexp.report.sources import CELLS
 from qdexp.report.table import ladder_table, row_names, to_markdown
 from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
@@ -39,9 +41,18 @@ def announce(cells: Sequence[Cell]) -> None:
     stages = {stage.entry: stage for cell in cells for stage in cell.stages.values()}
     store = Store(cells[0].out)
     there = sum(store.open(entry) is not None for entry in stages)
+    enlist(cells)
     print(
         f"sweep {cells[0].config.sweep}: {len(cells)} cells, {len(stages)} stages, {there} of them in {store.root}", flush=True
     )
+
+
+def enlist(cells: Sequence[Cell]) -> None:
+    """Writes the cells' names and labels into the sweep's folder, beside those that ran under its name before."""
+    path = cells[0].out / "sweeps" / cells[0].config.sweep / CELLS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text()) if path.exists() else {}
+    files.write_text(path, json.dumps(before | {cell.name: cell.label for cell in cells}, indent=1))
 
 
 def run(cfg: DictConfig) -> str:
@@ -54,6 +65,8 @@ def run(cfg: DictConfig) -> str:
         raise UserError(f"experiment={hydra_config.runtime.choices['experiment']}: a study is a sweep; add -m")
     cell = preflight(freeze(whole))
     devices.make_repeatable()
+    if alone:
+        enlist([cell])
     record = finish(cell)
     if alone:
         show(cell, [record])
@@ -122,7 +135,8 @@ def show(cell: Cell, records: Sequence[Record]) -> None:
         print(f"record   {record_path(cell.out, record['cell'])}")
     if _picture(cell.out, records, folder / "samples.png"):
         print(f"samples  {folder / 'samples.png'}")
-    print(f"table    {folder / 'table.md'}", flush=True)
+    print(f"table    {folder / 'table.md'}")
+    print(f"report   python -m qdexp.report {cell.config.sweep} --out {cell.out}", flush=True)
 
 
 def _protocol_hash(record: Record) -> Any:

@@ -7,7 +7,7 @@ id, name, group  sweep and cell, cell, sweep: two sweeps that share a cell do no
 config           the axes and the protocol as flat top-level keys, to group and filter by; the frozen config, the stage
                  keys and the provenance whole, under ``record``
 summary          metrics, sizes and costs, once and flat; ``status``, and the error of a failed cell
-history          the curves, one row a sampler step, over their own axis ``curves/sampler_step``
+history          the curves, one row a sampler step, over their own axis ``curves/sampler_step``; samples; a table of the layers
 artifact         the quantized checkpoint, named by its stage key, so that cells which share it share the artifact
 ===============  ====================================================================================================
 
@@ -121,6 +121,9 @@ def _mirror(record: Record, sweep: str, place: dict[str, Any], out: Path | None,
         _log_curves(run, record.get("curves", {}))
         if grid is not None:
             run.log({"samples": wandb.Image(str(grid))})
+        layers = [] if out is None else _layers(record, out)
+        if layers:
+            run.log({"layers": wandb.Table(columns=list(layers[0]), data=[list(layer.values()) for layer in layers])})
         if out is not None and "checkpoint" in record.get("artifacts", {}):
             run.log_artifact(_checkpoint(record, out))
         run.summary.update(summary(record))
@@ -158,9 +161,10 @@ def _run(record: Record, sweep: str, place: dict[str, Any]) -> Iterator["wandb.R
 
 
 def tags(axes: dict[str, Any]) -> list[str]:
-    """A few words to click on: the model, the bit-widths and the calibration strategy."""
+    """A few words to click on: the model, the bit-widths and the calibration strategy, and whether the weights are random."""
     words = (str(axes.get(name) or "")[:LONGEST] for name in ("model", "quant", "calib"))
-    return list(dict.fromkeys(word for word in words if word))
+    rehearsal = ["weights: random"] if axes.get("weights") == "random" else []
+    return list(dict.fromkeys([word for word in words if word] + rehearsal))
 
 
 def config(record: Record, sweep: str) -> dict[str, Any]:
@@ -202,6 +206,13 @@ def _log_curves(run: "wandb.Run", curves: dict[str, list[float | None]]) -> None
     for index, values in enumerate(zip(*curves.values(), strict=True)):
         row = {f"curves/{name}": value for name, value in zip(curves, values, strict=True) if value is not None}
         run.log({step: index, **row})
+
+
+def _layers(record: Record, out: Path) -> list[dict[str, Any]]:
+    """What each quantized layer does, where the cell has looked at them."""
+    path = out / "store" / f"layers-{record.get('keys', {}).get('layers')}" / "layers.json"
+    layers: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return layers
 
 
 def _checkpoint(record: Record, out: Path) -> "wandb.Artifact":

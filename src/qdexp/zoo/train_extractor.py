@@ -25,7 +25,7 @@ from qdexp.device import resolve
 from qdexp.files import sha256, write_tensors
 from qdexp.metrics import reference
 from qdexp.metrics.extractors import FASHION_CNN, Extractor
-from qdexp.metrics.features import extract_with
+from qdexp.metrics.features import extract
 from qdexp.metrics.scores import floor, score
 from qdexp.zoo import fashion
 from qdexp.zoo.extractor import FashionCNN
@@ -96,8 +96,8 @@ def measure(extractor: Extractor, data: Path, out: Path) -> dict[str, object]:
     """Writes the reference and returns the figures of the card."""
     images, labels = fashion.load("test", data)
     device = resolve("auto")
-    held_out = extract_with(extractor, images, 500, device)
-    pool = extract_with(extractor, fashion.load("train", data)[0], 500, device).pool
+    held_out = extract(extractor, images, 500, device)
+    pool = extract(extractor, fashion.load("train", data)[0], 500, device).pool
     path = out / "reference.safetensors"
     kept = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))[:KEPT]
     parts = {**reference.statistics(pool), "features": pool[kept], "floor_features": held_out.pool}

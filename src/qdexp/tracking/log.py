@@ -43,6 +43,8 @@ def chunks(raw: bytes) -> Iterator[tuple[int, bytes]]:
         if BLOCK - at % BLOCK < 7:
             at += BLOCK - at % BLOCK
             continue
+        if len(raw) - at < 7:
+            raise ValueError(f"damaged at byte {at}")
         crc, length, kind = struct.unpack_from("<IHB", raw, at)
         data = raw[at + 7 : at + 7 + length]
         if len(data) < length or zlib.crc32(bytes([kind]) + data) != crc:
@@ -52,7 +54,7 @@ def chunks(raw: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def records(raw: bytes) -> Iterator[Any]:
-    """The protobuf records of a log."""
+    """The protobuf records of a log. Raises ValueError as ``chunks`` does, and where a record's parts are not all there."""
     parts: list[bytes] = []
     for kind, data in chunks(raw):
         if bool(parts) != (kind in (MIDDLE, LAST)):
@@ -63,6 +65,8 @@ def records(raw: bytes) -> Iterator[Any]:
             record.ParseFromString(b"".join(parts))
             parts = []
             yield record
+    if parts:
+        raise ValueError("the last record is not whole")
 
 
 def _items(items: Any) -> dict[str, Any]:
@@ -70,7 +74,7 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 def read(path: Path) -> Run:
-    """The run in ``path``: updates applied in the order they were written."""
+    """The run in ``path``: updates applied in the order they were written. Raises ValueError where the log is not whole."""
     run = Run()
     for record in records(path.read_bytes()):
         kind = record.WhichOneof("record_type")

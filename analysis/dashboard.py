@@ -1,0 +1,147 @@
+"""The W&B dashboard of a sweep, as code: a report to read and a workspace to look around in.
+
+    python analysis/dashboard.py ladder --runs outputs/wandb
+    python analysis/dashboard.py ladder --runs outputs/wandb --entity me --project qdexp --save
+
+Built without a network; `--save` publishes both and needs it. Every key that a panel names is looked for in the runs' own
+files first, since W&B shows an empty panel for one that is not there and says nothing.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as workspaces
+
+from qdexp.tracking.log import Run, read
+from qdexp.tracking.sync import runs_in
+
+Panel = Any
+Key = tuple[str, str]
+"""(summary, config or history; the key's name)."""
+
+BARS = {"fid": "FID", "kid": "KID", "noise_error": "error of the noise estimate", "ssim": "SSIM to full precision"}
+COSTS = {"size_stored_mb": "stored MB", "gbops": "10^9 MACs x weight bits x input bits"}
+CURVES = {"teacher_forced": "error of each step alone", "free_running": "error accumulated"}
+PREFIXES = {"summary_metrics.": "summary", "summary:": "summary", "config:": "config", "config.": "config"}
+"""How a specification marks what kind of key follows; history keys stand bare."""
+COLUMNS = ("weight_bits", "act_bits", "calib", "quantizer", "seed")
+
+
+def sections(known: set[Key]) -> dict[str, list[Panel]]:
+    """The panels by section. KID is drawn where the runs have it, that is from 1,000 images on."""
+    bars = [
+        reports.BarPlot(title=title, metrics=[reports.SummaryMetric(key)], groupby=reports.Config("method"))
+        for key, title in BARS.items()
+        if key != "kid" or ("summary", key) in known
+    ]
+    fid = reports.SummaryMetric("fid")
+    fronts = [
+        reports.ScatterPlot(title=f"FID against {title}", x=reports.SummaryMetric(key), y=fid, log_y=True)
+        for key, title in COSTS.items()
+    ]
+    axes = [reports.ParallelCoordinatesPlotColumn(reports.Config(name)) for name in COLUMNS]
+    axes.append(reports.ParallelCoordinatesPlotColumn(fid, log=True))
+    curves = [
+        reports.LinePlot(title=title, x="curves/timestep", y=[f"curves/{key}"], log_y=True, smoothing_factor=0)
+        for key, title in CURVES.items()
+    ]
+    return {
+        "Methods": bars,
+        "What it costs": fronts,
+        "Axes": [reports.ParallelCoordinatesPlot(columns=axes)],
+        "Along the sampler": curves,
+        "Samples of the same noise": [reports.MediaBrowser(media_keys=["samples"])],
+    }
+
+
+def report(sweep: str, project: str, entity: str, panels: dict[str, list[Panel]]) -> reports.Report:
+    """The report: a heading and a grid a section, of the runs of one sweep."""
+    blocks: list[Any] = [reports.P("Made from records: one run a cell. FID depends on n, the reference and the extractor.")]
+    for name, drawn in panels.items():
+        runs = reports.Runset(name=sweep, filters=f"Config('sweep') = '{sweep}'")
+        blocks += [reports.H2(name), reports.PanelGrid(runsets=[runs], panels=drawn)]
+    return reports.Report(project=project, entity=entity, title=f"qdexp: {sweep}", blocks=blocks, width="fluid")
+
+
+def workspace(sweep: str, project: str, entity: str, panels: dict[str, list[Panel]]) -> workspaces.Workspace:
+    """The same panels as a saved view, the runs grouped by method."""
+    settings = workspaces.RunsetSettings(filters=f"Config('sweep') = '{sweep}'", groupby=[workspaces.Config("method")])
+    parts = [workspaces.Section(name=name, panels=drawn, is_open=True) for name, drawn in panels.items()]
+    return workspaces.Workspace(
+        entity=entity, project=project, name=f"qdexp: {sweep}", sections=parts, runset_settings=settings
+    )
+
+
+def keys_of(specification: Any, field: str = "") -> Iterator[Key]:
+    """The keys that the panels of a specification name, from W&B's own form of it."""
+    if isinstance(specification, dict):
+        for name, value in specification.items():
+            yield from keys_of(value, name)
+    elif isinstance(specification, list):
+        for value in specification:
+            yield from keys_of(value, field)
+    elif isinstance(specification, str):
+        yield from _key(specification, field)
+
+
+def _key(text: str, field: str) -> Iterator[Key]:
+    for prefix, kind in (
+        ("summary_metrics.", "summary"),
+        ("summary:", "summary"),
+        ("config:", "config"),
+        ("config.", "config"),
+    ):
+        if text.startswith(prefix):
+            yield kind, text.removeprefix(prefix).removesuffix(".value")
+            return
+    if field == "group_by":
+        yield "config", text.removesuffix(".value")
+    elif field in ("media_keys", "metrics") or (field == "x_axis" and text != "_step"):
+        yield "history", text
+
+
+def logged(runs: Sequence[Run]) -> set[Key]:
+    """The keys that the runs' files hold."""
+    found = {("summary", key) for run in runs for key in run.summary} | {("config", key) for run in runs for key in run.config}
+    rows = [row for run in runs for row in run.history]
+    return found | {("history", key.partition(".")[0]) for row in rows for key in row}
+
+
+def read_runs(place: Path, sweep: str) -> list[Run]:
+    """The runs in ``place`` that belong to the sweep."""
+    runs = [read(next(folder.glob("run-*.wandb"))) for folder in runs_in(place)]
+    return [run for run in runs if run.config.get("sweep") == sweep]
+
+
+def main() -> int:
+    """Builds, checks and, if asked to, publishes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the offline runs, OUT/wandb")
+    parser.add_argument("--entity", default="")
+    parser.add_argument("--project", default="qdexp")
+    parser.add_argument("--save", action="store_true", help="publish report and workspace (needs the network)")
+    args = parser.parse_args()
+    runs = read_runs(args.runs, args.sweep)
+    if not runs:
+        parser.error(f"{args.runs} holds no run of the sweep {args.sweep}")
+    known = logged(runs)
+    place = (args.sweep, args.project, args.entity, sections(known))
+    built = [report(*place), workspace(*place)]
+    missing = {key for one in built for key in keys_of(one._to_model().model_dump(mode="json")["spec"])} - known
+    for kind, key in sorted(missing):
+        print(f"no run has the {kind} key {key}: its panel would stay empty")
+    if missing:
+        return 1
+    print(f"{sum(map(len, place[3].values()))} panels, every key found in {len(runs)} runs")
+    for one in built if args.save else []:
+        print(one.save().url)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Builds a reference once, from real images:
+
+    python -m qdexp.metrics.build cifar10-train --out cifar10.safetensors
+    python -m qdexp.metrics.build lsun/bedroom --prepare ldm --size 256 --out bedroom.safetensors
+
+The images are one of torch-fidelity's registered inputs, in its folder of data sets, or a folder (an LSUN export, too), read in
+the order of its paths. Then: protocol.reference=cifar10.safetensors protocol.extractor=inception-v3.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from torch_fidelity.registry import DATASETS_REGISTRY
+
+from qdexp.device import resolve
+from qdexp.errors import UserError
+from qdexp.metrics import reference
+from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, find
+from qdexp.metrics.features import extract_from
+from qdexp.metrics.preparation import PREPARATIONS, ImageFolder, Registered
+
+BATCH = 64
+
+
+def images_of(args: argparse.Namespace) -> Dataset[tuple[Tensor]]:
+    """The images that the command names. Raises UserError where they are not there."""
+    if args.images not in DATASETS_REGISTRY:
+        if not Path(args.images).is_dir():
+            raise UserError(f"{args.images}: no folder, and none of {', '.join(sorted(DATASETS_REGISTRY))}; name one of these")
+        if args.size is None:
+            raise UserError("--size is missing: name the pixels of a side, as the model draws them")
+        return ImageFolder(Path(args.images), args.prepare, args.size)
+    root = args.root or Path(torch.hub.get_dir()).parent / "fidelity_datasets"
+    try:
+        return Registered(DATASETS_REGISTRY[args.images](str(root), False))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{args.images}: not in {root}; put it there, or name its folder by --root") from error
+
+
+def build(args: argparse.Namespace) -> None:
+    """Extracts features and writes the reference."""
+    extractor = find(args.extractor, args.weights)
+    images = images_of(args)
+    if args.n is not None:
+        images = Subset(images, range(min(args.n, len(images))))  # type: ignore[arg-type]
+    found = extract_from(extractor, images, BATCH, resolve("auto"))
+    parts = reference.statistics(found.pool)
+    if found.spatial is not None:
+        parts |= {f"{name}_s": value for name, value in reference.statistics(found.spatial).items()}
+    kept = torch.randperm(len(found.pool), generator=torch.Generator().manual_seed(0))[: args.keep]
+    dataset = f"{Path(args.images).name}, {len(found.pool)} images, prepared {args.prepare}"
+    reference.write(args.out, {**parts, "features": found.pool[kept]}, extractor, dataset)
+    print(f"{args.out}: {dataset}, features of {extractor.name} {extractor.digest[:8]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", help="a folder, or the name of one of torch-fidelity's inputs")
+    parser.add_argument("--out", type=Path, required=True, help="the reference file")
+    parser.add_argument("--extractor", default=INCEPTION.name, choices=list(EXTRACTORS))
+    parser.add_argument("--weights", help="of the extractor; without: torch-fidelity's cache")
+    parser.add_argument("--prepare", default="none", choices=list(PREPARATIONS), help="crop and resize of a folder's images")
+    parser.add_argument("--size", type=int, help="pixels of a side, of a folder's images")
+    parser.add_argument("--n", type=int, help="only the first n images")
+    parser.add_argument("--keep", type=int, default=10_000, help="features kept for KID, precision and recall")
+    parser.add_argument("--root", type=Path, help="where torch-fidelity's data sets lie")
+    try:
+        build(parser.parse_args())
+    except UserError as error:
+        sys.exit(f"qdexp: {error}")
+
+
+if __name__ == "__main__":
+    main()

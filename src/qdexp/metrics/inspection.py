@@ -1,0 +1,146 @@
+"""What goes on inside a network: ranges and histograms of what its layers read, and what quantizing each layer does.
+
+All of it is observed by hooks on forward passes of the full-precision network, so any architecture will do.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdexp.quant.blocks import Batch, call, first_row
+from qdexp.quant.network import execution_order
+from qdexp.quant.shortcuts import concatenations
+
+BINS = 64
+
+
+@dataclass
+class Ranges:
+    """Smallest and largest value of a layer's input at each step, [steps]."""
+
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+
+    def add(self, x: Tensor) -> None:
+        self.low.append(x.min().item())
+        self.high.append(x.max().item())
+
+
+@dataclass
+class Histogram:
+    """Counts of a part of a concatenation over ``BINS`` equal bins from ``low`` to ``high``, and the part's own range."""
+
+    low: float
+    high: float
+    counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
+    range: tuple[float, float] = (float("inf"), float("-inf"))
+
+    def add(self, x: Tensor) -> None:
+        self.counts += torch.histc(x.float(), BINS, self.low, self.high).double().cpu()
+        self.range = min(self.range[0], x.min().item()), max(self.range[1], x.max().item())
+
+
+@torch.inference_mode()
+def input_ranges(network: nn.Module, steps: Sequence[Batch]) -> dict[str, Ranges]:
+    """The range of every layer's input at every step, by the layers' names in execution order; a batch a step."""
+    order = execution_order(network, first_row(steps[0]))
+    ranges = {name: Ranges() for name in order}
+    with _watching(network, order, lambda name, _, inputs: ranges[name].add(inputs[0])):
+        _run(network, steps)
+    return {name: found for name, found in ranges.items() if len(found.low) == len(steps)}  # not those that run twice
+
+
+@torch.inference_mode()
+def shortcut_histograms(network: nn.Module, steps: Sequence[Batch], ranges: dict[str, Ranges]) -> dict[str, list[Histogram]]:
+    """Histograms of the parts of every concatenation that a convolution reads directly, over all steps, on common bins."""
+    found = concatenations(network, first_row(steps[0]))
+    sizes = {name: read.sizes for name, read in found.items() if read.direct and name in ranges}
+    histograms = {name: [Histogram(min(ranges[name].low), max(ranges[name].high)) for _ in sizes[name]] for name in sizes}
+
+    def count(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        for histogram, part in zip(histograms[name], inputs[0].split(sizes[name], dim=1), strict=True):
+            histogram.add(part)
+
+    with _watching(network, sizes, count):
+        _run(network, steps)
+    return histograms
+
+
+@contextmanager
+def _watching(network: nn.Module, names: Iterable[str], hook: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+    """Calls ``hook(name, layer, inputs)`` before each of the named layers runs."""
+    layers = {network.get_submodule(name): name for name in names}
+    handles = [layer.register_forward_pre_hook(lambda layer, x: hook(layers[layer], layer, x)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
+    for batch in batches:
+        call(network, batch)
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Relative squared errors that come of one quantized layer in a network of full precision.
+
+    ``error``: of the layer's own output. ``sensitivity``: of the network's output. ``macs``: multiplications for one image.
+    """
+
+    error: float
+    sensitivity: float
+    macs: int
+
+
+@torch.inference_mode()
+def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: Sequence[Batch]) -> dict[str, LayerError]:
+    """What each of the ``quantized`` layers, put alone in its place in the full-precision ``network``, does to ``batches``.
+
+    One forward pass a layer and batch.
+    """
+    truth = [_first(call(network, batch)) for batch in batches]
+    errors = {}
+    for name, layer in quantized.items():
+        swap = _Swap(layer, len(batches[0][0]))
+        handle = network.get_submodule(name).register_forward_hook(swap)
+        try:
+            answers = [_first(call(network, batch)) for batch in batches]
+        finally:
+            handle.remove()
+        sensitivity = _ratio(zip(answers, truth, strict=True))
+        errors[name] = LayerError(swap.error / swap.power if swap.power else 0.0, sensitivity, swap.macs)
+    return errors
+
+
+class _Swap:
+    """Answers in a layer's place with another layer, and adds up how far the two are apart."""
+
+    def __init__(self, layer: nn.Module, rows: int) -> None:
+        self.layer, self.rows = layer, rows
+        self.error, self.power, self.macs = 0.0, 0.0, 0
+
+    def __call__(self, replaced: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        answer: Tensor = self.layer(*inputs)
+        self.error += (answer - output).double().square().sum().item()
+        self.power += output.double().square().sum().item()
+        weight: Any = replaced.weight
+        self.macs = self.macs or output.numel() // self.rows * (weight.numel() // len(weight))
+        return answer
+
+
+def _first(output: Any) -> Tensor:
+    answer: Tensor = output if isinstance(output, Tensor) else output[0]
+    return answer
+
+
+def _ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """sum |a - b|^2 / sum |b|^2."""
+    sums = [((a - b).double().square().sum().item(), b.double().square().sum().item()) for a, b in pairs]
+    return sum(error for error, _ in sums) / sum(power for _, power in sums)

@@ -1,0 +1,80 @@
+"""``python -m qdexp.models model=NAME``: what a model is made of and what it costs, without its weights."""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from qdexp import models
+from qdexp.config import Config, Model, Quant
+from qdexp.errors import UserError
+from qdexp.models.describe import Block, Description, describe
+from qdexp.paths import conf_folder
+from qdexp.quant.checkpoint import nominal_bytes
+
+HELP = """python -m qdexp.models model=NAME [OPTION=VALUE ...]
+
+Describes a model, its weights need not be there: parameters, multiply-accumulates, its blocks in the order in which they run,
+where split shortcuts cut, and sizes and bit operations at each bit-width. All options of `python -m qdexp` are understood;
+quant.layers, quant.softmax_bits and quant.first_last_bits count.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the description. Exits with one line where an option is wrong."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        sys.exit(HELP)
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
+            quants = [Config.of(compose("config", [*arguments, f"quant={choice}"])).quant for choice in choices]
+            model = Config.of(compose("config", arguments)).model
+        description = describe(model)
+        print("\n".join([*summary(model, description), "", *costs(description, quants), "", *block_lines(description.blocks)]))
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"qdexp: {' '.join(str(error).split())}")
+
+
+def summary(model: Model, description: Description) -> Iterator[str]:
+    yield f"{model.name}: {model.network['_target_']}, x_t {model.shape}"
+    yield f"weights     {_weights(model)}"
+    # papers cut rather than round: 274,056,163 is 274.0 M there
+    yield f"parameters  {description.parameters:,} ({description.parameters // 10**5 / 10:.1f} M)"
+    yield f"MACs        {description.macs / 1e9:,.2f} G in one forward pass of one sample"
+    if model.first_stage is not None:
+        yield f"first stage {model.first_stage.network['_target_']}, full precision, latents / {model.first_stage.scale:g}"
+
+
+def _weights(model: Model) -> str:
+    if models.is_random(model):
+        return "random"
+    try:
+        return ", ".join(str(path) for path in models.files(model, fetch=False).values())
+    except UserError as error:
+        return f"missing: {error}"
+
+
+def costs(description: Description, quants: list[Quant]) -> Iterator[str]:
+    """One line a bit-width: sizes in 10^6 bytes, and bit operations."""
+    yield f"{'bits':<8} {'nominal MB':>12} {'stored MB':>12} {'GBOPs':>14}"
+    whole = Quant(weight_bits=32, act_bits=32, softmax_bits=16, first_last_bits=8)
+    for quant in sorted([whole, *quants], key=lambda quant: (-quant.weight_bits, -quant.act_bits)):
+        nominal = nominal_bytes(description.parameters, quant.weight_bits) / 1e6
+        stored, bops = description.stored_bytes(quant) / 1e6, description.bops(quant) / 1e9
+        yield f"{quant.label:<8} {nominal:>12,.1f} {stored:>12,.1f} {bops:>14,.1f}"
+
+
+def block_lines(blocks: Sequence[Block]) -> Iterator[str]:
+    """One line a block, in execution order."""
+    width = max(len(block.name) for block in blocks)
+    yield f"{'block':<{width}} {'kind':<22} {'parameters':>12} {'MMACs':>10}  reads a concatenation of"
+    for block in blocks:
+        reads = {"+".join(map(str, read.sizes)) for read in block.reads.values()}
+        line = f"{block.name:<{width}} {block.kind:<22} {block.parameters:>12,} {block.macs / 1e6:>10,.1f}  {', '.join(reads)}"
+        yield line.rstrip()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,32 @@
+"""What a network is called with beside x_t and t, as tensors of the right shapes and no meaning."""
+
+import torch
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from qdexp.models.networks import ClassUNet2DConditionModel
+
+CLIP_TOKENS, T5_TOKENS = 77, 120
+"""Tokens of a prompt: of Stable Diffusion's text encoders, and of PixArt-alpha's."""
+
+Condition = dict[str, Tensor | dict[str, Tensor]]
+"""Named arguments of a network's call; entries lie along dimension 0, one a row."""
+
+
+def example_condition(network: nn.Module, rows: int = 1) -> Condition:
+    """A condition that ``network`` accepts, zeros on its device; empty for unconditional ones and for unknown classes."""
+    device = next(network.parameters()).device
+    options = getattr(network, "config", {})
+    if isinstance(network, DiTTransformer2DModel | ClassUNet2DConditionModel):
+        return {"class_labels": torch.zeros(rows, dtype=torch.int64, device=device)}
+    if isinstance(network, PixArtTransformer2DModel):
+        return {"encoder_hidden_states": torch.zeros(rows, T5_TOKENS, options["caption_channels"], device=device)}
+    if not isinstance(network, UNet2DConditionModel):
+        return {}
+    text = torch.zeros(rows, CLIP_TOKENS, options["cross_attention_dim"], device=device)
+    if options["addition_embed_type"] != "text_time":
+        return {"encoder_hidden_states": text}
+    sizes = 6  # original height and width, top and left of the crop, target height and width
+    pooled = options["projection_class_embeddings_input_dim"] - sizes * options["addition_time_embed_dim"]
+    added = {"text_embeds": torch.zeros(rows, pooled, device=device), "time_ids": torch.zeros(rows, sizes, device=device)}
+    return {"encoder_hidden_states": text, "added_cond_kwargs": added}

@@ -1,0 +1,180 @@
+"""Files of weights: where they are, what they hold, and how to read them without holding them twice.
+
+Pickled files are read with ``weights_only=True``: tensors and plain values, and in place of the few classes that training
+frameworks leave in such files an object that does nothing.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from qdexp.errors import UserError
+from qdexp.files import sha256
+
+PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+FILE_NAMES = tuple(
+    f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
+)
+"""What diffusers calls weights, in the order in which they are looked for; an index names the parts of large ones."""
+
+CHUNK = 2**27
+"""Bytes read at a time, about: what was read of a mapped file counts as memory for as long as the file is open."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LEFT_BY_TRAINING = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+)
+"""Names in the pickles of published checkpoints. What they stand for is neither imported nor called."""
+
+
+class Inert:
+    """Whatever a pickle makes of a name that it may name."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def find(weights: str, subfolder: str, fetch: bool = True) -> list[Path]:
+    """The files behind the path of a file, of a diffusers folder, or a name on the Hugging Face hub.
+
+    ``subfolder``: where in the folder they lie, if not at its top. From the hub they come by way of its cache; what it lacks is
+    fetched, or with ``fetch=False`` missing. Raises FileNotFoundError, whose message says where was looked for what.
+    """
+    path = Path(weights)
+    if path.is_file():
+        return [path]
+    names = [str(Path(folder) / name) for folder in dict.fromkeys((subfolder, "")) for name in FILE_NAMES]
+    if path.is_dir():
+        first = next((path / name for name in names if (path / name).is_file()), None)
+        if first is None:
+            raise FileNotFoundError(f"no {names[0]} or .bin in this folder")
+        return [first.with_name(part) for part in _parts(first)]
+    if _HUB_NAME.fullmatch(weights) and path.suffix not in (*PICKLED, ".safetensors"):
+        name = _first_on_hub(weights, names, fetch)
+        parts = _parts(Path(hf_hub_download(weights, name, local_files_only=True)))
+        names = [str(Path(name).with_name(part)) for part in parts]
+        return [Path(hf_hub_download(weights, part, local_files_only=not fetch)) for part in names]
+    raise FileNotFoundError("no such file" if path.is_absolute() else f"no such file in {Path.cwd()}")
+
+
+def _first_on_hub(repository: str, names: list[str], fetch: bool) -> str:
+    """The first of ``names`` that the cache has; else the first that the hub has, fetched into the cache."""
+    for local in (True, False) if fetch else (True,):
+        for name in names:
+            try:
+                hf_hub_download(repository, name, local_files_only=local)
+                return name
+            except LocalEntryNotFoundError:
+                if not local:
+                    break  # no connection: the other names cannot be fetched either
+            except EntryNotFoundError:
+                continue
+            except (HfHubHTTPError, HFValidationError, OSError):
+                break
+    raise FileNotFoundError(f"no {names[0]} or .bin in the hub's cache{', and it cannot be fetched' if fetch else ''}")
+
+
+def _parts(file: Path) -> list[str]:
+    """The names of the files that an index names; of any other file its own."""
+    if file.suffix != ".json":
+        return [file.name]
+    return sorted(set(json.loads(file.read_text())["weight_map"].values()))
+
+
+class WeightFiles:
+    """Named tensors in one or more files.
+
+    Raises UserError, one line that begins with ``option``, where a file is torn, or pickled and wants to run code.
+    """
+
+    def __init__(self, files: Iterable[Path], option: str) -> None:
+        self.files, self.option = list(files), option
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._file_of: dict[str, Path] = {}
+        for file in self.files:
+            for name, shape in self._shapes(file).items():
+                self.shapes[name], self._file_of[name] = shape, file
+
+    def check_digests(self) -> None:
+        """Raises UserError where a file differs from a ``.sha256`` file beside it."""
+        for file in self.files:
+            stated = file.with_name(file.name + ".sha256")
+            if stated.is_file() and stated.read_text().split()[:1] != [sha256(file)]:
+                why = f"its digest is not the one in {stated.name}; the file is damaged or not the one meant"
+                raise UserError(f"{self.option}: {why}")
+
+    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """The tensors of these names, some at a time: views of a mapped file, to be copied before the next ones are taken."""
+        for file, chunk in self._chunks(names):
+            if file.suffix in PICKLED:
+                held = self._unpickled(file)
+                yield {name: held[name] for name in chunk}
+                del held
+            else:
+                with safe_open(file, framework="pt") as opened:
+                    yield {name: opened.get_tensor(name) for name in chunk}
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, copied."""
+        return next(self.read([name]))[name].clone()
+
+    def _chunks(self, names: Iterable[str]) -> Iterator[tuple[Path, list[str]]]:
+        chunk: list[str] = []
+        size = 0
+        for name in sorted(names, key=lambda name: str(self._file_of[name])):
+            if chunk and (size > CHUNK or self._file_of[name] != self._file_of[chunk[0]]):
+                yield self._file_of[chunk[0]], chunk
+                chunk, size = [], 0
+            chunk.append(name)
+            size += 4 * torch.Size(self.shapes[name]).numel()
+        if chunk:
+            yield self._file_of[chunk[0]], chunk
+
+    def _shapes(self, file: Path) -> dict[str, tuple[int, ...]]:
+        if file.suffix in PICKLED:
+            return {name: tuple(value.shape) for name, value in self._unpickled(file).items()}
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise self._torn(f"not a whole safetensors file ({error})") from error
+
+    def _unpickled(self, file: Path) -> dict[str, Tensor]:
+        """The tensors of the state dict in ``file``, mapped where its format can be."""
+        allowed: list[Any] = [(Inert, name) for name in _LEFT_BY_TRAINING]
+        try:
+            with torch.serialization.safe_globals(allowed):
+                held = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if named is None:
+                raise self._torn("not a whole checkpoint") from error
+            raise UserError(f"{self.option}: it names {named[1]}, which could run code; only tensors and plain values are read "
+                            f"from such a file, export it as safetensors where you trust it") from error  # fmt: skip
+        state = held.get("state_dict", held) if isinstance(held, dict) else {}
+        tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        if not tensors:
+            raise self._torn("it holds no named tensors")
+        return tensors
+
+    def _torn(self, what: str) -> UserError:
+        return UserError(f"{self.option}: {what}; fetch or export it again")

@@ -1,0 +1,103 @@
+"""GPTQ: weight rounding by second-order information, in one pass.
+
+A layer's output error for a change D of its weight is tr(D H D^T), H = E[x x^T] over what the layer reads. Columns of the
+weight are rounded one after another, and what each loses is made good by those that are still free:
+
+    e_i = (w_i - x_hat(w_i)) / U_ii,    w_j -= e_i U_ij for j > i,    U^T U = (H + lambda I)^-1, U upper triangular
+
+(Frantar et al. 2022, arXiv 2210.17323, section 3 and algorithm 1). Columns go by falling H_ii: those that matter most first.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qdexp.quant.affine import QParams
+from qdexp.quant.scheme import Scheme
+
+DAMPING = 0.01
+"""lambda, as a fraction of the mean of H's diagonal (the same paper, section 3.3)."""
+CHUNK = 128
+"""Columns that are rounded before the error is carried on to the rest."""
+ELEMENTS = 2**24
+"""Numbers of unfolded input at a time."""
+
+
+class InputMoments:
+    """H = sum over all inputs seen of x x^T, float32 [groups, columns, columns]; x is what one output value reads.
+
+    For a linear layer x has `in_features` columns; for a convolution `in_channels / groups` times the kernel's size.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        """layer: Linear, Conv1d or Conv2d."""
+        self.layer = layer
+        self.total = torch.zeros(())
+
+    def observe(self, x: Tensor) -> None:
+        """Take in an input of the layer, as it reads it: [..., features] or [n, c, ...]."""
+        for part in x.split(max(1, ELEMENTS * len(x) // max(1, self._unfolded_size(x)))):
+            columns = self._columns(part.float())
+            self.total = self.total.to(columns.device) + columns @ columns.mT
+
+    def _unfolded_size(self, x: Tensor) -> int:
+        return x.numel() * self.layer.weight[0, 0].numel() if self._convolves else x.numel()
+
+    @property
+    def _convolves(self) -> bool:
+        return isinstance(self.layer, nn.Conv1d | nn.Conv2d)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """[groups, columns, output values]."""
+        if not self._convolves:
+            return x.flatten(0, -2).mT[None]
+        layer = self.layer
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode)
+        kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+        if isinstance(layer, nn.Conv1d):
+            x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
+        unfolded = F.unfold(x, kernel, dilation, 0, stride)  # [n, c * kernel, positions]
+        return unfolded.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+
+
+def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor) -> Tensor:
+    """Integers of the weight's shape, dtype `scheme.dtype`. moments: [groups, columns, columns] of an `InputMoments`."""
+    groups, columns, _ = moments.shape
+    order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    factor = _factor(moments.gather(1, order[:, :, None].expand_as(moments)).gather(2, order[:, None].expand_as(moments)))
+
+    def sorted_columns(values: Tensor) -> Tensor:
+        rows = values.expand_as(weight).reshape(groups, -1, columns).float()
+        return rows.gather(2, order[:, None].expand_as(rows))
+
+    scale, zero_point = (sorted_columns(scheme.granularity.expand(values, weight.ndim)) for values in qparams)
+    levels = _levels(sorted_columns(weight), scale, zero_point, factor, scheme)
+    return torch.empty_like(levels).scatter_(2, order[:, None].expand_as(levels), levels).view(weight.shape).to(scheme.dtype)
+
+
+def _factor(moments: Tensor) -> Tensor:
+    """The upper triangular U with U^T U = (H + lambda I)^-1, float32."""
+    exact = moments.double()
+    mean = exact.diagonal(dim1=1, dim2=2).mean(1)
+    damping = torch.where(mean > 0, DAMPING * mean, 1.0)  # a layer that reads nothing but zeros: nearest rounding
+    exact.diagonal(dim1=1, dim2=2).add_(damping[:, None])
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(exact)), upper=True).float()
+
+
+def _levels(weight: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, scheme: Scheme) -> Tensor:
+    """Levels as floats; all of [groups, rows, columns]. `weight` is used up."""
+    levels = torch.empty_like(weight)
+    for start in range(0, weight.shape[2], CHUNK):
+        stop = min(start + CHUNK, weight.shape[2])
+        errors = torch.empty_like(weight[:, :, start:stop])
+        for i in range(start, stop):
+            s, z, w = scale[:, :, i], zero_point[:, :, i], weight[:, :, i]
+            levels[:, :, i] = (w / s).round_().add_(z).clamp_(scheme.qmin, scheme.qmax)
+            error = (w - (levels[:, :, i] - z) * s) / factor[:, i, i, None]
+            errors[:, :, i - start] = error
+            weight[:, :, i + 1 : stop] -= error[:, :, None] * factor[:, None, i, i + 1 : stop]
+        weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return levels

@@ -1,0 +1,87 @@
+"""``python -m qdexp.report SWEEP``: tables, figures and one page of a sweep, or of the records named."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from qdexp import files
+from qdexp.errors import UserError
+from qdexp.report import page, tables
+from qdexp.report.comparison import compare
+from qdexp.report.conformance import Paper, to_markdown
+from qdexp.report.evidence import Evidence
+from qdexp.report.figures import draw_all
+from qdexp.report.page.content import content
+from qdexp.report.records import Record
+from qdexp.report.sources import open_source
+
+WIDTH = 150
+"""Columns of a table that goes to a file."""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m qdexp.report", description=__doc__)
+    parser.add_argument("source", nargs="+", metavar="SWEEP", help="a sweep's name or folder, records, or a folder of records")
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="output folder that holds the sweep (%(default)s)")
+    parser.add_argument("--baseline", default="fp", help="method or cell to compare with (%(default)s)")
+    parser.add_argument(
+        "--protocol", help="of records of several protocols, those of this one: its name, or how its hash begins"
+    )
+    parser.add_argument("--to", type=Path, help="where the report is written (OUT/reports/SWEEP)")
+    parser.add_argument("--reported", type=Path, help="a paper's numbers and settings (JSON), for a conformance list")
+    parser.add_argument("--no-figures", action="store_true", help="leave the PDF and PNG figures out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints the table and the paths of what was written."""
+    args = arguments()
+    source = open_source(args.source, args.out)
+    if args.protocol:
+        source = replace(source, records=of_protocol(source.records, args.protocol))
+    paper = Paper.read(args.reported) if args.reported else None
+    evidence = Evidence(source.out)
+    comparison = compare(source.records, evidence, args.baseline)
+    folder: Path = args.to or source.out / "reports" / source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(tables.to_terminal(comparison))
+    for name, text in (("md", tables.to_markdown), ("tex", tables.to_latex), ("csv", tables.to_csv)):
+        files.write_text(folder / f"table.{name}", text(comparison))
+    if paper is not None:
+        files.write_text(folder / "conformance.md", to_markdown(paper, comparison.lines))
+    page.write(content(source, evidence, comparison, paper), folder / "index.html")
+    drawn = [] if args.no_figures else draw_all(comparison, evidence, folder)
+    for line in [*(f"note     {gap}" for gap in sorted(evidence.gaps)), *_missing(source.missing)]:
+        print(line)
+    print(f"tables   {folder / 'table'}.md .tex .csv")
+    if drawn:
+        print(f"figures  {folder}: {', '.join(drawn)} (.pdf .png)")
+    if paper is not None:
+        print(f"paper    {folder / 'conformance.md'}")
+    print(f"page     {folder / 'index.html'}")
+
+
+def of_protocol(records: list[Record], wanted: str) -> list[Record]:
+    """The records of one protocol. Raises UserError, naming those there, where none is meant."""
+    there = {record["protocol"]["hash"]: record["protocol"]["name"] for record in records if record.get("protocol")}
+    meant = [key for key, name in there.items() if wanted == name or key.startswith(wanted)]
+    if not meant:
+        known = ", ".join(f"{name} ({key[:8]})" for key, name in there.items())
+        raise UserError(f"--protocol {wanted}: no record of it; protocols there: {known}")
+    return [record for record in records if record.get("protocol", {}).get("hash") in meant]
+
+
+def _missing(labels: list[str]) -> list[str]:
+    """One line on the cells that have no record yet."""
+    return [f"missing  without a record yet: {len(labels)}: {', '.join(labels)}"] if labels else []
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"qdexp.report: {error}")

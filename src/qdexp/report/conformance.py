@@ -1,0 +1,111 @@
+"""A paper's study beside ours: what it reports, what we measured, and every setting that deviates.
+
+The paper's side is a JSON file:
+
+    {"title": "Q-Diffusion", "source": "arXiv 2302.04304",
+     "settings": {"recon.weights.iterations": {"paper": 20000, "code": 20000}},
+     "cells": [{"where": {"model": "ddim_cifar10", "method": "qdiffusion", "quant": "w4a8"},
+                "numbers": {"fid": 4.93, "isc": 9.12}, "settings": {}}]}
+
+``where`` are axes of the records, ``settings`` options of the frozen config: those of a cell win over those of the file. A
+setting has the value of the paper, of its public code, or of both. Numbers are the paper's own: reported, never ours.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdexp.errors import UserError
+from qdexp.report.comparison import METRICS, Line, plain, write_number
+from qdexp.report.table import flat
+
+SIDES = ("paper", "code")
+HEADER = ("what", "reported or published", "ours", "remark")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the list: a number or a setting, the paper's side, ours, and what is to be said of the two."""
+
+    what: str
+    theirs: str
+    ours: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a paper reports, as its file says."""
+
+    title: str
+    source: str
+    settings: dict[str, dict[str, Any]]
+    cells: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Paper":
+        """Raises UserError where the file is missing or is no such list."""
+        try:
+            found = json.loads(path.read_text())
+            paper = cls(found["title"], found["source"], found.get("settings", {}), found["cells"])
+            settings = [paper.settings, *(cell.get("settings", {}) for cell in paper.cells)]
+            whole = all(cell["where"] and cell["numbers"] for cell in paper.cells)
+            known = all(value and value.keys() <= set(SIDES) for one in settings for value in one.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"--reported {path}: {type(error).__name__}: {error}; see qdexp.report.conformance") from error
+        if not (whole and known):
+            raise UserError(f"--reported {path}: cells need where and numbers, settings are of paper or code")
+        return paper
+
+    def rows(self, line: Line) -> list[Row]:
+        """The list of a line; empty where the paper has no such cell."""
+        cell = next((one for one in self.cells if one["where"].items() <= line.axes.items()), None)
+        if cell is None:
+            return []
+        config = flat(line.records[0].get("config", {}))
+        settings = {**self.settings, **cell.get("settings", {})}
+        deviations = [row for name, values in settings.items() if (row := _deviation(name, values, config))]
+        return [*_numbers(cell["numbers"], line), *deviations]
+
+
+def _numbers(reported: dict[str, float], line: Line) -> list[Row]:
+    rows = []
+    for metric in METRICS:
+        if metric.key not in reported:
+            continue
+        value, ours = reported[metric.key] / metric.factor, line.numbers.get(metric.key)
+        if ours is None:
+            remark = "not measured"
+        elif math.isnan(ours.low):
+            remark = "no interval"
+        else:
+            remark = "inside our interval" if ours.low <= value <= ours.high else "outside our interval"
+        rows.append(Row(metric.title, f"{plain(metric, value)} (reported)", write_number(metric, ours), remark))
+    return rows
+
+
+def _deviation(name: str, values: dict[str, Any], config: dict[str, Any]) -> Row | None:
+    """None where our setting is the paper's and the code's."""
+    ours = config.get(name)
+    if name in config and all(ours == value for value in values.values()):
+        return None
+    theirs = ", ".join(f"{values[side]} ({side})" for side in SIDES if side in values)
+    sides = [side for side in SIDES if side in values and (name not in config or values[side] != ours)]
+    return Row(
+        name, theirs, "no such option" if name not in config else str(ours), f"deviates from the {' and the '.join(sides)}"
+    )
+
+
+def to_markdown(paper: Paper, lines: Sequence[Line]) -> str:
+    """The lists of all lines that the paper has, a section each. Raises UserError where it has none of them."""
+    known = [(line, rows) for line in lines if (rows := paper.rows(line))]
+    if not known:
+        raise UserError(f"--reported: {paper.title} reports none of these cells")
+    parts = [f"# {paper.title} ({paper.source}) and this study"]
+    for line, rows in known:
+        table = [HEADER, ("---",) * len(HEADER), *((row.what, row.theirs, row.ours, row.remark) for row in rows)]
+        parts.append(f"## {line.name}\n\n" + "\n".join(f"| {' | '.join(texts)} |" for texts in table))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,142 @@
+"""Methods against each other: bars with intervals, Pareto fronts, errors along the sampler."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qdexp.report.comparison import METRICS, Comparison, Line
+from qdexp.report.evidence import Evidence
+from qdexp.report.figures.style import colour
+from qdexp.report.statistics.estimate import Interval
+from qdexp.report.table import full_precision, protocol_line
+
+METRIC = {metric.key: metric for metric in METRICS}
+BITS = "weight bits"
+MARKERS = "os^Dv"
+"""Another for every eight colours."""
+MOST = 12
+"""Lines of a plot that can still be told apart."""
+CURVES = {
+    "teacher_forced": r"error of each step: $|\epsilon_q - \epsilon|^2 / |\epsilon|^2$",
+    "free_running": "error accumulated: $|x_q - x|^2 / |x|^2$",
+}
+
+
+def ladder(comparison: Comparison, _: Evidence) -> Figure:
+    """Bars of FID and of the noise error, 95 % intervals on them."""
+    return _bars(comparison, comparison.lines)
+
+
+def calibration(comparison: Comparison, _: Evidence) -> Figure | None:
+    """The same bars for lines that differ in their calibration strategy, beside full precision; None without any."""
+    quantized = [line for line in comparison.lines if not full_precision(line.records[0])]
+    if len({line.axes["calib"] for line in quantized}) < 2 or len({line.axes["quantizer"] for line in quantized}) > 1:
+        return None
+    return _bars(comparison, sorted(quantized, key=lambda line: (line.axes["quant"], line.axes["calib"])), "calib")
+
+
+def _bars(comparison: Comparison, lines: Sequence[Line], axis: str | None = None) -> Figure:
+    keys = [key for key in ("fid", "noise_error") if any(key in line.numbers for line in lines)]
+    figure = Figure(figsize=(3.6 * len(keys), 1.0 + 0.26 * len(lines)))
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for panel, key in zip(panels, keys, strict=True):
+        for place, line in enumerate(lines):
+            _bar(panel, place, line.numbers.get(key), METRIC[key].factor, key)
+        panel.set(title=METRIC[key].title, yticks=range(len(lines)), yticklabels=[_name(line, axis) for line in lines])
+        panel.grid(axis="y", visible=False)
+        values = [line.numbers[key].value for line in lines if key in line.numbers and line.numbers[key].value > 0]
+        if values and max(values) > 30 * min(values):
+            panel.set_xscale("log")
+    panels[0].invert_yaxis()
+    figure.supxlabel(protocol_line(comparison.protocol), fontsize=7)
+    return figure
+
+
+def _bar(panel: Axes, place: int, interval: Interval | None, factor: float, key: str) -> None:
+    if interval is None:
+        return
+    half = None if math.isnan(interval.half) else factor * interval.half
+    hue = colour(0 if key == "fid" else 1)
+    panel.barh(place, factor * interval.value, 0.62, color=hue, alpha=0.85, xerr=half, ecolor="#222222", capsize=2.5)
+
+
+def _name(line: Line, axis: str | None = None) -> str:
+    name = str(line.axes[axis]) if axis else line.name
+    bits = f"W{line.axes['weight_bits']}A{line.axes['act_bits']}"
+    return name if full_precision(line.records[0]) or bits in name else f"{name} {bits}"
+
+
+def pareto(comparison: Comparison, _: Evidence) -> Figure | None:
+    """FID against weight bits, stored size and bit operations, and the front of what nothing beats in both."""
+    lines = [line for line in comparison.lines if "fid" in line.numbers]
+    costs = {BITS: [line.axes["weight_bits"] for line in lines]}
+    for key, label in (("size_stored_mb", "stored MB"), ("gbops", r"$10^9$ MACs x weight bits x input bits")):
+        if all(key in line.numbers for line in lines):
+            costs[label] = [line.numbers[key].value for line in lines]
+    if len(lines) < 2:
+        return None
+    figure = Figure(figsize=(3.3 * len(costs), 3.4))
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for panel, (label, values) in zip(panels, costs.items(), strict=True):
+        dots = _front(panel, values, [line.numbers["fid"] for line in lines])
+        panel.set(xlabel=label, xscale="log")
+        ticks = sorted(set(values)) if label == BITS else _round_ticks(min(values), max(values))
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+    panels[0].set_ylabel("FID")
+    figure.legend(dots, [_name(line) for line in lines], loc="outside lower center", ncols=4, fontsize=7)
+    return figure
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, where values from ``low`` to ``high`` are drawn."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if high < 50 * low else (1,)
+    return [factor * 10.0**power for power in powers for factor in factors if low / 1.3 <= factor * 10.0**power <= high * 1.3]
+
+
+def _front(panel: Axes, costs: Sequence[float], fids: Sequence[Interval]) -> list[Artist]:
+    """Draws the points, their intervals and their front; returns the points' dots."""
+    points = list(zip(costs, fids, strict=True))
+    dots: list[Artist] = []
+    for index, (cost, fid) in enumerate(points):
+        half = None if math.isnan(fid.half) else fid.half
+        panel.errorbar(cost, fid.value, half, color=colour(index), elinewidth=1)
+        dots.append(
+            panel.scatter(cost, fid.value, 22, color=colour(index), marker=MARKERS[index // 8 % len(MARKERS)], zorder=3)
+        )
+    best = front([(cost, fid.value) for cost, fid in points])
+    panel.step(*zip(*best, strict=True), where="post", color="#777777", linestyle=(0, (4, 3)), linewidth=1)
+    if max(fid.value for fid in fids) > 10 * min(fid.value for fid in fids):
+        panel.set_yscale("log")
+    return dots
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other point beats: none is as good in both coordinates and better in one. By the first coordinate."""
+    found: list[tuple[float, float]] = []
+    for point in sorted(set(points)):
+        if not found or point[1] < found[-1][1]:
+            found.append(point)
+    return found
+
+
+def curves(comparison: Comparison, _: Evidence) -> Figure | None:
+    """The error at every step of the sampler: the step's own (teacher-forced), and accumulated (free-running)."""
+    lines = [line for line in comparison.lines if line.records[0].get("curves")][:MOST]
+    if not lines:
+        return None
+    figure = Figure(figsize=(8.4, 3.2))
+    panels = figure.subplots(1, 2)
+    for panel, (kind, title) in zip(panels, CURVES.items(), strict=True):
+        for index, line in enumerate(lines):
+            found = line.records[0]["curves"]
+            errors = [error or math.nan for error in found[kind]]  # both walks start from the same noise: no error to draw
+            panel.plot(found["timestep"], errors, marker="o", markersize=3, color=colour(index), label=_name(line))
+        panel.set(title=title, xlabel="timestep t (the sampler walks from left to right)", yscale="log")
+        panel.invert_xaxis()
+    panels[0].legend()
+    return figure

@@ -1,0 +1,40 @@
+// Two cells side by side.
+
+function compare() {
+  const section = byId("compare"), pair = state.pair.map((id) => CELLS.get(id)).filter(Boolean), grid = html("div", { className: "grid" });
+  const choose = html("div", { className: "bar" }, ...[0, 1].map((place) => chooser(place)));
+  section.replaceChildren(html("h2", { textContent: "Compare" }), choose, grid);
+  if (pair.length < 2) return;
+  const [one, other] = pair;
+  grid.append(wide(card("Numbers", comparedNumbers(one, other), html("p", { className: "foot", textContent: "Difference: second less first, 95 % interval on the same noise where both were measured sample by sample; coloured where it does not hold zero." }))));
+  grid.append(wide(card("What differs in their configs", configDifference(one, other))));
+  curveCards(grid, pair.map((cell, index) => ({ name: `${"AB"[index]}: ${cell.name}`, colour: colour(index), cell })));
+  sampleCard(grid, pair.map((cell, index) => ({ name: `${"AB"[index]}: ${cell.name}`, cell })));
+}
+
+function chooser(place) {
+  const select = html("select", { id: `pick${place}` }, html("option", { value: "", textContent: `cell ${"AB"[place]}` }), ...DATA.cells.map((cell) => html("option", { value: cell.id, textContent: cell.name, selected: state.pair[place] === cell.id })));
+  select.addEventListener("change", () => {
+    const pair = [byId("pick0").value, byId("pick1").value];
+    if (pair.every(Boolean)) location.hash = `compare=${pair.join(",")}`;
+  });
+  return select;
+}
+
+function comparedNumbers(one, other) {
+  const rows = DATA.metrics.filter((metric) => one.numbers[metric.key] || other.numbers[metric.key]).map((metric) => {
+    const apart = paired(other, one, metric.key);
+    return html("tr", {}, html("td", { className: "text", textContent: metric.title }), html("td", {}, number(metric, one.numbers[metric.key])), html("td", {}, number(metric, other.numbers[metric.key])), html("td", {}, apart ? difference(metric, apart) : ""));
+  });
+  const head = ["", `A: ${one.name}`, `B: ${other.name}`, "B − A"].map((title) => html("th", { textContent: title }));
+  return html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, ...head)), html("tbody", {}, ...rows)));
+}
+
+function configDifference(one, other) {
+  const names = [...new Set([...Object.keys(one.options), ...Object.keys(other.options)])];
+  const differing = names.filter((name) => JSON.stringify(one.options[name]) !== JSON.stringify(other.options[name]));
+  if (!differing.length) return html("p", { className: "dull", textContent: "Nothing: the same config." });
+  const text = (value) => (value === undefined ? "-" : typeof value === "object" ? JSON.stringify(value) : String(value));
+  const rows = differing.map((name) => html("tr", {}, ...[name, text(one.options[name]), text(other.options[name])].map((value) => html("td", { className: "text", textContent: value }))));
+  return html("div", { className: "scroll" }, html("table", { className: "differs", id: "differs" }, html("thead", {}, html("tr", {}, ...["option", "A", "B"].map((title) => html("th", { className: "text", textContent: title })))), html("tbody", {}, ...rows)));
+}

@@ -1,0 +1,149 @@
+"""What the page shows, as one JSON value: a comparison, and everything about every cell that fits."""
+
+import base64
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import t as student
+
+from qdexp.report.comparison import METRICS, Comparison, Line
+from qdexp.report.conformance import HEADER, Paper
+from qdexp.report.evidence import Evidence
+from qdexp.report.records import Record
+from qdexp.report.sources import Source
+from qdexp.report.statistics.estimate import GROUPS, LEVEL, Interval
+from qdexp.report.table import flat, protocol_line, row_names
+from qdexp.report.tables import SHOWN, notes
+
+SAMPLES, TILE = 16, 96
+"""Images of a cell that are shown, and the height in pixels that larger ones are reduced to."""
+GAP = 2
+TOLD = {metric.key for metric in METRICS}
+
+
+def content(source: Source, evidence: Evidence, comparison: Comparison, paper: Paper | None = None) -> dict[str, Any]:
+    """The page's data; 60 KB a cell at most, of which the samples are the greater part."""
+    failed = [record for record in source.records if record["status"] != "complete"]
+    lines = [*comparison.cells, *(Line(name, [one], {}, {}) for name, one in zip(row_names(failed), failed, strict=True))]
+    log = _executions(source.out)
+    return {
+        "title": source.name,
+        "protocol": protocol_line(comparison.protocol),
+        "notes": notes(comparison),
+        "baseline": comparison.baseline,
+        "missing": source.missing,
+        "gaps": sorted(evidence.gaps),
+        "metrics": [{**vars(metric), "overview": metric.key in SHOWN} for metric in METRICS],
+        "quantiles": {str(groups): float(student.ppf((1 + LEVEL) / 2, groups - 1)) for groups in range(2, GROUPS + 1)},
+        "lines": [_line(line, f"line-{number}") for number, line in enumerate(comparison.lines)],
+        "cells": [_cell(line, evidence, comparison, log) | _conformance(line, paper) for line in lines],
+        "activations": _activations([line.records[0] for line in lines], evidence),
+    }
+
+
+def _row(line: Line) -> dict[str, Any]:
+    """What a line and a cell have in common."""
+    seconds = [record.get("costs", {}).get("total", {}).get("seconds") for record in line.records]
+    known = [second for second in seconds if second is not None]
+    return {
+        "name": line.name,
+        "axes": line.axes,
+        "status": line.records[0]["status"],
+        "seconds": sum(known) / len(known) if known else None,
+        "numbers": {key: _interval(interval) for key, interval in line.numbers.items()},
+        "differences": {key: _interval(interval) for key, interval in line.differences.items()},
+    }
+
+
+def _line(line: Line, name: str) -> dict[str, Any]:
+    return {"id": name, "cells": [record["cell"] for record in line.records], **_row(line)}
+
+
+def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str, list[str]]) -> dict[str, Any]:
+    (record,) = line.records
+    estimates = comparison.estimates.get(record["cell"], {})
+    metrics, keys = record.get("metrics", {}), record.get("keys", {})
+    return {
+        "id": record["cell"],
+        **_row(line),
+        "replicates": {key: _rounded(one.replicates.tolist(), 6) for key, one in estimates.items()},
+        "others": {name: value for name, value in metrics.items() if name not in TOLD and value is not None},
+        "costs": {stage: cost.get("seconds") for stage, cost in record.get("costs", {}).items()},
+        "options": flat(record.get("config", {})),
+        "provenance": flat(record.get("provenance", {})),
+        "protocol": flat({"protocol": record.get("protocol", {}), "keys": keys}),
+        "curves": _rounded(record.get("curves")),
+        "layers": _rounded(evidence.read_json(record, "layers")),
+        "samples": _samples(record, evidence),
+        "error": record.get("error"),
+        "log": "\n".join(entry for key in dict.fromkeys(keys.values()) for entry in log.get(key, [])),
+    }
+
+
+def _conformance(line: Line, paper: Paper | None) -> dict[str, Any]:
+    """The cell's list against a paper, if that has it."""
+    rows = [] if paper is None else paper.rows(line)
+    return {"conformance": [HEADER, *([row.what, row.theirs, row.ours, row.remark] for row in rows)]} if rows else {}
+
+
+def _activations(records: list[Record], evidence: Evidence) -> dict[str, Any]:
+    """By key: cells of one model share them."""
+    by_key = {key: record for record in records if (key := record.get("keys", {}).get("activations"))}
+    found = {key: (record["axes"]["model"], evidence.read_json(record, "activations")) for key, record in by_key.items()}
+    return {key: {"model": model, **_rounded(value)} for key, (model, value) in found.items() if value is not None}
+
+
+def _interval(interval: Interval) -> list[float | None]:
+    return [None if math.isnan(end) else end for end in (interval.value, interval.low, interval.high)]
+
+
+def _rounded(value: Any, digits: int = 4) -> Any:
+    """Numbers cut to what a chart can show."""
+    if isinstance(value, dict):
+        return {name: _rounded(item, digits) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def _executions(out: Path) -> dict[str, list[str]]:
+    """By a stage's key: the lines that say when it was computed, and what that cost."""
+    path = out / "executions.jsonl"
+    lines: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            name = json.loads(line)["entry"]
+        except (ValueError, KeyError):  # torn by a kill: the record stands without it
+            continue
+        lines.setdefault(name.rpartition("-")[2], []).append(line)
+    return lines
+
+
+def _samples(record: Record, evidence: Evidence) -> str | None:
+    """The cell's first images side by side, as a data address."""
+    images = evidence.images(record, SAMPLES)
+    if images is None:
+        return None
+    tiles = [_tile(image) for image in images]
+    width, height = tiles[0].size
+    strip = Image.new("RGB", (len(tiles) * (width + GAP) - GAP, height))
+    for place, tile in enumerate(tiles):
+        strip.paste(tile, (place * (width + GAP), 0))
+    small = height < TILE
+    kind, settings = ("PNG", {"optimize": True}) if small else ("WEBP", {"quality": 85})
+    buffer = io.BytesIO()
+    (strip.convert("L") if images.shape[1] == 1 else strip).save(buffer, kind, **settings)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _tile(image: NDArray[np.uint8]) -> Image.Image:
+    """[c, h, w] as a picture of at most ``TILE`` pixels in height."""
+    tile = Image.fromarray(image.transpose(1, 2, 0).repeat(4 - len(image) if len(image) == 1 else 1, axis=2))
+    width, height = tile.size
+    return tile if height <= TILE else tile.resize((round(width * TILE / height), TILE), Image.Resampling.LANCZOS)

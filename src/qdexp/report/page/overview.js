@@ -1,0 +1,108 @@
+// The table of all cells: sorted, filtered, seeds pooled or not.
+
+const several = (texts) => new Set(texts).size > 1;
+const AXES = ["model", "method", "quant", "quantizer", "calib", "seed"].filter((axis) => several(DATA.cells.map((cell) => String(cell.axes[axis]))));
+/** Whether the method alone does not tell the quantizer: only then is that a column of its own. */
+const MIXED = DATA.cells.some((cell) => several(DATA.cells.filter((other) => other.axes.method === cell.axes.method).map((other) => other.axes.quantizer)));
+
+function columns() {
+  const shown = [{ key: "name", title: state.pooled ? "method" : "cell", text: true, value: (row) => row.name, show: (row) => nameOf(row) }];
+  for (const axis of AXES)
+    if (axis !== "method" && (axis !== "quantizer" || MIXED) && !(state.pooled && axis === "seed"))
+      shown.push({ key: `axis:${axis}`, title: axis, text: true, value: (row) => row.axes[axis], show: (row) => html("span", { textContent: row.axes[axis] }) });
+  if (state.pooled) shown.push({ key: "seeds", title: "seeds", value: (row) => row.cells.length, show: (row) => html("span", { textContent: row.cells.length }) });
+  for (const metric of DATA.metrics) {
+    if (!DATA.cells.some((cell) => cell.numbers[metric.key])) continue;
+    if (metric.overview) shown.push({ key: metric.key, title: metric.title, value: (row) => row.numbers[metric.key]?.[0], show: (row) => number(metric, row.numbers[metric.key]) });
+    if (metric.key === "fid" && DATA.baseline)
+      shown.push({ key: "difference", title: `FID − ${DATA.baseline}`, value: (row) => row.differences.fid?.[0], show: (row) => difference(metric, row.differences.fid) });
+  }
+  shown.push({ key: "seconds", title: "time", value: (row) => row.seconds, show: (row) => html("span", { textContent: duration(row.seconds) }) });
+  return shown;
+}
+
+function nameOf(row) {
+  const name = html("span", {}, html("i", { className: "swatch", style: `background:${row.colour}` }), row.name);
+  return row.status === "failed" ? html("span", {}, name, html("span", { className: "failed", textContent: " failed" })) : name;
+}
+
+function duration(seconds) {
+  if (!finite(seconds)) return "-";
+  return seconds < 60 ? `${seconds.toFixed(0)} s` : seconds < 3600 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+function rowsShown() {
+  const words = state.words.toLowerCase().split(/\s+/).filter(Boolean);
+  const rows = (state.pooled ? DATA.lines : DATA.cells).filter((row) => {
+    const text = [row.name, row.id, row.status, ...Object.values(row.axes)].join(" ").toLowerCase();
+    return words.every((word) => text.includes(word)) && Object.entries(state.axes).every(([axis, value]) => !value || String(row.axes[axis]) === value);
+  });
+  const column = columns().find((one) => one.key === state.sort);
+  if (!column) return rows;
+  const rank = (a, b) => {
+    const [x, y] = [column.value(a), column.value(b)], [noX, noY] = [x === undefined || x === null, y === undefined || y === null];
+    if (noX || noY) return noX - noY; // what has no number stands last in either direction
+    return (typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true })) * (state.down ? -1 : 1);
+  };
+  return [...rows].sort(rank);
+}
+
+function overview() {
+  const section = byId("overview"), search = html("input", { type: "search", placeholder: "filter: words that a row must hold", value: state.words, id: "filter" });
+  search.addEventListener("input", () => { state.words = search.value; table(); });
+  const bar = html("div", { className: "bar" }, search);
+  for (const axis of AXES) {
+    const values = [...new Set(DATA.cells.map((cell) => String(cell.axes[axis])))];
+    const select = html("select", { name: axis }, html("option", { value: "", textContent: `every ${axis}` }), ...values.map((value) => html("option", { value, textContent: value })));
+    select.addEventListener("change", () => { state.axes[axis] = select.value; table(); });
+    bar.append(select);
+  }
+  if (DATA.lines.some((line) => line.cells.length > 1)) {
+    const button = html("button", { textContent: "pool seeds", id: "pool", ariaPressed: String(state.pooled) });
+    button.addEventListener("click", () => { state.pooled = !state.pooled; button.ariaPressed = String(state.pooled); table(); });
+    bar.append(button);
+  }
+  bar.append(html("span", { className: "count", id: "count" }));
+  section.replaceChildren(html("h2", { textContent: "Overview" }), bar, html("div", { className: "card scroll" }, html("table", { id: "table" })),
+    html("p", { className: "foot", textContent: DATA.notes.slice(1).join(". ") + ". Click a row for all of it; tick two to compare them." }));
+  table();
+}
+
+function table() {
+  const shown = columns(), rows = rowsShown(), all = state.pooled ? DATA.lines : DATA.cells;
+  const head = html("tr", {}, html("th", { title: "compare" }), ...shown.map(heading));
+  const body = rows.map((row) => {
+    const line = html("tr", { className: "row" }, html("td", {}, ticker(row)), ...shown.map((column) => html("td", { className: column.text ? "text" : "" }, column.show(row))));
+    line.dataset.id = row.id;
+    if (row.id === state.cell) line.classList.add("open");
+    line.addEventListener("click", () => open(state.pooled ? row.cells[0] : row.id));
+    return line;
+  });
+  byId("table").replaceChildren(html("thead", {}, head), html("tbody", {}, ...body));
+  byId("count").textContent = rows.length === all.length ? `${all.length} rows` : `${rows.length} of ${all.length} rows`;
+}
+
+function heading(column) {
+  const arrow = state.sort === column.key ? (state.down ? " ↓" : " ↑") : "";
+  const cell = html("th", { className: `sortable${column.text ? " text" : ""}`, textContent: column.title + arrow });
+  cell.dataset.key = column.key;
+  cell.addEventListener("click", () => {
+    [state.sort, state.down] = [column.key, state.sort === column.key && !state.down];
+    table();
+  });
+  return cell;
+}
+
+function ticker(row) {
+  const id = state.pooled ? row.cells[0] : row.id, box = html("input", { type: "checkbox", checked: state.pair.includes(id), ariaLabel: `compare ${row.name}` });
+  box.addEventListener("click", (event) => event.stopPropagation());
+  box.addEventListener("change", () => {
+    state.pair = box.checked ? [...state.pair, id].slice(-2) : state.pair.filter((other) => other !== id);
+    table();
+    if (state.pair.length === 2) location.hash = `compare=${state.pair.join(",")}`;
+    compare();
+  });
+  return box;
+}
+
+const open = (id) => { location.hash = `cell=${id}`; };

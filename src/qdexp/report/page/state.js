@@ -1,0 +1,53 @@
+// The page: an overview that sorts and filters, figures, one cell in detail, two cells side by side.
+// All state that is worth a link stands in the address: #cell=ID, #compare=ID,ID.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const CELLS = new Map(DATA.cells.map((cell) => [cell.id, cell]));
+const METRICS = new Map(DATA.metrics.map((metric) => [metric.key, metric]));
+const state = { sort: null, down: false, words: "", axes: {}, pooled: false, cell: null, pair: [] };
+
+/** An HTML element; properties by name, children are elements or text. */
+function html(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const byId = (id) => document.getElementById(id);
+const card = (title, ...children) => html("div", { className: "card" }, title ? html("h3", { textContent: title }) : null, ...children);
+const wide = (element) => { element.classList.add("full"); return element; };
+
+/** A value in its metric's unit and digits, as the tables write it. */
+function written(metric, value) {
+  if (!finite(value)) return "-";
+  const scaled = value * metric.factor;
+  if (!metric.significant || scaled === 0) return scaled.toFixed(metric.digits);
+  const power = Math.floor(Math.log10(Math.abs(scaled)));
+  return scaled.toFixed(Math.max(0, Math.min(20, metric.digits - 1 - power)));
+}
+
+function number(metric, interval) {
+  if (!interval) return html("span", { className: "dull", textContent: "-" });
+  const [value, low, high] = interval, text = html("span", { textContent: written(metric, value) });
+  if (finite(low)) text.append(html("span", { className: "pm", textContent: ` ± ${written(metric, (high - low) / 2)}` }));
+  return text;
+}
+
+/** A difference: coloured where its interval does not hold zero. */
+function difference(metric, interval) {
+  if (!interval) return html("span", { className: "dull", textContent: "-" });
+  const [value, low, high] = interval, clear = low > 0 || high < 0, worse = value > 0 !== metric.higher;
+  const span = html("span", { textContent: (value >= 0 ? "+" : "") + written(metric, value), className: clear ? (worse ? "up" : "down") : "dull" });
+  span.append(html("span", { className: "pm", textContent: ` [${written(metric, low)}, ${written(metric, high)}]` }));
+  return span;
+}
+
+/** The paired difference of two cells on the same noise, from their jackknife replicates. */
+function paired(one, other, key) {
+  const a = one.replicates[key], b = other.replicates[key];
+  if (!a || !b || a.length !== b.length) return null;
+  const apart = a.map((value, group) => value - b[group]), mean = apart.reduce((sum, value) => sum + value, 0) / apart.length;
+  const spread = ((apart.length - 1) / apart.length) * apart.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  const value = one.numbers[key][0] - other.numbers[key][0], half = DATA.quantiles[apart.length] * Math.sqrt(spread);
+  return [value, value - half, value + half];
+}

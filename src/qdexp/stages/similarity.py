@@ -1,0 +1,41 @@
+"""How alike each quantized image is to the full-precision one of the same noise."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdexp import files
+from qdexp.config import Config
+from qdexp.metrics.similarity import structural_similarity
+from qdexp.sampling.shards import read_shards
+from qdexp.stages.base import Stage
+from qdexp.stages.samples import SamplesStage
+
+FILE = "similarity.safetensors"
+
+
+class SimilarityStage(Stage):
+    """``similarity.safetensors``: ``ssim`` float32 [n], in the order of the samples."""
+
+    name = "similarity"
+    version = 1
+    sources = ("qdexp.stages.similarity", "qdexp.metrics.similarity", "qdexp.sampling")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.samples = SamplesStage(config, quantized=True)
+        self.full_precision = SamplesStage(config, quantized=False)
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {"samples": self.samples, "full_precision": self.full_precision}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        shards = zip(*(read_shards(inputs[role], "images") for role in self.inputs), strict=True)
+        ssim = [structural_similarity(images, truth) for images, truth in shards]
+        files.write_tensors(folder / FILE, {"ssim": torch.cat(ssim)})

@@ -1,0 +1,55 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from qdexp.config import Config
+from qdexp.paths import conf_folder
+from qdexp.sampling.sampler import Sampler
+from qdexp.stages.calibration import chosen_rows
+from qdexp.sweep.freeze import freeze
+
+SCRIPT = Path(__file__).parents[2] / "analysis" / "reported.py"
+PAPERS = {
+    "paper_cifar10": (100, 0.0, "quadratic"),
+    "paper_bedroom": (200, 1.0, "uniform"),
+    "paper_church": (500, 0.0, "uniform"),
+}
+
+
+def record(n: int = 50_000, weights: str = "file") -> dict[str, Any]:
+    axes = {"model": "ldm_bedroom", "method": "qdiffusion", "quant": "w4a8", "weights": weights}
+    return {"format": 1, "cell": "x", "status": "complete", "axes": axes, "protocol": {"n": n}, "metrics": {"fid": 7.125}}
+
+
+@pytest.mark.parametrize(
+    ("one", "ours"), [(record(), "7.12"), (record(n=5000), "-"), (record(weights="random"), "-"), (None, "-")]
+)
+def test_ours_stand_beside_the_reported(
+    one: dict[str, Any] | None, ours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "record.json").write_text(json.dumps(one))
+    monkeypatch.setattr(sys, "argv", ["reported.py", *([str(tmp_path / "record.json")] if one else [])])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert f"| qdiffusion | w4a8 | 5.32 | {ours} |" in lines
+    assert "| fp | full | 2.98 | - |" in lines
+
+
+@pytest.mark.parametrize("experiment", PAPERS)
+def test_the_settings_are_the_papers(experiment: str) -> None:
+    overrides = [f"experiment={experiment}", "method=qdiffusion", "protocol.reference=none.npz"]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("config", overrides, return_hydra_config=True)
+    config: Config = freeze(cfg)
+    steps, eta, skip = PAPERS[experiment]
+    sampler = Sampler(config.model, config.protocol)
+    assert sampler.steps == steps
+    assert (config.protocol.scheduler["eta"], config.protocol.scheduler["skip"]) == (eta, skip)
+    assert (config.protocol.n, config.protocol.extractor) == (50_000, "inception-v3")
+    assert len(chosen_rows(config)) == 20 * 256
+    assert cfg.hydra.sweeper.params.quant == "w8a32,w4a32,w8a8,w4a8"

@@ -1,0 +1,123 @@
+"""That the benchmarks run, that their tables can be read, and that both sides of a comparison do the same. Nothing is timed."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import data_path, range_search
+from benchmarks.__main__ import ROWS, main
+from benchmarks.subject import Subject, config_of, resized
+from qdexp.quant.blocks import Rows
+from qdexp.quant.streams import streaming
+
+Table = list[dict[str, str]]
+NUMBER = r"[\d.e+,-]+"
+SECONDS, RATIO = rf"{NUMBER} \({NUMBER}\)", rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
+
+
+@pytest.fixture
+def tables(small: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Table]]:
+    """``tables(*arguments)``: what the command prints on the tiny model, part -> rows by column."""
+
+    def printed(*arguments: str) -> dict[str, Table]:
+        main([*arguments, "--set", *small])
+        head, *parts = capsys.readouterr().out.strip().split("\n\n")
+        assert head.startswith("tiny, qdiffusion w4a8") and "1 threads" in head
+        titles, bodies = parts[::2], parts[1::2]
+        return {title.split(",")[0]: read(body) for title, body in zip(titles, bodies, strict=True)}
+
+    return printed
+
+
+def read(markdown: str) -> Table:
+    """The rows of a table, by the names of its columns."""
+    header, rule, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines())
+    assert rule == ["---", *["---:"] * (len(header) - 1)]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def matches(row: dict[str, str], **patterns: str) -> bool:
+    """Whether each column whose name begins or ends like a key is written as its pattern says."""
+    kinds = [(kind, value) for name, value in row.items() for kind in patterns if kind in name]
+    return len(kinds) > 0 and all(re.fullmatch(patterns[kind], value) for kind, value in kinds)
+
+
+def test_all_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -> None:
+    found = tables("--rows", "32", "--repetitions", "1")
+    assert list(found) == list(ROWS)
+    assert [row["learned rounding of all blocks"] for row in found["data_path"]] == ["data path", "data path and inner loop"]
+    assert [row["quantization"] for row in found["quantization"]][1:] == ["rounding", "quantization", "whole"]
+    assert found["range_search"][0]["same range"] == "100.00%"
+    assert len(found["sampling"]) == 1
+    for part in ("data_path", "range_search", "sampling"):
+        assert all(matches(row, **{"s (CPU)": SECONDS, "ratio": RATIO}) for row in found[part])
+    assert all(matches(row, **{"s (CPU)": SECONDS, "peak": NUMBER}) for row in found["quantization"])
+    assert all(matches(row, passes=RATIO) for row in found["quantization"][1:])
+    growth = found["growth"]
+    assert [(row["model"], row["rows"]) for row in growth] == [
+        *(("tiny", count) for count in ("8", "32", "128")),
+        *((f"tiny x {width}", "8") for width in ("0.5", "2")),
+    ]
+    embedded, narrower, wider = (float(growth[place]["M parameters"]) for place in (0, 3, 4))
+    assert narrower < embedded < wider
+    assert all(matches(row, **{"s (CPU)": SECONDS, "passes": RATIO, "/": RATIO}) for row in growth)
+
+
+@pytest.fixture
+def subject(small: list[str], tmp_path: Path) -> Subject:
+    return Subject(config_of(small), 20, tmp_path)
+
+
+def test_rows_are_as_many_as_asked_for_and_of_all_timesteps(subject: Subject) -> None:
+    x_t, t = (torch.cat(part) for part in zip(*subject.batches, strict=True))
+    assert len(x_t) == len(t) == 20
+    assert len(t.unique()) == subject.config.calib.timesteps
+
+
+def test_both_data_paths_hand_out_the_same_rows_and_targets(subject: Subject) -> None:
+    full = subject.full()
+    network, blocks = subject.rounded(full)
+    batches = subject.batches
+    with streaming(network, blocks, batches) as one, data_path.restarting(network, blocks, batches) as other:
+        for _ in blocks:
+            ours, theirs = (Rows(feed.calls, feed.sizes) for feed in (one, other))
+            assert len(ours) == 20
+            (x, *_), (y, *_) = ours.take(slice(0, 20))[0], theirs.take(slice(0, 20))[0]
+            assert torch.equal(x, y)
+            assert torch.equal(torch.cat(one.advance()), torch.cat(other.advance()))
+
+
+def test_a_channel_with_another_range_counts_against_the_agreement(subject: Subject) -> None:
+    layers = range_search.weights(subject)[:3]
+    halved = [(weight.clone(), scheme) for weight, scheme in layers]
+    halved[0][0][0] *= 0.5
+    channels = sum(len(weight) for weight, _ in layers)
+    agreement = range_search.agreement(range_search.batched(layers), range_search.looped(halved))
+    assert agreement == pytest.approx(1 - 1 / channels)
+
+
+def test_a_resized_model_is_the_same_architecture_with_weights_of_its_own(subject: Subject, tmp_path: Path) -> None:
+    config = resized(subject.config, 0.5, tmp_path)
+    half = Subject(config, 8, tmp_path).full()
+    assert [name for name, _ in half.named_parameters()] == [name for name, _ in subject.full().named_parameters()]
+    assert config.model.network["block_out_channels"] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["speed"], "no part is called speed; choose from data_path"),
+        (["--rows", "0"], "must be at least 1"),
+        (["--set", "quant.weight_bits=99"], "quant.weight_bits=99: choose 2 to 8"),
+        (["--set", "method=fp"], "no weights are quantized"),
+        (["data_path", "--rows", "64"], "data_path learns from 64 rows, of which recon.heldout=64 only judge"),
+        (["growth", "--rows", "256"], "growth learns from 64 rows"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert told in f"{stop.value} {capsys.readouterr().err}"

@@ -1,0 +1,125 @@
+"""InceptionV3 with random weights in the file that torch-fidelity reads: all but the numbers is as with the real ones."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from qdexp.errors import UserError
+from qdexp.files import sha256
+from qdexp.metrics import build
+from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, Extractor
+from qdexp.metrics.features import extract
+from qdexp.metrics.reference import Reference, statistics
+from qdexp.metrics.scores import score
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda *_: None)
+        patch.setattr("torch.load", lambda *_, **__: {})
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "none")
+    torch.save(network.state_dict(), path)
+    return replace(INCEPTION, weights=path, digest=sha256(path))
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(256, (12, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_spatial_features_are_seven_maps_channels_last(inception: Extractor, images: Tensor) -> None:
+    network = inception.build()
+    kept: list[Tensor] = []
+    network.network.Mixed_6d.branch1x1.register_forward_hook(lambda *call: kept.append(call[2]))
+    pool, logits, spatial = network(images[:2])
+    assert (pool.shape, logits.shape, spatial.shape) == ((2, 2048), (2, 1008), (2, 17 * 17 * 7))
+    maps = spatial.view(2, 17, 17, 7)
+    for channel in range(7):
+        assert torch.equal(maps[..., channel], kept[0][:, channel])
+
+
+def test_scores_of_images_with_their_own_statistics(inception: Extractor, images: Tensor, tmp_path: Path) -> None:
+    found = extract(inception, images, 8, torch.device("cpu"))
+    assert found.spatial is not None
+    parts = {**statistics(found.pool), **{f"{name}_s": value for name, value in statistics(found.spatial).items()}}
+    mu, sigma, mu_s, sigma_s = (parts[name].numpy() for name in ("mu", "sigma", "mu_s", "sigma_s"))
+    np.savez(tmp_path / "published.npz", mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
+    reference = Reference.load(tmp_path / "published.npz")
+    reference.check(INCEPTION)
+    scores = score(found, replace(reference, features=None), seed=0)
+    assert scores.keys() == {"fid", "isc", "isc_std", "sfid"}  # means and covariances give no more
+    assert scores["fid"] == pytest.approx(0, abs=1e-5)
+    assert scores["sfid"] == pytest.approx(0, abs=1e-4)
+    shifted = replace(reference, mu_s=parts["mu_s"] + 0.1)
+    assert score(found, shifted, seed=0)["sfid"] == pytest.approx(0.01 * 2023, rel=1e-3)
+
+
+def test_a_reference_is_built_from_a_folder(
+    inception: Extractor, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(EXTRACTORS, INCEPTION.name, replace(inception, weights=tmp_path / "elsewhere"))
+    (tmp_path / "lsun" / "a").mkdir(parents=True)
+    for number, image in enumerate(images):
+        ending = "webp" if number % 2 else "png"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "lsun" / "a" / f"{number:02d}.{ending}", lossless=True)
+    command = [str(tmp_path / "lsun"), "--out", str(tmp_path / "made"), "--weights", str(inception.weights), "--size", "24"]
+    monkeypatch.setattr(sys, "argv", ["build", *command, "--keep", "5", "--n", "11"])
+    build.main()
+    made = Reference.load(tmp_path / "made")
+    made.check(inception)
+    assert made.dataset == "lsun, 11 images, prepared none"
+    assert made.features is not None
+    assert made.features.shape == (5, 2048)
+    truth = extract(inception, images[:11], 64, torch.device("cpu"))
+    torch.testing.assert_close(made.mu, statistics(truth.pool)["mu"])
+    assert made.mu_s is not None
+    assert made.mu_s.shape == (2023,)
+    assert "lsun, 11 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--size", "8"], "nowhere: no folder, and none of cifar10-train"),
+        (["cifar10-train", "--root", "empty"], "cifar10-train: not in empty; put it there"),
+        (["."], "--size is missing"),
+        ([".", "--size", "8"], r"holds no image"),
+    ],
+)
+def test_what_is_missing_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["build", *arguments, "--out", "made", "--extractor", "fashion-cnn"])
+    with pytest.raises(SystemExit, match=f"qdexp: .*{message}"):
+        build.main()
+
+
+def test_missing_inception_weights_say_where_they_can_be_had(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"inception-v3 lacks its weights; fetch https://.*protocol\.extractor_weights"):
+        replace(INCEPTION, weights=tmp_path / "nowhere").build()
+
+
+def test_statistics_of_other_features_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "small.npz", mu=np.zeros(4), sigma=np.eye(4))
+    np.savez(tmp_path / "other.npz", weights=np.zeros(4))
+    with pytest.raises(UserError, match="statistics of \\[4\\] features, not of InceptionV3's 2048"):
+        Reference.load(tmp_path / "small.npz")
+    with pytest.raises(UserError, match="holds no arrays mu and sigma"):
+        Reference.load(tmp_path / "other.npz")
+
+
+def test_the_command_has_a_help_page() -> None:
+    done = subprocess.run([sys.executable, "-m", "qdexp.metrics.build", "--help"], capture_output=True, text=True, check=True)
+    assert "--prepare {none,ldm,adm}" in done.stdout

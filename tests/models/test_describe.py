@@ -1,0 +1,107 @@
+"""Descriptions: the published numbers, and what a real checkpoint and a real forward pass say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from qdexp.config import Model, Quant
+from qdexp.errors import UserError
+from qdexp.models.__main__ import main
+from qdexp.models.conditions import example_condition
+from qdexp.models.describe import describe
+from qdexp.quant import checkpoint
+
+WIDTHS = [(4, 8), (8, 8), (3, 4), (4, 32), (32, 8)]
+
+
+def quant(weight_bits: int, act_bits: int) -> Quant:
+    return Quant(weight_bits, act_bits, softmax_bits=8, first_last_bits=8)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    main(list(arguments))
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "sizes"),
+    [
+        ("ddim_cifar10", "35,746,307 (35.7 M)", ("143.0", "35.7", "17.9")),
+        ("ldm_bedroom", "274,056,163 (274.0 M)", ("1,096.2", "274.1", "137.0")),
+        ("ldm_church", "294,966,916 (294.9 M)", ("1,179.9", "295.0", "147.5")),
+    ],
+)
+def test_the_published_sizes(
+    capsys: pytest.CaptureFixture[str], name: str, parameters: str, sizes: tuple[str, str, str]
+) -> None:
+    lines = printed(capsys, f"model={name}")
+    assert f"parameters  {parameters}" in lines
+    table = {line.split()[0]: line.split() for line in lines if line.startswith("w")}
+    assert tuple(table[label][1] for label in ("w32a32", "w8a8", "w4a8")) == sizes
+    assert any(line.startswith("weights     missing: model.weights=") for line in lines)
+
+
+def test_blocks_and_boundaries_of_church(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "model=ldm_church", "model.weights=random")
+    blocks = lines[next(i for i, line in enumerate(lines) if line.startswith("block ")) + 1 :]
+    assert blocks[0].split()[:2] == ["time_embedding.linear_1", "Linear"]
+    assert "weights     random" in lines
+    parts = [line.split()[-1] for line in blocks if "+" in line]
+    assert parts[:3] == ["768+768", "768+768", "768+768"] and parts[-3:] == ["384+192", "192+192", "192+192"]
+    assert len(parts) == 15, "every residual block of the up path reads a concatenation"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_macs_are_those_that_torch_counts(family: Family) -> None:
+    network = family.network()
+    # the fused kernel of the CPU is not counted
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        network(torch.zeros(1, *family.shape), torch.zeros(1, dtype=torch.int64), **example_condition(network))
+    assert describe(family.model).macs == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_stored_bytes_are_those_of_a_checkpoint(family: Family, bits: tuple[int, int], tmp_path: Path) -> None:
+    network = family.quantized(*bits)
+    checkpoint.save(tmp_path, network, family.architecture)
+    tensors = checkpoint.load_file(tmp_path / checkpoint.TENSORS)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert abs(describe(family.model).stored_bytes(quant(*bits)) - held) <= 8  # bytes that packing joins across layers
+
+
+def test_bops_by_hand() -> None:
+    """Two layers and nothing else: 8 x 8 at both ends, wherever the others are quantized."""
+    layers: dict[str, Any] = {
+        "_target_": "torch.nn.Sequential",
+        "_args_": [{"_target_": "torch.nn.Conv2d", "_args_": [1, 2, 3]}],
+    }
+    with pytest.raises(UserError, match=r"model\.network: it cannot run on shapes alone"):
+        describe(Model("own", "random", [1, 8, 8], layers, {}))
+    family = FAMILIES[0]
+    description = describe(family.model)
+    names = list(description.layers)
+    ends = {next(name for name in names if "conv" in name), names[-1]}
+    inner = sum(macs for name, macs in description.layers.items() if name not in ends)
+    outer = sum(description.layers[name] for name in ends)
+    products = sum(description.products.values())
+    assert description.bops(quant(4, 6)) == 24 * inner + 64 * outer + (36 + 48) * products
+    assert description.bops(quant(32, 32)) == 1024 * description.macs
+
+
+@pytest.mark.parametrize("wrong", ["model=none", "quant.weight_bits=99", "model.network.norm_num_groups=7"])
+def test_errors_are_one_line(wrong: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["model=ddim_cifar10", wrong] if not wrong.startswith("model=") else [wrong])
+    assert str(stop.value.code).startswith("qdexp: ") and "\n" not in str(stop.value.code)
+
+
+def test_help() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert "python -m qdexp.models model=NAME" in str(stop.value.code)

@@ -1,0 +1,97 @@
+"""GPTQ against its definition: layer errors, a slow version column by column, and every kind of layer."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qdexp.quant import MinMax, PerChannel, PerTensor, QParams, Scheme, Split, dequantize, qparams_from_range
+from qdexp.quant.gptq import CHUNK, DAMPING, InputMoments, gptq
+from qdexp.quant.ranges import estimate
+from qdexp.quant.rounding import nearest
+from qdexp.quant.scheme import Granularity
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "linear": (nn.Linear(6, 5), (4, 3, 6)),
+    "conv": (nn.Conv2d(4, 5, 3, stride=2, padding=1), (3, 4, 7, 8)),
+    "reflected": (nn.Conv2d(4, 5, 3, padding=1, padding_mode="reflect"), (3, 4, 6, 6)),
+    "dilated": (nn.Conv2d(2, 3, (3, 1), dilation=2, padding="same"), (2, 2, 7, 7)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (3, 4, 6, 6)),
+    "conv1d": (nn.Conv1d(3, 4, 3, stride=2, padding=2), (2, 3, 9)),
+}
+
+
+def grid(weight: Tensor, bits: int = 3, granularity: Granularity = PerChannel(0)) -> tuple[QParams, Scheme]:  # noqa: B008
+    scheme = Scheme(bits, granularity)
+    return qparams_from_range(*estimate(weight, scheme, MinMax()), scheme), scheme
+
+
+def correlated(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns // 2) @ torch.randn(columns // 2, columns) + 0.3 * torch.randn(rows, columns)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_moments_tell_the_squared_output_error_of_any_change_of_the_weight(name: str) -> None:
+    layer, shape = LAYERS[name]
+    x, change = torch.randn(shape), torch.randn_like(layer.weight)
+    moments = InputMoments(layer)
+    for part in x.split(2):
+        moments.observe(part)
+    rows = change.reshape(len(moments.total), -1, moments.total.shape[-1])
+    predicted = (rows @ moments.total * rows).sum()
+    with torch.no_grad():
+        before = layer(x)
+        layer.weight += change
+        assert torch.allclose((layer(x) - before).square().sum(), predicted, rtol=1e-4)
+        layer.weight -= change
+
+
+def slow(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor) -> Tensor:
+    """One row, one column at a time, in double precision; the inverse is found anew for the columns that are still free
+    (optimal brain surgery, what GPTQ's factor stands for)."""
+    hessian = moments.double() + torch.eye(len(moments)) * DAMPING * moments.double().diagonal().mean()
+    order = moments.diagonal().argsort(descending=True).tolist()
+    levels = torch.zeros_like(weight, dtype=torch.long)
+    for row in range(len(weight)):
+        w, s, z = weight[row].double(), float(qparams.scale[row]), int(qparams.zero_point[row])
+        free = list(order)
+        while free:
+            i = free[0]
+            inverse = torch.linalg.inv(hessian[free][:, free])
+            level = min(max(round(float(w[i]) / s) + z, scheme.qmin), scheme.qmax)
+            levels[row, i] = level
+            lost = (w[i] - (level - z) * s) / inverse[0, 0]
+            w[free] -= lost * inverse[0]
+            free.pop(0)
+    return levels
+
+
+def test_the_levels_of_the_slow_version() -> None:
+    weight, x = torch.randn(4, 12), correlated(200, 12)
+    qparams, scheme = grid(weight)
+    levels = gptq(weight, qparams, scheme, (x.mT @ x)[None])
+    assert levels.dtype == scheme.dtype
+    assert torch.equal(levels.long(), slow(weight, qparams, scheme, x.mT @ x))
+    assert not torch.equal(levels, nearest(weight, qparams, scheme))
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), Split((CHUNK, 72), PerChannel(0))])
+def test_a_smaller_output_error_than_nearest_rounding(granularity: Granularity) -> None:
+    weight, x = torch.randn(16, CHUNK + 72), correlated(500, CHUNK + 72)
+    qparams, scheme = grid(weight, 4, granularity)
+
+    def error(levels: Tensor) -> Tensor:
+        return (x @ (dequantize(levels, qparams, scheme) - weight).mT).square().sum()
+
+    assert error(gptq(weight, qparams, scheme, (x.mT @ x)[None])) < 0.5 * error(nearest(weight, qparams, scheme))
+
+
+def test_uncorrelated_or_dead_inputs_give_nearest_rounding() -> None:
+    weight = torch.randn(5, 4, 3, 3)
+    qparams, scheme = grid(weight)
+    for moments in (torch.eye(36), torch.zeros(36, 36)):
+        assert torch.equal(gptq(weight, qparams, scheme, moments[None]), nearest(weight, qparams, scheme))
+    dead = torch.eye(36)
+    dead[7, 7] = 0
+    assert torch.equal(gptq(weight, qparams, scheme, dead[None]), nearest(weight, qparams, scheme))

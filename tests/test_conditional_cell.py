@@ -1,0 +1,118 @@
+"""Conditional models through whole cells: a diffusion transformer, and a U-Net with cross-attention."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from qdexp.cell import Cell, protocol_of
+from qdexp.errors import UserError
+from qdexp.stages.calibration import read_rows
+
+CellOf = Callable[..., Cell]
+Command = Callable[..., tuple[int, str, str]]
+
+MODEL = """\
+name: {name}
+weights: random
+shape: [1, 28, 28]
+schedule: {{num_train_timesteps: 1000, beta_schedule: linear, beta_start: 0.0001, beta_end: 0.02}}
+condition: {{_target_: qdexp.sampling.conditions.Classes, classes: 3, empty: 3}}
+network:
+  sample_size: 28
+  in_channels: 1
+"""
+NETWORKS = {
+    "tiny_dit": """\
+  _target_: diffusers.DiTTransformer2DModel
+  patch_size: 4
+  num_layers: 2
+  num_attention_heads: 2
+  attention_head_dim: 4
+  num_embeds_ada_norm: 3
+""",
+    "tiny_cross": """\
+  _target_: qdexp.models.networks.ClassUNet2DConditionModel
+  num_classes: 4
+  out_channels: 1
+  layers_per_block: 1
+  block_out_channels: [8, 8]
+  down_block_types: [DownBlock2D, CrossAttnDownBlock2D]
+  up_block_types: [CrossAttnUpBlock2D, UpBlock2D]
+  mid_block_type: null
+  norm_num_groups: 4
+  attention_head_dim: 2
+  cross_attention_dim: 6
+""",
+}
+
+
+@pytest.fixture
+def conditional(tmp_path: Path) -> str:
+    """The option that makes the models known."""
+    folder = tmp_path / "conditional" / "model"
+    folder.mkdir(parents=True)
+    for name, network in NETWORKS.items():
+        (folder / f"{name}.yaml").write_text(MODEL.format(name=name) + network)
+    return f"hydra.searchpath=[file://{folder.parent}]"
+
+
+@pytest.mark.parametrize(("model", "method"), [("tiny_dit", "reconstruction"), ("tiny_cross", "qdiffusion")])
+def test_a_guided_cell_from_noise_to_record(cell_of: CellOf, conditional: str, model: str, method: str) -> None:
+    cell = cell_of(conditional, f"model={model}", f"method={method}", "protocol.guidance=2", "sampler=plms", "protocol.steps=3")
+    record = cell.run()
+    assert record["status"] == "complete"
+    assert record["protocol"]["guidance"] == 2
+    assert len(record["curves"]["timestep"]) == 4  # PLMS calls the network once more
+    assert all(error > 0 for error in record["curves"]["teacher_forced"])
+    assert record["metrics"]["distance"] > 0
+    assert record["reconstruction"]["weights"]["block"]
+    store = cell.out / "store"
+    x_t, t, condition = read_rows(store / cell.stages["calibration"].entry)
+    assert len(x_t) == len(t) == 2 * 2 * 4  # timesteps x rows x (as asked, empty)
+    labels = condition["class_labels"].view(-1, 2)
+    assert set(labels[:, 0].tolist()) == {0, 1, 2}
+    assert set(labels[:, 1].tolist()) == {3}
+    assert (x_t[::2] == x_t[1::2]).all()
+    assert (t[::2] == t[1::2]).all()
+
+
+def test_calibration_rows_keep_the_class_of_their_sample(cell_of: CellOf, conditional: str) -> None:
+    cell = cell_of(conditional, "model=tiny_dit", "method=ptq", "sampler=euler", "protocol.steps=3", "calib.timesteps=1")
+    cell.run()
+    store = cell.out / "store"
+    x_t, t, condition = read_rows(store / cell.stages["calibration"].entry)
+    assert len(x_t) == 4  # no guidance: no empty condition
+    assert t.is_floating_point()  # Euler's timesteps lie between the whole ones
+    walks = [load_file(path)["x_t"][:, -1] for path in sorted((store / cell.stages["trajectory"].entry).glob("shard-*"))]
+    for row, label in zip(x_t, condition["class_labels"].tolist(), strict=True):
+        (sample,) = [8 * shard + n for shard, walk in enumerate(walks) for n, x in enumerate(walk) if (x == row).all()]
+        assert label == sample % 3
+
+
+@pytest.mark.parametrize(
+    ("option", "same"), [("protocol.guidance=1.5", False), ("protocol.classes=[1]", False), ("calib=last", True)]
+)
+def test_what_is_asked_for_belongs_to_the_protocol(cell_of: CellOf, conditional: str, option: str, same: bool) -> None:
+    one, other = (cell_of(conditional, "model=tiny_dit", *options) for options in ((), (option,)))
+    assert (protocol_of(one.config)["hash"] == protocol_of(other.config)["hash"]) is same
+    assert (one.stages["samples"].inputs["quantization"].key == other.stages["samples"].inputs["quantization"].key) is False
+
+
+@pytest.mark.parametrize("option", ["protocol.guidance=2", "protocol.classes=[1]", "protocol.prompts=a.txt"])
+def test_an_unconditional_model_is_asked_for_nothing(cell_of: CellOf, option: str) -> None:
+    with pytest.raises(UserError, match=r"^protocol\..*tiny is unconditional; leave it out"):
+        cell_of(option)
+
+
+def test_the_ladder_leaves_out_a_rung_that_finds_nothing_to_split(qdexp: Command, conditional: str, tmp_path: Path) -> None:
+    code, out, _ = qdexp("-m", conditional, "model=tiny_dit", "protocol.guidance=2")
+    assert code == 0
+    assert "left out qdiffusion w4a8 of tiny_dit: quantizer.split=skip: no convolution" in out
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()]
+    assert {record["axes"]["method"] for record in records} == {"fp", "ptq", "timestep_aware", "reconstruction"}
+    code, _, err = qdexp("-m", conditional, "model=tiny_dit", "method=reconstruction,qdiffusion")
+    assert code == 1
+    assert "quantizer.split=skip" in err
