@@ -58,12 +58,12 @@ def test_several_processes_at_once(qdexp: Command, executed: Executed, tmp_path:
 def test_plan_does_nothing(qdexp: Command, tmp_path: Path) -> None:
     code, out, err = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
     assert (code, err) == (0, "")
-    assert "2 cells, 0 of them complete; 9 stages, 0 of them in" in out
+    assert "2 cells, 0 of them complete; 10 stages, 0 of them in" in out
     assert "time unknown" in out
     assert not list((tmp_path / "out").glob("*"))
     assert qdexp("method=ptq")[0] == 0
     _, out, _ = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
-    assert "1 of them complete; 9 stages, 8 of them in" in out
+    assert "1 of them complete; 10 stages, 9 of them in" in out
     assert re.search(r"about \S+ hours of computing, a guess by 1 earlier records", out)
 
 

@@ -21,6 +21,7 @@ class SimilarityStage(Stage):
     name = "similarity"
     version = 1
     sources = ("qdexp.stages.similarity", "qdexp.metrics.similarity", "qdexp.sampling")
+    quick = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -10,6 +10,7 @@ SWEEP is the newest one unless it is named; --out says which output folder.
 """
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,10 +21,8 @@ from qdexp.sweep.status import Status, log_of, show
 
 
 def plan(arguments: list[str]) -> None:
-    from qdexp.__main__ import main as run
-
     sys.argv = ["qdexp", "-m", *arguments, "hydra.launcher.dry=true"]
-    run()
+    runpy.run_module("qdexp", run_name="__main__")
 
 
 def status(sweep: Manifest, live: bool) -> None:

@@ -85,10 +85,15 @@ def distinct(configs: Iterable[Config], ladder: bool = False) -> list[tuple[int,
     """Every cell checked; those that come out equal kept once, with their place in ``configs``.
 
     A rung of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the rung before, again.
+    Raises UserError where the cells differ in what all cells of a sweep share.
     """
     passed: set[str] = set()
+    shared: dict[str, object] = {}
     cells: dict[str, tuple[int, Cell]] = {}
     for index, config in enumerate(configs):
+        for option in ("out", "sweep", "cluster"):
+            if shared.setdefault(option, getattr(config, option)) != getattr(config, option):
+                raise UserError(f"{option}: one sweep has one {option}; run a sweep for each")
         try:
             cell = preflight(config, passed)
         except NothingToSplitError as reason:
@@ -98,9 +103,3 @@ def distinct(configs: Iterable[Config], ladder: bool = False) -> list[tuple[int,
             continue
         cells.setdefault(cell.key, (index, cell))
     return list(cells.values())
-
-
-def one_of(configs: Sequence[Config], option: str) -> None:
-    """Raises UserError where the cells of a sweep differ in what they must share."""
-    if any(getattr(config, option) != getattr(configs[0], option) for config in configs):
-        raise UserError(f"{option}: one sweep has one {option}; run one sweep for each")

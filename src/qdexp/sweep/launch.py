@@ -19,7 +19,6 @@ from qdexp.record import Record
 from qdexp.store import Store
 from qdexp.sweep import manifest, results
 from qdexp.sweep.estimate import estimate
-from qdexp.sweep.freeze import one_of
 from qdexp.sweep.graph import RECORD, Node
 from qdexp.sweep.job import Job
 from qdexp.sweep.local import Local
@@ -60,10 +59,8 @@ class Frozen:
     """A sweep whose cells run in jobs: its plan, its frozen configs, its manifest."""
 
     def __init__(self, cells: Sequence[Cell]) -> None:
-        configs = [cell.config for cell in cells]
-        for option in ("out", "cluster", "sweep"):
-            one_of(configs, option)
-        self.cells, self.config, self.out = {cell.key: cell for cell in cells}, configs[0], Path(configs[0].out)
+        self.cells, self.config = {cell.key: cell for cell in cells}, cells[0].config
+        self.out = Path(self.config.out)
         self.store = Store(self.out)
         self.nodes = plan(cells, self.store, self.cluster.parts)
 
