@@ -279,4 +279,3 @@ def _check_protocol(config: Config) -> None:
     if tuple(drawn[: len(extractor.shape)]) != extractor.shape:
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
                         f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip
-    _check_condition(config)
