@@ -61,10 +61,10 @@ def test_several_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -
 
 def test_growth_over_rows_and_widths(tables: Callable[..., dict[str, Table]]) -> None:
     """With a quantizer that learns nothing and searches nothing, which is quicker."""
-    rows = tables("growth", "--rows", "32", "--set", "quantizer=linear")["growth"]
+    rows = tables("growth", "--rows", "20", "--set", "quantizer=linear")["growth"]
     assert [(row["model"], row["rows"]) for row in rows] == [
-        *(("tiny", count) for count in ("8", "32", "128")),
-        *((f"tiny x {width}", "8") for width in ("0.5", "2")),
+        *(("tiny", count) for count in ("5", "20", "80")),
+        *((f"tiny x {width}", "5") for width in ("0.5", "2")),
     ]
     embedded, narrower, wider = (float(rows[place]["M parameters"]) for place in (0, 3, 4))
     assert narrower < embedded < wider
