@@ -501,3 +501,18 @@ def test_a_full_disk_stops_the_walk_and_leaves_what_is_finished(
     assert names < {path.name for path in (tmp_path / "whole").iterdir()}
     one.walk(tmp_path / "full", recon(iterations=2)).learn_weights(data)
     assert equal(one.state(), finished.state())
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_process_with_limited_memory(tmp_path: Path) -> None:
+    """What twelve batches take more than one, which has what comes on top (networks, a pass, an iteration), is the limit and at
+    most a quarter of it."""
+    peaks = {}
+    paths = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("quant", "recon"))
+    for number, options in enumerate([("1",), ("12",), ("12", "0.1")]):
+        command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), str(tmp_path / str(number)), *options]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+        peaks[options] = float(done.stdout.splitlines()[-1]) * 2**20
+    alone = peaks["1",]
+    assert peaks["12",] - alone > 4 * 1e8
+    assert peaks["12", "0.1"] - alone < 1.25 * 1e8

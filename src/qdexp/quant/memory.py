@@ -10,6 +10,7 @@ filled again when an operation inside a pass reads it, so that a shortcut is wri
 is pending for. Outside of the passes its metadata may be looked at; its values only under `lent`.
 """
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,6 +143,8 @@ class Memory:
             if excess > 0 and not held.hot and held.path is None and key not in kept:
                 excess -= held.size
                 self._park(held)
+        if kept:
+            _give_back()
 
     def _count(self, hot: bool = False) -> int:
         """The bytes in memory, or the hot ones of them."""
@@ -168,6 +171,13 @@ class Memory:
 
 
 UNLIMITED = Memory()
+
+
+def _give_back() -> None:
+    """Free memory goes back to the system: glibc would keep it between other pieces, where it still counts as the process's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _storage(held: _Held) -> UntypedStorage:
