@@ -92,7 +92,7 @@ class Memory:
         held = self._held.get(storage._cdata)
         if held is not None and held.path is not None:
             _fill(storage, held)
-            held.path.unlink()
+            held.path.unlink(missing_ok=True)
             held.path = None
             self._held[storage._cdata] = self._held.pop(storage._cdata)
 
@@ -138,13 +138,14 @@ class Memory:
             return
         self._forget()
         excess = size + self._count() - self._limit
-        kept = _attributes(self._networks) if excess > 0 else set()
+        if excess <= 0:
+            return
+        kept = _attributes(self._networks)
         for key, held in self._held.items():
             if excess > 0 and not held.hot and held.path is None and key not in kept:
                 excess -= held.size
                 self._park(held)
-        if kept:
-            _give_back()
+        _give_back()
 
     def _count(self, hot: bool = False) -> int:
         """The bytes in memory, or the hot ones of them."""
