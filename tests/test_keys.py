@@ -96,6 +96,7 @@ LEARNING_OPTIONS = {
     "recon.weights.beta=[10,2]": LEARNED,
     "recon.weights.balanced=false": LEARNED,
     "recon.name=other": NONE,
+    "recon.cache_gb=0.001": NONE,
     "calib.rows=5": {"calibration"} | LEARNED,
     "seed=1": {"trajectory", "calibration"} | LEARNED,
     "sampling.batch=7": ALL | LEARNED,

@@ -3,6 +3,7 @@
 ``Config.of(cfg)`` turns what Hydra composed into these dataclasses; each checks itself when it is made.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,7 @@ class Recon:
     """Block reconstruction, for quantizers that learn: batches of ``batch`` rows of the calibration set.
 
     The set's last ``heldout`` rows are not learned from: they tell whether a block has become better than it was.
+    ``cache_gb``: how many GB (10^9 bytes) of the rows' activations are held in memory; the rest lies in files. null: all are.
     """
 
     name: str
@@ -232,10 +234,13 @@ class Recon:
     heldout: int
     weights: WeightLearning
     scales: ScaleLearning
+    cache_gb: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.batch > 0, "recon.batch", self.batch, "choose at least 1")
         _require(self.heldout > 0, "recon.heldout", self.heldout, "choose at least 1")
+        some = self.cache_gb is None or 0 < self.cache_gb < math.inf
+        _require(some, "recon.cache_gb", self.cache_gb, "choose more than 0, or null for all that there is")
 
 
 @dataclass

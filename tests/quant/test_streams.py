@@ -3,6 +3,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 from qdexp.errors import UserError
 from qdexp.quant import execution_order
 from qdexp.quant.blocks import Batch, Call, blocks_of, call, output
+from qdexp.quant.memory import Memory
 from qdexp.quant.shortcuts import split_sizes
 from qdexp.quant.streams import Stream, streaming
 
@@ -51,10 +53,15 @@ def assert_same(one: Any, other: Any) -> None:
         assert torch.equal(first, second) if isinstance(first, Tensor) else first == second
 
 
+def leaves(tree: Any) -> list[Tensor]:
+    """All tensors that it is made of."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def transformer() -> nn.Module:
     """A class-conditional diffusion transformer."""
     return DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
     ).eval()
 
 
@@ -63,35 +70,50 @@ def case(name: str, unet: nn.Module) -> tuple[nn.Module, Batches]:
     sizes = (3, 3, 2)
     t = torch.randint(0, 1000, (8,)).split(sizes)
     images, latents = torch.randn(8, 1, 8, 8).split(sizes), torch.randn(8, 4, 8, 8).split(sizes)
-    if name == "unet":
+    if name in ("unet", "split"):
         return unet, list(zip(images, t, strict=True))
-    if name == "split":
-        splits = split_sizes(unet, batches()[0], "skip+conv1")
-        return quantized(unet, 4, 6, splits=splits), list(zip(images, t, strict=True))
     if name == "conditional":
         return conditional().eval(), list(zip(latents, t, torch.randn(8, 3, 8).split(sizes), strict=True))
     labels = [{"class_labels": part} for part in torch.randint(0, 10, (8,)).split(sizes)]
     return transformer(), list(zip(latents, t, labels, strict=True))
 
 
+def split(network: nn.Module, data: Batches) -> nn.Module:
+    """It, quantized, with split shortcuts."""
+    return quantized(network, 4, 6, splits=split_sizes(network, data[0], "skip+conv1"))
+
+
 def blocks(network: nn.Module, data: Batches) -> list[str]:
     return blocks_of(network, execution_order(network, data[0]))
 
 
+@pytest.mark.parametrize("limit", [None, 1, 60_000])
 @pytest.mark.parametrize("name", ["unet", "conditional", "transformer", "split"])
-def test_the_same_bits_as_passes_that_start_again_for_every_block(tiny_unet: UNet2DModel, name: str) -> None:
-    network, data = case(name, tiny_unet)
-    names = blocks(network, data)
-    with streaming(network, names, data) as stream:
+def test_the_same_bits_as_passes_that_start_again_for_every_block(
+    tiny_unet: UNet2DModel, tmp_path: Path, name: str, limit: int | None
+) -> None:
+    """Also where what the passes hold lies in files: all of it, or some."""
+    original, data = case(name, tiny_unet)
+    names = blocks(original, data)
+    network = split(original, data) if name == "split" else original
+    assert len(names) > 2
+    parked: set[int] = set()
+    with Memory(limit, tmp_path, [network]) as memory, streaming(network, names, data, memory) as stream:
         assert stream.sizes == [3, 3, 2]
         for block in names:
             calls = list(stream.calls)
+            with memory.lent(*leaves(calls)):
+                handed = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, calls)
             outputs = stream.advance()
-            for batch, call, result in zip(data, calls, outputs, strict=True):
+            parked.add(len(list(tmp_path.iterdir())))
+            for batch, call, result in zip(data, handed, outputs, strict=True):
                 expected_call, expected = restarted(network, block, batch)
                 assert_same(call, expected_call)
-                assert torch.equal(result, expected)
+                with memory.lent(result):
+                    assert torch.equal(result, expected)
                 assert not result.requires_grad
+    assert (max(parked) == 0) == (limit is None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_module_runs_once_a_pass(tiny_unet: UNet2DModel) -> None:

@@ -29,11 +29,11 @@ RECON = Recon(
 )
 
 
-def recon(batch: int = 4, heldout: int = 8, **changes: Any) -> Recon:
+def recon(batch: int = 4, heldout: int = 8, cache_gb: float | None = None, **changes: Any) -> Recon:
     """`RECON` with other options; those of `weights` and `scales` by their names."""
     weights = replace(RECON.weights, **{name: value for name, value in changes.items() if hasattr(RECON.weights, name)})
     scales = replace(RECON.scales, **{name: value for name, value in changes.items() if hasattr(RECON.scales, name)})
-    return Recon("test", batch, heldout, weights, scales)
+    return Recon("test", batch, heldout, weights, scales, cache_gb)
 
 
 def batches(*sizes: int) -> Batches:

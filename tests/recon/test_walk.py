@@ -1,16 +1,23 @@
 import copy
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from quant_helpers import conditional
 from recon_helpers import Batches, Pair, batches, differing, equal, held_out_errors, pair, recon, table
 from torch import Tensor, nn
 
+from qdexp.config import Recon
 from qdexp.errors import UserError
+from qdexp.files import PART
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.shortcuts import split_sizes
 
@@ -392,3 +399,120 @@ def test_memory_format_changes_nothing_but_the_last_bits(data: Batches, tmp_path
     assert last["middle"].weight.is_contiguous(memory_format=torch.channels_last)
     same = torch.cat([(plain[name].weight == layer.weight).flatten() for name, layer in last.items()])
     assert same.float().mean() > 0.95
+
+
+def small_case(name: str, unet: nn.Module) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """A network, 24 rows for it, and how it is converted."""
+    x, t = torch.randn(24, 4, 8, 8), torch.randint(0, 1000, (24,))
+    sizes = [9, 9, 6]
+    if name == "conditional":
+        return (
+            conditional().eval(),
+            list(zip(x.split(sizes), t.split(sizes), torch.randn(24, 3, 8).split(sizes), strict=True)),
+            {},
+        )
+    if name == "transformer":
+        labels = [{"class_labels": part} for part in torch.randint(0, 10, (24,)).split(sizes)]
+        network = DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
+        )
+        return network.eval(), list(zip(x.split(sizes), t.split(sizes), labels, strict=True)), {}
+    splits = {"splits": split_sizes(unet, batches(1)[0], "skip+conv1")} if name == "split" else {}
+    return unet, batches(*sizes), splits
+
+
+def learn(one: Pair, folder: Path, options: Recon, data: Any) -> dict[str, bytes]:
+    """Both walks in a folder, which must keep nothing but what they learned: its files."""
+    one.walk(folder, options).learn_weights(data)
+    one.observe().walk(folder, options).learn_scales(data)
+    assert not list(folder.glob(f"{PART}*"))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["unet", "split", "conditional", "transformer"])
+def test_limited_memory_changes_no_bit(tiny_unet: UNet2DModel, tmp_path: Path, name: str) -> None:
+    network, data, options = small_case(name, tiny_unet)
+    whole = pair(network, data, 4, 8, **options)
+    limited = copy.deepcopy(whole)
+    written = learn(whole, tmp_path / "whole", recon(iterations=2), data)
+    assert learn(limited, tmp_path / "limited", recon(iterations=2, cache_gb=1e-9), data) == written
+    assert equal(limited.state(), whole.state())
+
+
+def test_limited_memory_and_second_order_rounding(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
+    whole, limited = (pair(tiny_unet, data, 4) for _ in range(2))
+    whole.walk(tmp_path / "whole").round_weights(data)
+    limited.walk(tmp_path / "limited", recon(cache_gb=1e-4)).round_weights(data)
+    assert equal(limited.state(), whole.state())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from recon_helpers import batches, pair, recon
+from conftest import TINY_UNET
+from diffusers import UNet2DModel
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = UNet2DModel(**{key: value for key, value in TINY_UNET.items() if key != "_target_"}).eval()
+data = batches(9, 9, 6)
+one, steps = pair(network, data, 4, 8), []
+
+def kill(*_):
+    steps.append(torch.is_grad_enabled())
+    if sum(steps) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+one.network.get_submodule("mid_block.resnets.1").register_forward_pre_hook(kill)
+one.walk(Path(sys.argv[1]), recon(iterations=2, cache_gb=1e-9)).learn_weights(data)
+"""
+
+
+def test_killed_while_rows_lie_in_files(tiny_unet: UNet2DModel, data: Batches, finished: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    paths = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("", "quant", "recon"))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(folder.glob("weights-*"))) == 9
+    left = len(list(folder.glob(f"{PART}*")))
+    assert left > 3
+    again = pair(tiny_unet, data, 4, 8)
+    again.walk(folder, recon(iterations=2, cache_gb=1e-9)).learn_weights(data)
+    assert equal(again.state(), finished.state())
+    assert not list(folder.glob(f"{PART}*"))
+
+
+def test_a_full_disk_stops_the_walk_and_leaves_what_is_finished(
+    tiny_unet: UNet2DModel, data: Batches, finished: Pair, tmp_path: Path
+) -> None:
+    """The system refuses files of more than 16 KiB: so large is what is joined or pending in the sixth block first."""
+    one, before = pair(tiny_unet, data, 4, 8), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"^recon\.cache_gb: .*run again: finished blocks are kept$"):
+            one.walk(tmp_path / "full", recon(iterations=2, cache_gb=1e-9)).learn_weights(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert hooks(one.network) == hooks(one.full) == 0
+    names = {path.name for path in (tmp_path / "full").iterdir()}
+    assert names
+    assert names < {path.name for path in (tmp_path / "whole").iterdir()}
+    one.walk(tmp_path / "full", recon(iterations=2)).learn_weights(data)
+    assert equal(one.state(), finished.state())
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_process_with_limited_memory(tmp_path: Path) -> None:
+    """What twelve batches take more than one, which has what comes on top (networks, a pass, an iteration), is the limit and at
+    most a quarter of it."""
+    peaks = {}
+    paths = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("quant", "recon"))
+    for number, options in enumerate([("1",), ("12",), ("12", "0.1")]):
+        command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), str(tmp_path / str(number)), *options]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+        peaks[options] = float(done.stdout.splitlines()[-1]) * 2**20
+    alone = peaks["1",]
+    assert peaks["12",] - alone > 4 * 1e8
+    assert peaks["12", "0.1"] - alone < 1.25 * 1e8

@@ -15,6 +15,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qdexp.quant.memory import UNLIMITED, Memory
+
 BLOCKS: tuple[type[nn.Module], ...] = (ResnetBlock2D, BasicTransformerBlock, Attention)
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -56,14 +58,15 @@ def output(result: Any) -> Tensor:
 class Rows:
     """The joined calls of a block: tensors that have an entry a row, and arguments that all rows share."""
 
-    def __init__(self, calls: Sequence[Call], sizes: Sequence[int]) -> None:
-        """`calls`: one a batch; `sizes`: the rows of each batch. Raises ValueError where an argument has neither an entry a row
-        nor one value for all batches."""
+    def __init__(self, calls: Sequence[Call], sizes: Sequence[int], memory: Memory = UNLIMITED) -> None:
+        """`calls`: one a batch; `sizes`: the rows of each batch; `memory`: the calls' own, which holds the rows too. Raises
+        ValueError where an argument has neither an entry a row nor one value for all batches."""
         self._spec = pytree.tree_structure(calls[0])
         columns = list(zip(*(pytree.tree_leaves(call) for call in calls), strict=True))
         self._joined = [_has_rows(column, sizes) for column in columns]
         self._leaves = [
-            torch.cat(column) if joined else _shared(column) for column, joined in zip(columns, self._joined, strict=True)
+            memory.join(column) if joined else _shared(column, memory)
+            for column, joined in zip(columns, self._joined, strict=True)
         ]
         self._size = sum(sizes)
 
@@ -86,16 +89,22 @@ def _has_rows(column: Sequence[Any], sizes: Sequence[int]) -> bool:
     return lengths == list(sizes)
 
 
-def _shared(column: Sequence[Any]) -> Any:
-    if any(_differ(leaf, column[0]) for leaf in column[1:]):
+def _shared(column: Sequence[Any], memory: Memory) -> Any:
+    """What all batches hand over; a copy of it, if it is a tensor, which stays when theirs are parked."""
+    first = column[0]
+    if any(_differ(leaf, first, memory) for leaf in column[1:] if leaf is not first):
         raise ValueError("a block is called with values that differ between batches but have no entry for each of their rows")
-    return column[0]
+    if not isinstance(first, Tensor):
+        return first
+    with memory.lent(first):
+        return first.clone()
 
 
-def _differ(one: Any, other: Any) -> bool:
+def _differ(one: Any, other: Any, memory: Memory) -> bool:
     tensors = [leaf for leaf in (one, other) if isinstance(leaf, Tensor)]
     if tensors:
-        return len(tensors) == 1 or not torch.equal(*tensors)
+        with memory.lent(*tensors):
+            return len(tensors) == 1 or not torch.equal(*tensors)
     return isinstance(one, int | float | str) and one != other
 
 

@@ -10,6 +10,8 @@ n blocks cost one pass instead of n.
         outputs = stream.advance()    # the block runs; all passes go on to the next entrance
 
 Between two calls of `advance` a block may be changed: it runs as it is then.
+
+With a memory that has a limit, what the passes hold, and so calls and outputs, may be parked: see `qdexp.quant.memory`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Call, call, output
+from qdexp.quant.memory import UNLIMITED, Memory
 
 
 class _Pass(greenlet):
@@ -38,8 +41,8 @@ class _Pass(greenlet):
 class Stream:
     """See the module's docstring. `blocks` are in execution order; all batches must visit them in this order."""
 
-    def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch]) -> None:
-        self._blocks = list(blocks)
+    def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch], memory: Memory = UNLIMITED) -> None:
+        self._blocks, self._memory = list(blocks), memory
         self._position = 0
         self._collects = False
         self._passes = [_Pass(self, network, batch) for batch in batches]
@@ -99,7 +102,9 @@ class Stream:
     def _go_on(self) -> None:
         modes = _modes()
         for each in self._passes:
-            each.switch()
+            with self._memory.watching():
+                each.switch()
+            self._memory.make_room()
             if self._position < len(self._blocks) and each.entrance != self._blocks[self._position]:
                 raise UserError(f"model.network: it never calls {self._blocks[self._position]} as a module, or not with every "
                                 f"batch; it cannot be reconstructed block by block")  # fmt: skip
@@ -114,7 +119,8 @@ class Stream:
             handle.remove()
         for each in self._passes:
             if each and not each.dead:
-                each.throw()  # GreenletExit: ends the forward pass silently
+                with self._memory.watching():
+                    each.throw()  # GreenletExit: ends the forward pass silently
 
 
 def _modes() -> tuple[bool, bool, bool]:
@@ -123,9 +129,11 @@ def _modes() -> tuple[bool, bool, bool]:
 
 
 @contextmanager
-def streaming(network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch]) -> Iterator[Stream]:
+def streaming(
+    network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch], memory: Memory = UNLIMITED
+) -> Iterator[Stream]:
     """A stream that is closed at the end, come what may."""
-    stream = Stream(network, blocks, batches)
+    stream = Stream(network, blocks, batches, memory)
     try:
         yield stream
     finally:

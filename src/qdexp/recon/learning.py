@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qdexp.config import ScaleLearning, WeightLearning
 from qdexp.quant.adaround import SoftRounding, undecided
 from qdexp.quant.blocks import Rows, run
+from qdexp.quant.filed import Filed
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer
 
 State = dict[str, Tensor]
@@ -33,7 +34,7 @@ class Site:
     block: nn.Module
     original: nn.Module
     rows: Rows
-    targets: Tensor
+    targets: Tensor | Filed
 
 
 class Reconstruction(pl.LightningModule):

@@ -25,6 +25,7 @@ from qdexp import files
 from qdexp.config import Recon, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Rows, run
+from qdexp.quant.memory import Memory
 from qdexp.quant.streams import streaming
 from qdexp.recon import result
 from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, State, WeightReconstruction
@@ -81,10 +82,12 @@ class Walk:
         results: list[BlockErrors] = []
         if not any(kind.state(self.network.get_submodule(name)) for name in self.blocks):
             return  # all of it is left in floating point
+        limit = None if self.recon.cache_gb is None else int(self.recon.cache_gb * 1e9)
         with (
             BlockProgress(kind.title, len(self.blocks)) as progress,
-            streaming(self.full, self.blocks, batches) as full,
-            streaming(self.network, self.blocks, batches) as quantized,
+            Memory(limit, self.folder, (self.full, self.network)) as memory,
+            streaming(self.full, self.blocks, batches, memory) as full,
+            streaming(self.network, self.blocks, batches, memory) as quantized,
         ):
             for number, name in enumerate(self.blocks):
                 progress.enter(name)
@@ -94,10 +97,11 @@ class Walk:
                     path = self.folder / _PARTS.format(kind.part, f"{number:04d}")
                     done = _read(path, name)
                     if done is None:
-                        site = Site(block, original, Rows(quantized.calls, quantized.sizes), torch.cat(outputs))
+                        rows = Rows(quantized.calls, quantized.sizes, memory)
+                        site = Site(block, original, rows, memory.join(outputs))
                         done = self._learn(kind, find, site, name, progress)
                         _write(path, *done)
-                        del site
+                        del site, rows
                     state, errors = done
                     kind.restore(block, {part: value.to(outputs[0].device) for part, value in state.items()})
                     results.append(errors)
