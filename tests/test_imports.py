@@ -19,6 +19,7 @@ from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
 from qdexp.stages.layers import LayersStage
+from qdexp.stages.perceptual import PerceptualStage
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.rounding import RoundingStage
 from qdexp.stages.samples import SamplesStage
@@ -61,6 +62,7 @@ INPUTS: dict[type[Stage], set[type[Stage]]] = {
     CurvesStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
     EvaluationStage: {SamplesStage},
     SimilarityStage: {SamplesStage},
+    PerceptualStage: {SamplesStage},
     ActivationsStage: {TrajectoryStage, ConditionsStage},
     LayersStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
 }

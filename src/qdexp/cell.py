@@ -24,7 +24,7 @@ from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import conversion, curves, evaluation, layers, similarity
+from qdexp.stages import conversion, curves, evaluation, layers, perceptual, similarity
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
@@ -33,6 +33,7 @@ from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
 from qdexp.stages.layers import LayersStage
+from qdexp.stages.perceptual import PerceptualStage
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.samples import SamplesStage
 from qdexp.stages.similarity import SimilarityStage
@@ -67,6 +68,8 @@ class Cell:
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
         if self.quantized:
             self.stages["similarity"] = SimilarityStage(config)
+        if self.quantized and config.inspection.lpips:
+            self.stages["perceptual"] = PerceptualStage(config, Path(config.inspection.lpips))
         if self.quantized and config.inspection.rows:
             self.stages |= {"activations": ActivationsStage(config), "layers": LayersStage(config)}
 
@@ -160,7 +163,10 @@ class Cell:
             metrics["noise_error"] = sum(forced) / len(forced)
             results["reconstruction"] = _reconstruction(folders)
             metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
-            metrics["ssim"] = load_file(folders["similarity"] / similarity.FILE)["ssim"].double().mean().item()
+            metrics["ssim"] = _mean(folders["similarity"] / similarity.FILE, "ssim")
+            if "perceptual" in folders:
+                metrics["lpips"] = _mean(folders["perceptual"] / perceptual.FILE, "lpips")
+                results["lpips"] = json.loads((folders["perceptual"] / perceptual.MADE_WITH).read_text())
             metrics |= _operations(folders)
         else:
             metrics["size_stored_mb"] = models.stored_bytes(self.config.model) / 1e6
@@ -172,6 +178,11 @@ class Cell:
 def describe(stage: str, error: Exception) -> dict[str, str]:
     """An error as a record keeps it; to be called where it is handled."""
     return {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+
+
+def _mean(file: Path, name: str) -> float:
+    """Of a tensor that has a value an image."""
+    return load_file(file)[name].double().mean().item()
 
 
 def _reconstruction(folders: dict[str, Path]) -> dict[str, Any]:
@@ -260,6 +271,9 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     devices.resolve(config.device)
     check(lambda: models.check_weights(model), "weights", model)
     check(lambda: _check_protocol(config), "protocol", protocol, model)
+    if config.inspection.lpips:
+        weights = Path(config.inspection.lpips)
+        check(lambda: perceptual.check(weights, _image_shape(model)), "lpips", config.inspection.lpips, model)
     cell = Cell(config)
     _ = cell.key  # every _target_ can be imported, every file be read
     check(lambda: models.check_fit(model), "fit", model)

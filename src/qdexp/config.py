@@ -306,9 +306,13 @@ class Sampling:
 
 @dataclass
 class Inspection:
-    """On how many ``rows`` the insides of the networks are looked at; 0: not at all."""
+    """On how many ``rows`` the insides of the networks are looked at; 0: not at all.
+
+    ``lpips``: the file of the backbone's weights with which LPIPS to full precision is measured; None: it is not.
+    """
 
     rows: int
+    lpips: str | None = None
 
     def __post_init__(self) -> None:
         _require(self.rows >= 0, "inspection.rows", self.rows, "choose 0 (none) or more")

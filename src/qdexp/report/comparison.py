@@ -35,6 +35,7 @@ METRICS = (
     Metric("recall", "recall", digits=3, higher=True),
     Metric("psnr", "PSNR to FP", higher=True),
     Metric("ssim", "SSIM to FP", digits=3, higher=True),
+    Metric("lpips", "LPIPS to FP", digits=3),
     Metric("distance", "MSE to FP x1000", 1000, 3, significant=True),
     Metric("noise_error", "noise error x1000", 1000, 3, significant=True),
     Metric("size_nominal_mb", "nominal MB"),
@@ -82,10 +83,12 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
     """Compares the complete records; ``baseline`` is a method or a record's cell.
 
     Each cell is compared with the baseline of its own model and seed, or with the model's only one. Raises UserError for
-    records of several protocols, for none, and for a baseline other than fp that is not there.
+    records of several protocols, for none, for LPIPS of several weights, and for a baseline other than fp that is not there.
     """
     complete = [record for record in in_order(list(records)) if record["status"] == "complete"]
     protocol = common_protocol(complete)
+    if len(several := lpips_lines(complete)) > 1:
+        raise UserError(f"LPIPS of different weights do not compare, make one table of each: {'; '.join(several)}")
     estimates = {record["cell"]: evidence.estimates(record) for record in complete}
     rivals = [record for record in complete if baseline in (record["cell"], record["axes"]["method"])]
     if not rivals and baseline != "fp":
@@ -135,6 +138,13 @@ def _whole_operations(records: Sequence[Record], evidence: Evidence) -> dict[str
             macs[model] = sum(layer["macs"] for layer in layers)
     full = [record for record in records if full_precision(record) and record["axes"]["model"] in macs]
     return {r["cell"]: {"gbops": _exact(macs[r["axes"]["model"]] * FLOAT_BITS**2 / 1e9)} for r in full}
+
+
+def lpips_lines(records: Sequence[Record]) -> list[str]:
+    """What LPIPS was measured with, where it was: ``LPIPS of VGG-16 397923af by lpips 0.1.4``."""
+    found = [record["lpips"] for record in records if "lpips" in record]
+    lines = (f"LPIPS of {made['backbone']} {made['weights_digest'][:8]} by lpips {made['library']}" for made in found)
+    return list(dict.fromkeys(lines))
 
 
 def _exact(value: float) -> Interval:

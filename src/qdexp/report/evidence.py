@@ -25,6 +25,9 @@ Arrays = dict[str, NDArray[Any]]
 KID_LEAST = 1000
 """Images below which no KID is told, as in the record."""
 
+PAIRED = {"similarity": "ssim", "perceptual": "lpips"}
+"""By stage: what it measures of each image against the full-precision one of the same noise."""
+
 
 class Reference:
     """The reference set that numbers were measured against, read when it is needed."""
@@ -95,8 +98,8 @@ class Evidence:
         return found
 
     def _kept(self, record: Record, reference: "Reference | None") -> Path:
-        keys = [record["keys"].get(role) for role in ("evaluation", "similarity")]
-        told = [*keys, self.folder(record, "similarity") is not None, reference and reference.digest, _code()]
+        keys = [record["keys"].get(role) for role in ("evaluation", *PAIRED)]
+        told = [*keys, *(self.folder(record, stage) is not None for stage in PAIRED), reference and reference.digest, _code()]
         return self.out / "reports" / ".estimates" / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.json"
 
     def _paired(self, record: Record, distance: NDArray[Any]) -> dict[str, Estimate]:
@@ -104,9 +107,10 @@ class Evidence:
         if not distance.any():
             return {}
         found = {"distance": of_mean(distance), "psnr": of_mean(-10 * np.log10(distance.clip(1e-10)))}
-        folder = self.folder(record, "similarity")
-        if folder is not None:
-            found["ssim"] = of_mean(load_file(folder / "similarity.safetensors")["ssim"])
+        for stage, metric in PAIRED.items():
+            folder = self.folder(record, stage)
+            if folder is not None:
+                found[metric] = of_mean(load_file(folder / f"{stage}.safetensors")[metric])
         return found
 
     def _reference(self, record: Record) -> Reference | None:

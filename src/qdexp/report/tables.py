@@ -14,11 +14,20 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line, Metric, write_difference, write_number
+from qdexp.report.comparison import (
+    DIFFERENCES,
+    METRICS,
+    Comparison,
+    Line,
+    Metric,
+    lpips_lines,
+    write_difference,
+    write_number,
+)
 from qdexp.report.table import protocol_line, rehearsal
 
 Form = Callable[[str, str], str]
-SHOWN = ("fid", "kid", "isc", "psnr", "ssim", "noise_error", "size_stored_mb", "gbops")
+SHOWN = ("fid", "kid", "isc", "psnr", "ssim", "lpips", "noise_error", "size_stored_mb", "gbops")
 """The metrics of the table; the CSV and the page have all."""
 KNOWN = {metric.key: metric for metric in METRICS}
 
@@ -56,7 +65,8 @@ def _compared(metric: Metric, baseline: str | None) -> Column:
 
 def notes(comparison: Comparison) -> list[str]:
     """What must be said with the numbers."""
-    said = [protocol_line(comparison.protocol), *rehearsal(record for line in comparison.lines for record in line.records)]
+    records = [record for line in comparison.lines for record in line.records]
+    said = [protocol_line(comparison.protocol), *rehearsal(records), *lpips_lines(records)]
     if any(not math.isnan(interval.half) for line in comparison.lines for interval in line.numbers.values()):
         said.append("±: half of a 95 % interval over images (delete-group jackknife) and, where there are several, seeds")
     if any(line.differences for line in comparison.lines):

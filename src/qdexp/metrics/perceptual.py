@@ -1,0 +1,94 @@
+"""LPIPS: the learned distance of images to the full-precision ones of the same noise, image by image.
+
+Zhang et al., CVPR 2018 (arXiv 1801.03924), version 0.1, computed by the package ``lpips``, which brings the learned weights of
+the channels. Those of the backbone are the user's: AlexNet or VGG-16 on ImageNet, under the names that torchvision gives them.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qdexp.errors import UserError
+
+PIECE = 32
+"""Images of one forward pass: fixed, since it may change a distance's last bit."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """``name`` is that of ``lpips``; ``least``: pixels of the smallest image that its pooling leaves something of."""
+
+    name: str
+    title: str
+    least: int
+
+    def check(self, shape: Sequence[int]) -> None:
+        """UserError unless it takes images of ``shape`` [c, h, w], or [c] where their size is not known yet."""
+        channels, *size = shape
+        if channels not in (1, 3) or any(pixels < self.least for pixels in size):
+            raise UserError(f"inspection.lpips: with {self.title} it takes grey or RGB images of {self.least} pixels or more, "
+                            f"not {list(shape)}; {_mend(self)}")  # fmt: skip
+
+
+BACKBONES = (Backbone("alex", "AlexNet", 31), Backbone("vgg", "VGG-16", 16))
+
+
+def _mend(backbone: Backbone) -> str:
+    smaller = [f"name weights of {other.title} ({other.least} pixels)" for other in BACKBONES if other.least < backbone.least]
+    return " or ".join([*smaller, "leave it null"])
+
+
+def weight_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """The published names and the shapes of the weights that ``Perceptual`` reads."""
+    with torch.device("meta"):
+        trunk = _trunk(_network(backbone))
+    return {_published(name): tuple(value.shape) for name, value in trunk.state_dict().items()}
+
+
+def backbone_of(shapes: Mapping[str, tuple[int, ...]]) -> Backbone | None:
+    """The backbone whose weights have these names and ``shapes``, the classifier aside; None if there is none."""
+    fitting = (backbone for backbone in BACKBONES if weight_shapes(backbone).items() <= shapes.items())
+    return next(fitting, None)
+
+
+class Perceptual:
+    """LPIPS with the backbone's ``weights``, by their published names."""
+
+    def __init__(self, backbone: Backbone, weights: Mapping[str, Tensor], device: torch.device) -> None:
+        self.backbone, self.device = backbone, device
+        network = _network(backbone)
+        trunk = _trunk(network)
+        trunk.load_state_dict({name: weights[_published(name)] for name in trunk.state_dict()})
+        self.network = network.to(device)
+
+    @torch.inference_mode()
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS [n] (float32, on the CPU) of uint8 images ``a`` and ``b`` [n, c, h, w]; grey ones are repeated to RGB."""
+        self.backbone.check(a.shape[1:])
+        pieces = zip(a.split(PIECE), b.split(PIECE), strict=True)
+        return torch.cat([self.network(self._input(x), self._input(y)).flatten().cpu() for x, y in pieces])
+
+    def _input(self, images: Tensor) -> Tensor:
+        return (images.to(self.device).float() / 127.5 - 1).expand(-1, 3, -1, -1)
+
+
+def _network(backbone: Backbone) -> nn.Module:
+    """Of the package: the backbone random, the weights of its channels learned."""
+    import lpips  # takes seconds, and only few ask for it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it calls torchvision in the old way
+        network: nn.Module = lpips.LPIPS(net=backbone.name, pnet_rand=True, verbose=False)
+    return network
+
+
+def _trunk(network: nn.Module) -> nn.Module:
+    return network.get_submodule("net")
+
+
+def _published(name: str) -> str:
+    """torchvision's ``features.3.weight`` of the package's ``slice2.3.weight``."""
+    return f"features.{name.partition('.')[2]}"
