@@ -35,7 +35,7 @@ def test_du(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1] for line in said.splitlines()}
     assert rows["trajectory"] == rows["samples"] == "2"
-    assert rows["all"] == "8"
+    assert rows["all"] == str(len(names(out)))
     assert "no record needs 0 B" in said
 
 
@@ -44,7 +44,8 @@ def test_verify_names_what_is_damaged(out: Path, capsys: pytest.CaptureFixture[s
     shard = next((out / "store").glob("samples-*/shard-*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["verify", "--out", str(out)]) == 1
-    assert f"damaged: {shard.parent}\n7 entries are whole, 1 damaged" in capsys.readouterr().out
+    whole = len(names(out)) - 1
+    assert f"damaged: {shard.parent}\n{whole} entries are whole, 1 damaged" in capsys.readouterr().out
 
 
 def test_prune_removes_what_no_record_needs(out: Path, cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
