@@ -270,6 +270,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     check(lambda: require_writable(Path(config.out)), "out", config.out)
     devices.resolve(config.device)
     check(lambda: models.check_weights(model), "weights", model)
+    check(lambda: identity(model.network), "network", model)  # it can be imported
     check(lambda: _check_protocol(config), "protocol", protocol, model)
     if config.inspection.lpips:
         weights = Path(config.inspection.lpips)
