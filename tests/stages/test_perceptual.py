@@ -93,14 +93,14 @@ def test_what_cannot_be_used_is_told_before_any_work(cell_of: CellOf, weights: d
     assert "no such file" in refusal(tmp_path / "none.pth")
     assert "not a whole checkpoint" in refusal(torn)
     assert "not the weights of AlexNet or VGG-16" in refusal(other)
-    assert refusal(weights["alex"]).endswith("not [1, 28, 28]; name weights of VGG-16 (16 pixels) or leave it null")
+    assert refusal(weights["alex"]).endswith("not [1, 28, 28]; name weights of VGG-16 or leave it null")
     assert not (tmp_path / "out" / "store").exists() or not any((tmp_path / "out" / "store").iterdir())
 
 
 def test_channels_that_are_no_colours_are_refused(weights: dict[str, Path]) -> None:
     perceptual.check(weights["vgg"], [3])  # of a latent model: the size is known once it has been decoded
     with pytest.raises(UserError, match=r"not \[4\]; leave it null"):
-        perceptual.check(weights["vgg"], [4])
+        perceptual.check(weights["alex"], [4])
 
 
 def test_a_cell_with_weights_and_its_table(cell_of: CellOf, weights: dict[str, Path]) -> None:
