@@ -24,7 +24,9 @@ def row(name: str, record: Record) -> list[str]:
     seconds = sum(costs[stage]["seconds"] for stage in ("rounding", "quantization") if stage in costs)
     learned = [text for what in ("weights", "scales") for text in _gain(record["reconstruction"].get(what))]
     error = f"{record['metrics']['noise_error']:.3g}"
-    return [name, f"{weights['iterations']:,}", f"{weights['rate']:g}", *learned, error, f"{seconds:.0f}"]
+    iterated = record["config"]["quantizer"]["rounding"] == "adaround"
+    how = [f"{weights['iterations']:,}", f"{weights['rate']:g}"] if iterated else ["-", "-"]
+    return [name, *how, *learned, error, f"{seconds:.0f}"]
 
 
 def _gain(blocks: dict[str, list[Any]] | None) -> list[str]:
