@@ -25,20 +25,20 @@ class Backbone:
     title: str
     least: int
 
-    def check(self, shape: Sequence[int]) -> None:
-        """UserError unless it takes images of ``shape`` [c, h, w], or [c] where their size is not known yet."""
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether images of ``shape`` [c, h, w] can be measured, or of [c] where their size is not known yet."""
         channels, *size = shape
-        if channels not in (1, 3) or any(pixels < self.least for pixels in size):
+        return channels in (1, 3) and all(pixels >= self.least for pixels in size)
+
+    def check(self, shape: Sequence[int]) -> None:
+        """UserError unless it takes images of ``shape``."""
+        if not self.takes(shape):
+            mends = [*(f"name weights of {other.title}" for other in BACKBONES if other.takes(shape)), "leave it null"]
             raise UserError(f"inspection.lpips: with {self.title} it takes grey or RGB images of {self.least} pixels or more, "
-                            f"not {list(shape)}; {_mend(self)}")  # fmt: skip
+                            f"not {list(shape)}; {' or '.join(mends)}")  # fmt: skip
 
 
 BACKBONES = (Backbone("alex", "AlexNet", 31), Backbone("vgg", "VGG-16", 16))
-
-
-def _mend(backbone: Backbone) -> str:
-    smaller = [f"name weights of {other.title} ({other.least} pixels)" for other in BACKBONES if other.least < backbone.least]
-    return " or ".join([*smaller, "leave it null"])
 
 
 def weight_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
