@@ -1,0 +1,97 @@
+"""The whole configuration as typed values. Every mistake a user can make in an option is named here, before any work starts.
+
+``Config.of(cfg)`` turns what Hydra composed into these dataclasses; each checks itself when it is made.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qdexp.config.checks import RANDOM, UNTOUCHED, Target, require
+from qdexp.config.cluster import Cluster, Resources
+from qdexp.config.measuring import Inspection, Protocol, Sampling, Tracker, Trajectory
+from qdexp.config.model import FirstStage, Model
+from qdexp.config.quantizing import ActScheme, Calib, Quant, Quantizer, Recon, ScaleLearning, WeightLearning, WeightScheme
+from qdexp.errors import UserError
+from qdexp.paths import ZOO
+
+__all__ = [
+    "RANDOM",
+    "UNTOUCHED",
+    "ActScheme",
+    "Calib",
+    "Cluster",
+    "Config",
+    "FirstStage",
+    "Inspection",
+    "Model",
+    "Protocol",
+    "Quant",
+    "Quantizer",
+    "Recon",
+    "Resources",
+    "Sampling",
+    "ScaleLearning",
+    "Target",
+    "Tracker",
+    "Trajectory",
+    "WeightLearning",
+    "WeightScheme",
+]
+
+
+def register_resolvers() -> None:
+    """``${zoo:PATH}`` in a config is a file that ships with qdexp."""
+    OmegaConf.register_new_resolver("zoo", lambda path: str(ZOO / path), replace=True)
+
+
+register_resolvers()
+
+
+@dataclass
+class Config:
+    """One cell."""
+
+    model: Model
+    quant: Quant
+    quantizer: Quantizer
+    calib: Calib
+    recon: Recon
+    protocol: Protocol
+    tracker: Tracker
+    cluster: Cluster
+    method: str
+    trajectory: Trajectory
+    sampling: Sampling
+    inspection: Inspection
+    out: str
+    sweep: str
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        devices = ("auto", "cpu", "cuda")
+        require(self.device in devices, "device", self.device, f"choose one of {', '.join(devices)}")
+        require(self.seed >= 0, "seed", self.seed, "choose 0 or more")
+        plain = self.sweep not in ("", "..") and Path(self.sweep).name == self.sweep
+        require(plain, "sweep", self.sweep, "give a plain name, without slashes")
+
+    @staticmethod
+    def of(cfg: DictConfig) -> "Config":
+        """The typed form of what Hydra composed. Raises UserError where an option has the wrong type, name or value."""
+        try:
+            plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        except OmegaConfBaseException as error:
+            option = getattr(error, "full_key", None) or "config"
+            raise UserError(f"{option}: {str(error).splitlines()[0]}") from error
+        assert isinstance(config, Config)
+        return config
+
+    @property
+    def full_precision(self) -> bool:
+        """True where nothing is quantized, whatever the other axes say: such cells are one and the same."""
+        untouched = self.quant.weight_bits == self.quant.act_bits == UNTOUCHED and not self.quant.layers
+        return untouched or self.quantizer.name == "none"

@@ -1,0 +1,25 @@
+"""What options are checked with, and the two words that stand for something else than their value."""
+
+from typing import Any
+
+from qdexp.errors import UserError
+
+Target = dict[str, Any]
+"""A Hydra node with ``_target_``: what is built, and with which arguments."""
+
+UNTOUCHED = 32
+"""The bit-width that means: leave it in full precision."""
+
+RANDOM = "random"
+"""In place of a file of weights: the architecture with seeded random numbers, to rehearse a run."""
+
+
+def require(ok: bool, option: str, value: object, mend: str) -> None:
+    """Raises UserError where the option's value is not possible; ``mend``: what to choose."""
+    if not ok:
+        raise UserError(f"{option}={value}: {mend}")
+
+
+def require_bits(option: str, value: int, low: int, high: int) -> None:
+    """Raises UserError for a bit-width that there is none of."""
+    require(value in (*range(low, high + 1), UNTOUCHED), option, value, f"choose {low} to {high}, or 32 to leave it untouched")

@@ -1,0 +1,77 @@
+"""Options of what is measured, and how: trajectories, protocol, sampling, what is looked at, where records go."""
+
+from dataclasses import dataclass
+
+from qdexp.config.checks import Target, require
+
+
+@dataclass
+class Trajectory:
+    samples: int
+
+    def __post_init__(self) -> None:
+        require(self.samples > 0, "trajectory.samples", self.samples, "choose at least 1")
+
+
+@dataclass
+class Protocol:
+    """How a number is measured. Numbers of different protocols are never put into one comparison.
+
+    Of conditional models: ``classes`` (null: all) are drawn in turn, with ``guidance`` (1: none).
+    """
+
+    name: str
+    n: int
+    noise_seed: int
+    heldout: int
+    steps: int
+    scheduler: Target
+    extractor: str
+    reference: str
+    guidance: float = 1.0
+    classes: list[int] | None = None
+    extractor_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.guidance >= 0, "protocol.guidance", self.guidance, "choose 1 for none, or more")
+        require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")
+        require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
+        require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")
+        require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
+        require(self.steps > 0, "protocol.steps", self.steps, "choose at least 1")
+        require("_target_" in self.scheduler, "protocol.scheduler", self.scheduler, "name the scheduler's class as _target_")
+
+
+@dataclass
+class Sampling:
+    batch: int
+    channels_last: bool
+
+    def __post_init__(self) -> None:
+        require(self.batch > 0, "sampling.batch", self.batch, "choose at least 1")
+
+
+@dataclass
+class Inspection:
+    """On how many ``rows`` the insides of the networks are looked at; 0: not at all.
+
+    ``lpips``: the file of the backbone's weights with which LPIPS to full precision is measured; None: it is not.
+    """
+
+    rows: int
+    lpips: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.rows >= 0, "inspection.rows", self.rows, "choose 0 (none) or more")
+
+
+@dataclass
+class Tracker:
+    name: str
+    project: str = "qdexp"
+    entity: str | None = None
+    mode: str = "offline"
+
+    def __post_init__(self) -> None:
+        modes = ("offline", "online")
+        require(self.mode in modes, "tracker.mode", self.mode, f"choose one of {', '.join(modes)}")

@@ -1,0 +1,52 @@
+"""Options of the model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qdexp.config.checks import Target, require
+
+
+@dataclass
+class FirstStage:
+    """The autoencoder of a latent model: images are ``network.decode(latents / scale + shift)``.
+
+    ``weights`` and ``subfolder`` as in ``Model``. A CompVis checkpoint that holds a scale of its own wins over ``scale``.
+    """
+
+    weights: str
+    network: Target
+    scale: float = 1.0
+    shift: float = 0.0
+    subfolder: str = "vae"
+
+    def __post_init__(self) -> None:
+        option = "model.first_stage"
+        require("_target_" in self.network, f"{option}.network", self.network, "name the network's class as _target_")
+        require(self.scale > 0, f"{option}.scale", self.scale, "choose a number above 0")
+
+
+@dataclass
+class Model:
+    """``network`` builds the architecture, ``weights`` fill it, ``schedule`` is its diffusers noise schedule.
+
+    ``weights``: a file, a diffusers folder, a name on the Hugging Face hub, or ``random``; ``subfolder``: where they lie in a
+    folder; ``publisher``: where they can be had. ``shape`` is that of x_t: of latents where there is a first stage.
+    ``condition``: what the network is asked for beside x_t and t; null for an unconditional one.
+    """
+
+    name: str
+    weights: str
+    shape: list[int]
+    network: Target
+    schedule: dict[str, Any]
+    subfolder: str = ""
+    publisher: str | None = None
+    first_stage: FirstStage | None = None
+    condition: Target | None = None
+
+    def __post_init__(self) -> None:
+        if self.condition is not None:
+            named = "_target_" in self.condition
+            require(named, "model.condition", self.condition, "name the condition's class as _target_")
+        require(len(self.shape) == 3 and min(self.shape) > 0, "model.shape", self.shape, "give [channels, height, width]")
+        require("_target_" in self.network, "model.network", self.network, "name the network's class as _target_")
