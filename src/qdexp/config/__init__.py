@@ -3,7 +3,7 @@
 ``Config.of(cfg)`` turns what Hydra composed into these dataclasses; each checks itself when it is made.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
