@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.metrics.features import extract
 from qdexp.report.statistics.estimate import Estimate, Interval, of_mean, pool
 from qdexp.report.statistics.frechet import Frechet
@@ -71,7 +72,7 @@ class Population:
 
     def features(self, corruption: Corruption) -> Features:
         """What the embedded extractor says of them."""
-        features: Features = extract(self.corrupted(corruption), "fashion-cnn", 256, torch.device("cpu")).pool.numpy()
+        features: Features = extract(FASHION_CNN, self.corrupted(corruption), 256, torch.device("cpu")).pool.numpy()
         return features
 
     def distances(self, corruption: Corruption, other: Corruption) -> Features:

@@ -27,8 +27,8 @@ def main() -> None:
     print("| layer | input, deep | input, skip | deep / skip | weights, deep / skip |\n| --- | ---: | ---: | ---: | ---: |")
     for name, layer in network.named_modules():
         scheme = getattr(getattr(layer, "input_quantizer", None), "scheme", None)
-        sizes = getattr(scheme and scheme.granularity, "sizes", ())
-        if len(sizes) == 2:
+        sizes = getattr(scheme.granularity, "sizes", ()) if scheme is not None else ()
+        if scheme is not None and len(sizes) == 2:
             deep, skip = (layer.input_quantizer.scale * (scheme.qmax - scheme.qmin)).tolist()
             spans = [span(part) for part in layer.weight.split(sizes, dim=1)]
             print(f"| {name} | {deep:.2f} | {skip:.2f} | {deep / skip:.2f} | {(spans[0] / spans[1]).median():.2f} |")

@@ -161,3 +161,12 @@ def test_the_table_of_reconstruction(run: Script, seeds: list[Path]) -> None:
     ratios += [1.0] * blocks["kept"].count(False)
     mean = torch.tensor(ratios).log().mean().exp()
     assert any(row[3] == f"{mean:.3f} ({max(ratios):.3f})" for row in body)
+
+
+@pytest.mark.slow
+def test_the_coverage_of_intervals(run: Script) -> None:
+    body = rows(run("coverage.py", "--repetitions", "2", "--variants", "1", "--n", "200"))[2:]  # after the title and the header
+    assert len(body) == 13
+    truths = {name: float(truth) for name, truth, *_ in body}
+    assert truths["FID difference, noise"] > 0.5 > truths["FID difference, 8 grey levels"]
+    assert all(float(half) > 0 and float(share) in (0, 50, 100) for _, _, half, share in body)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped]
+from torchvision.transforms.functional import gaussian_blur
 
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import FASHION_CNN

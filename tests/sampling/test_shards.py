@@ -16,7 +16,7 @@ from qdexp.config import Model, Protocol
 from qdexp.files import sha256
 from qdexp.sampling.noise import draw, generators
 from qdexp.sampling.sampler import Sampler, to_images
-from qdexp.sampling.shards import Recording, Sampling, Stream, read_shards, shard_path, write_shards
+from qdexp.sampling.shards import Images, Recording, Sampling, Stream, read_shards, shard_path, write_shards
 
 CPU = torch.device("cpu")
 BATCH, N = 7, 40  # five full shards and one of five rows
@@ -89,6 +89,15 @@ def test_images_are_those_of_the_sampler(write: Write, saved_w4a8: Path, tiny_mo
     assert images(folder).dtype == torch.uint8
     assert images(folder).shape == (N, 1, 8, 8)
     assert len(images(folder).flatten(1).unique(dim=0)) == N
+
+
+def test_images_are_read_in_any_order_a_shard_at_a_time(write: Write) -> None:
+    folder = write("whole")
+    found = Images(folder)
+    assert len(found) == N
+    for order in (range(N), range(N - 1, -1, -1), (0, 39, 7, 34, 6)):
+        for index in order:
+            assert torch.equal(found[index][0], images(folder)[index])
 
 
 def test_every_forward_pass_has_exactly_batch_rows(tiny_model: Model, solver: Protocol, tmp_path: Path) -> None:

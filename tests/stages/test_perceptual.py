@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.models import alexnet, vgg16, vgg16_bn  # type: ignore[import-untyped]
+from torchvision.models import alexnet, vgg16, vgg16_bn
 
 from qdexp.cell import Cell
 from qdexp.errors import UserError

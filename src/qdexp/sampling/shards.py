@@ -4,8 +4,10 @@ A shard is one forward batch: exactly ``batch`` rows, the last one filled up wit
 is computed in the same company whatever the number of processes, and a killed run goes on at the next shard.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,6 +68,30 @@ def read_shards(folder: Path, name: str) -> Iterator[Tensor]:
     for path in sorted(folder.glob("shard-*.safetensors")):
         with safe_open(path, framework="pt") as shard:
             yield shard.get_tensor(name)
+
+
+class Images(Dataset[tuple[Tensor]]):
+    """The images in the shards of ``folder``, in order, each as ``(image,)``; one shard at a time is held."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = sorted(folder.glob("shard-*.safetensors"))
+        self._ends = list(accumulate(_length(path) for path in self._paths))
+        self._shard, self._held = -1, torch.empty(0)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> tuple[Tensor]:
+        shard = bisect_right(self._ends, index)
+        if shard != self._shard:
+            self._shard, self._held = shard, load_file(self._paths[shard])["images"]
+        return (self._held[index - self._ends[shard]],)
+
+
+def _length(path: Path) -> int:
+    with safe_open(path, framework="pt") as shard:
+        length: int = shard.get_slice("images").get_shape()[0]
+    return length
 
 
 class Sampling(pl.LightningModule):

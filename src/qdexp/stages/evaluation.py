@@ -11,12 +11,12 @@ from qdexp import files
 from qdexp.config import Config
 from qdexp.metrics.distance import image_distance, psnr
 from qdexp.metrics.extractors import find
-from qdexp.metrics.features import extract
+from qdexp.metrics.features import extract_from
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import score
-from qdexp.sampling.shards import read_shards
+from qdexp.sampling.shards import Images
 from qdexp.stages.base import Stage
-from qdexp.stages.samples import SamplesStage
+from qdexp.stages.samples import image_inputs, image_pairs
 
 FILE = "metrics.json"
 BATCH = 256  # rows of a feature extraction: fixed, since it may change a feature's last bit
@@ -32,12 +32,11 @@ class EvaluationStage(Stage):
 
     def __init__(self, config: Config, quantized: bool) -> None:
         super().__init__(config)
-        self.samples = SamplesStage(config, quantized)
-        self.full_precision = SamplesStage(config, quantized=False)
+        self.images = image_inputs(config, quantized)
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"samples": self.samples, "full_precision": self.full_precision}
+        return self.images
 
     @property
     def options(self) -> dict[str, Any]:
@@ -50,13 +49,11 @@ class EvaluationStage(Stage):
         return {"reference": Path(self.config.protocol.reference)}
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        images = torch.cat(list(read_shards(inputs["samples"], "images")))
-        truth = torch.cat(list(read_shards(inputs["full_precision"], "images")))
         protocol = self.config.protocol
-        features = extract(find(protocol.extractor, protocol.extractor_weights), images, BATCH, self.device)
-        reference = Reference.load(self.files["reference"])
-        metrics = score(features, reference, self.config.protocol.noise_seed)
-        distance = image_distance(images, truth)
+        extractor = find(protocol.extractor, protocol.extractor_weights)
+        features = extract_from(extractor, Images(inputs["samples"]), BATCH, self.device)
+        metrics = score(features, Reference.load(self.files["reference"]), protocol.noise_seed)
+        distance = torch.cat([image_distance(images, truth) for images, truth in image_pairs(inputs)])
         metrics["distance"] = distance.double().mean().item()
         if metrics["distance"] > 0:  # images equal to the full-precision ones have no finite PSNR
             metrics["psnr"] = psnr(distance.clamp_min(1e-10)).double().mean().item()

@@ -13,9 +13,8 @@ from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.metrics.perceptual import BACKBONES, PIECE, Backbone, Perceptual, backbone_of, weight_shapes
 from qdexp.models.weights import WeightFiles
-from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage
-from qdexp.stages.samples import SamplesStage
+from qdexp.stages.samples import image_inputs, image_pairs
 
 FILE = "perceptual.safetensors"
 MADE_WITH = "perceptual.json"
@@ -35,12 +34,11 @@ class PerceptualStage(Stage):
     def __init__(self, config: Config, weights: Path) -> None:
         super().__init__(config)
         self.weights = weights
-        self.samples = SamplesStage(config, quantized=True)
-        self.full_precision = SamplesStage(config, quantized=False)
+        self.images = image_inputs(config)
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"samples": self.samples, "full_precision": self.full_precision}
+        return self.images
 
     @property
     def options(self) -> dict[str, Any]:
@@ -55,8 +53,7 @@ class PerceptualStage(Stage):
         read = opened.read(weight_shapes(backbone))
         weights = {name: value.clone() for some in read for name, value in some.items()}
         network = Perceptual(backbone, weights, self.device)
-        shards = zip(*(read_shards(inputs[role], "images") for role in self.inputs), strict=True)
-        lpips = [network.distance(images, truth) for images, truth in shards]
+        lpips = [network.distance(images, truth) for images, truth in image_pairs(inputs)]
         made_with = {"backbone": backbone.title, "weights_digest": files.sha256(self.weights), "library": version("lpips")}
         files.write_tensors(folder / FILE, {"lpips": torch.cat(lpips)})
         files.write_text(folder / MADE_WITH, json.dumps(made_with))

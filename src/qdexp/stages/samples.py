@@ -1,14 +1,16 @@
 """The images of the evaluation: the same noise in every cell, through the full-precision or the quantized network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from qdexp import models
 from qdexp.config import Config
 from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import Sampling, Stream, missing_shards, write_shards
+from qdexp.sampling.shards import Sampling, Stream, missing_shards, read_shards, write_shards
 from qdexp.stages.base import Sharded, Stage, identity, network_options, sampler_options
 from qdexp.stages.conditions import condition_inputs, read_conditions
 from qdexp.stages.conversion import CHECKPOINT
@@ -57,3 +59,13 @@ class SamplesStage(Sharded, Stage):
 
     def missing(self, folder: Path) -> list[int]:
         return missing_shards(self.stream, folder)
+
+
+def image_inputs(config: Config, quantized: bool = True) -> dict[str, Stage]:
+    """The inputs of a stage that compares a cell's images with the full-precision ones of the same noise."""
+    return {"samples": SamplesStage(config, quantized), "full_precision": SamplesStage(config, quantized=False)}
+
+
+def image_pairs(inputs: dict[str, Path]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both images of every noise, uint8 [rows, c, h, w] each, shard by shard: all at once may not fit in memory."""
+    return zip(*(read_shards(inputs[role], "images") for role in ("samples", "full_precision")), strict=True)

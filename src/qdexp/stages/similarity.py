@@ -8,9 +8,8 @@ import torch
 from qdexp import files
 from qdexp.config import Config
 from qdexp.metrics.similarity import structural_similarity
-from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage
-from qdexp.stages.samples import SamplesStage
+from qdexp.stages.samples import image_inputs, image_pairs
 
 FILE = "similarity.safetensors"
 
@@ -25,18 +24,16 @@ class SimilarityStage(Stage):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.samples = SamplesStage(config, quantized=True)
-        self.full_precision = SamplesStage(config, quantized=False)
+        self.images = image_inputs(config)
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"samples": self.samples, "full_precision": self.full_precision}
+        return self.images
 
     @property
     def options(self) -> dict[str, Any]:
         return {}
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        shards = zip(*(read_shards(inputs[role], "images") for role in self.inputs), strict=True)
-        ssim = [structural_similarity(images, truth) for images, truth in shards]
+        ssim = [structural_similarity(images, truth) for images, truth in image_pairs(inputs)]
         files.write_tensors(folder / FILE, {"ssim": torch.cat(ssim)})
