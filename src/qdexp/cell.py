@@ -97,8 +97,11 @@ class Cell:
         """Where the record is, or will be."""
         return records.path(self.out, self.name)
 
-    def run(self) -> Record:
-        """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again."""
+    def run(self, begin: Callable[[str], object] | None = None) -> Record:
+        """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again.
+
+        ``begin`` is called with the name of each stage before it is made or found.
+        """
         store = Store(self.out)
         rehearsal = f"  (weights: random; no number of this run says anything of {self.config.model.name})"
         print(f"{self.label}{rehearsal if models.is_random(self.config.model) else ''}", flush=True)
@@ -106,6 +109,8 @@ class Cell:
         try:
             entries = {}
             for stage in self.stages:
+                if begin is not None:
+                    begin(stage)
                 entries[stage] = self.stages[stage].make(store)
             old = records.read_complete(self.out, self.name)
             if old is not None:

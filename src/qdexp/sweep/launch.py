@@ -5,13 +5,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qdexp import device as devices
-from qdexp import files
+from qdexp import files, progress
 from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Cluster
@@ -39,14 +40,23 @@ def sequential(cells: Sequence[Cell]) -> list[Record]:
     results.announce(cells)
     devices.make_repeatable()
     start, failed = time.monotonic(), []
-    for number, cell in enumerate(cells):
-        print(f"[{number + 1}/{len(cells)}] {_left(start, number, len(cells))}", end="", flush=True)
-        try:
-            results.finish(cell)
-        except Exception as error:
-            print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
-            failed.append(cell.label)
+    with progress.bar("cells", len(cells)) as bar:
+        for number, cell in enumerate(cells):
+            place = f"[{number + 1}/{len(cells)}]"
+            if not bar.shown:
+                print(f"{place} {_left(start, number, len(cells))}", end="", flush=True)
+            try:
+                results.finish(cell, partial(_advance, bar, number, cell, f"{place} {cell.label}"))
+            except Exception as error:
+                print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+                failed.append(cell.label)
     return results.end(cells, [cell.record for cell in cells], failed)
+
+
+def _advance(bar: progress.Bar, done: int, cell: Cell, title: str, stage: str) -> None:
+    """A cell counts by the share of its stages that are there."""
+    stages = list(cell.stages)
+    bar.update(done + stages.index(stage) / len(stages), f"{title}  {stage}")
 
 
 def _left(start: float, done: int, cells: int) -> str:
@@ -81,6 +91,7 @@ class Frozen:
 
     def write(self) -> None:
         """Freezes: from here on no YAML that is edited changes anything."""
+        results.enlist(list(self.cells.values()))
         for key, cell in self.cells.items():
             path = manifest.config_path(self.out, self.config.sweep, key)
             path.parent.mkdir(parents=True, exist_ok=True)
