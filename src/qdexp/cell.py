@@ -125,8 +125,9 @@ class Cell:
         return record
 
     def fail(self, error: dict[str, str]) -> None:
-        """Makes the record of a cell that failed, unless it succeeded before: what was measured once stays measured."""
-        if records.read_complete(self.out, self.name) is None:
+        """Makes the record of a cell that failed, unless it says so already, or succeeded: what was measured stays measured."""
+        known = records.read(self.out, self.name) or {}
+        if known.get("status") != "complete" and known.get("error") != error:
             records.write(self.out, self._record("failed") | {"error": error})
 
     def _record(self, status: str) -> Record:

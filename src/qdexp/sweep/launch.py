@@ -18,7 +18,8 @@ from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.record import Record
 from qdexp.store import Store
-from qdexp.sweep import manifest, results
+from qdexp.sweep import manifest, queue, results
+from qdexp.sweep.collect import settle
 from qdexp.sweep.estimate import estimate
 from qdexp.sweep.graph import RECORD, Node
 from qdexp.sweep.job import Job
@@ -26,6 +27,7 @@ from qdexp.sweep.local import Local
 from qdexp.sweep.manifest import CellEntry, Manifest, Registry
 from qdexp.sweep.plan import plan
 from qdexp.sweep.slurm import Slurm
+from qdexp.sweep.status import Status
 
 
 @contextlib.contextmanager
@@ -134,6 +136,8 @@ def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
     sweep.describe()
     sweep.write()
     Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
+    written = manifest.read(sweep.out, sweep.config.sweep)
+    settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]
     return results.end(cells, [cell.record for cell in cells], [cell.label for cell in incomplete])
 

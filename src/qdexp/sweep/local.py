@@ -27,6 +27,8 @@ class Local:
 
     def run(self, nodes: Sequence[Node]) -> None:
         """Returns when every node has succeeded, failed, or lost what it needs. Ctrl-C stops the running ones."""
+        for node in nodes:
+            self.registry.forget(node.id)
         with progress.bar("jobs", len(nodes)) as bar:
             self._run(nodes, bar)
 

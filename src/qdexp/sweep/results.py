@@ -30,7 +30,7 @@ from qdexp.report.table import ladder_table, row_names, to_markdown
 from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
 from qdexp.sweep.freeze import freeze
-from qdexp.tracking.mirror import TrackingError, mirror
+from qdexp.tracking.mirror import TrackingError, mirror, written
 
 SHOWN = 14  # images in a row of the picture
 WIDTH = 110  # columns of a table that goes to a file
@@ -84,6 +84,13 @@ def finish(cell: Cell, begin: Callable[[str], object] | None = None) -> Record:
         mend = "free some space or choose another folder; finished stages are kept"
         raise UserError(f"out={cell.out}: {error.strerror}; {mend}") from error
     finally:
+        _mirror(cell)
+
+
+def mirror_late(cell: Cell) -> None:
+    """Mirrors a record that is newer than its run: of a cell whose jobs died, or which another sweep has measured."""
+    path, config = cell.record, cell.config
+    if path.exists() and path.stat().st_mtime > written(cell.out, config.sweep, cell.name):
         _mirror(cell)
 
 

@@ -14,7 +14,7 @@ from qdexp import record as records
 from qdexp.store import Store
 from qdexp.sweep.graph import RECORD, Node
 from qdexp.sweep.manifest import Manifest, Registry
-from qdexp.sweep.queue import LIVE, LOST
+from qdexp.sweep.queue import HERE, LIVE, LOST
 
 DONE, FAILED, BLOCKED = "done", "failed", "blocked"
 WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
@@ -34,13 +34,15 @@ class NodeState:
 
 
 class Status:
-    """The state of every node of a sweep at one moment."""
+    """The state of every node of a sweep at one moment. On one machine jobs are started one after another: while one of them
+    runs, the others wait."""
 
     def __init__(self, sweep: Manifest, ask: States) -> None:
         self.sweep, self.store, self.registry = sweep, Store(sweep.out), Registry(sweep.out)
         self.jobs = {node.id: self.registry.job(node.id).get("id", "") for node in sweep.nodes}
         open_nodes = [node for node in sweep.nodes if not self._done(node)]
         said = ask([self.jobs[node.id] for node in open_nodes if self.jobs[node.id]])
+        self._starts = any(job.startswith(HERE) and state in LIVE for job, state in said.items())
         self.nodes = dict.fromkeys((node.id for node in sweep.nodes), NodeState(DONE))
         for node in open_nodes:
             self.nodes[node.id] = self._state(node, said.get(self.jobs[node.id], LOST))
@@ -61,7 +63,9 @@ class Status:
             return NodeState(FAILED, f"{error['type']}: {_last_line(error['message'])}")
         if any(self.nodes[need].state in (FAILED, BLOCKED) for need in node.needs if need in self.nodes):
             return NodeState(BLOCKED)
-        return NodeState(FAILED, f"its job ended as {said}" if self.jobs[node.id] else "it was never submitted")
+        if self.jobs[node.id]:
+            return NodeState(FAILED, f"its job ended as {said}")
+        return NodeState("waiting") if self._starts else NodeState(FAILED, "it was never submitted")
 
     @property
     def live(self) -> bool:
@@ -109,7 +113,7 @@ class Status:
         done = sum(self.cell(key) == DONE for key in self.sweep.cells)
         counts = [f"{states.count(one)} {one}" for one in (DONE, "running", "waiting", FAILED, BLOCKED) if one in states]
         text = f"{done}/{len(self.sweep.cells)} cells complete; jobs: {', '.join(counts) or 'none were needed'}"
-        left = sum(state.live for state in self.nodes.values())
+        left = states.count("running") + states.count("waiting")
         if left and states.count(DONE):
             seconds = (time.time() - self.sweep.time) / states.count(DONE) * left
             text += f"; about {seconds / 60:.0f} min left at this pace"
