@@ -46,13 +46,15 @@ def matches(row: dict[str, str], **patterns: str) -> bool:
 
 
 def test_several_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -> None:
-    parts = ["data_path", "range_search", "sampling", "quantization"]
+    parts = ["data_path", "range_search", "sampling", "quantization", "overhead"]
     found = tables(*parts, "--rows", "20", "--repetitions", "1")
     assert list(found) == parts
     assert [row["learned rounding of all blocks"] for row in found["data_path"]] == ["data path", "data path and inner loop"]
     assert [row["quantization"] for row in found["quantization"]][1:] == ["rounding", "quantization", "whole"]
     assert found["range_search"][0]["same range"] == "100.00%"
     assert len(found["sampling"]) == 1
+    assert found["overhead"][0]["jobs of one cell"] == "8 jobs, 20 images"
+    assert matches(found["overhead"][0], **{"s (CPU)": SECONDS})
     for part in ("data_path", "range_search", "sampling"):
         assert all(matches(row, **{"s (CPU)": SECONDS, "ratio": RATIO}) for row in found[part])
     assert all(matches(row, **{"s (CPU)": SECONDS, "peak": NUMBER}) for row in found["quantization"])
