@@ -1,14 +1,17 @@
 """How a submitted sweep stands: read from the store, from the jobs' own words and from Slurm's, in that order."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from qdexp import record as records
 from qdexp.store import Store
@@ -18,7 +21,16 @@ from qdexp.sweep.queue import HERE, LIVE, LOST
 
 DONE, FAILED, BLOCKED = "done", "failed", "blocked"
 WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
-SIGNS = {DONE: "[green]done[/]", FAILED: "[red]failed[/]", BLOCKED: "[red]-[/]", "waiting": "[dim]waiting[/]"}
+SIGNS = {
+    DONE: ("done", "green"),
+    FAILED: ("fail", "red"),
+    BLOCKED: ("-", "red"),
+    "running": ("run", ""),
+    "waiting": ("wait", "dim"),
+}
+"""How the table says it, and in which style."""
+NARROW, NAME, FILE = 4, 20, 160
+"""Columns of a stage and of a cell's name at the least, so that a dozen stages fit on a terminal; and of a table in a file."""
 
 States = Callable[[list[str]], Mapping[str, str]]
 """What Slurm says of jobs (``Watcher.states``); of jobs of this machine nobody says anything."""
@@ -86,26 +98,27 @@ class Status:
 
     def table(self) -> Group:
         """Cells x stages; below it what failed, and about how long the rest takes."""
-        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells")
+        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         stages = list(dict.fromkeys(stage for cell in self.sweep.cells.values() for stage in cell.entries))
-        for name in ("cell", *stages, RECORD):
-            table.add_column(name)
+        table.add_column("cell", min_width=NAME)
+        for name in (*stages, RECORD):
+            table.add_column(name, overflow="crop", min_width=NARROW)
         for cell in self.sweep.cells.values():
             shown = [self._sign(cell.entries.get(stage)) for stage in stages]
-            state = self.cell(cell.key)
-            table.add_row(cell.name, *shown, SIGNS.get(state, state))
+            table.add_row(f"{cell.label} {cell.name.rpartition('-')[2]}", *shown, Text(*SIGNS[self.cell(cell.key)]))
         lines = [f"{name}: {why}" for name, why in self.failures().items()]
         return Group(table, *lines, self.summary())
 
-    def _sign(self, entry: str | None) -> str:
+    def _sign(self, entry: str | None) -> Text:
         if entry is None:
-            return ""
+            return Text()
         own = [self.nodes[node.id].state for node in self.sweep.nodes if node.entry == entry]
         done = own.count(DONE)
         if self.store.has(entry) or (own and done == len(own)):
-            return SIGNS[DONE]
+            return Text(*SIGNS[DONE])
         worst = next((state for state in (FAILED, BLOCKED, "running", "waiting") if state in own), "waiting")
-        return (SIGNS.get(worst, worst)) + (f" {done}/{len(own)}" if len(own) > 1 else "")
+        word, style = SIGNS[worst]
+        return Text(word if len(own) < 2 else f"{done}/{len(own)}", style)
 
     def summary(self) -> str:
         """How many cells and jobs are where, and the time left if the rest goes on as fast as what is done."""
@@ -135,7 +148,7 @@ def log_of(sweep: Manifest, cell: str) -> list[Path]:
 
 def show(look: Callable[[], Status], every: float | None, console: Any = None) -> None:
     """Prints the table; with ``every`` keeps it up to date until nothing waits or runs any more."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else FILE)
     status = look()
     if every is None:
         console.print(status.table())
