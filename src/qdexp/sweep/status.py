@@ -29,7 +29,7 @@ SIGNS = {
     "waiting": ("wait", "dim"),
 }
 """How the table says it, and in which style."""
-NARROW, NAME, FILE = 4, 20, 160
+NARROW, NAME, FILE = 4, 16, 200
 """Columns of a stage and of a cell's name at the least, so that a dozen stages fit on a terminal; and of a table in a file."""
 
 States = Callable[[list[str]], Mapping[str, str]]
@@ -98,7 +98,7 @@ class Status:
 
     def table(self) -> Group:
         """Cells x stages; below it what failed, and about how long the rest takes."""
-        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=0)
         stages = list(dict.fromkeys(stage for cell in self.sweep.cells.values() for stage in cell.entries))
         table.add_column("cell", min_width=NAME)
         for name in (*stages, RECORD):
