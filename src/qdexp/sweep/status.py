@@ -21,16 +21,11 @@ from qdexp.sweep.queue import HERE, LIVE, LOST
 
 DONE, FAILED, BLOCKED = "done", "failed", "blocked"
 WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
-SIGNS = {
-    DONE: ("done", "green"),
-    FAILED: ("fail", "red"),
-    BLOCKED: ("-", "red"),
-    "running": ("run", ""),
-    "waiting": ("wait", "dim"),
-}
+SIGNS = {DONE: ("ok", "green"), FAILED: ("err", "red"), BLOCKED: ("-", "red"), "running": ("run", ""), "waiting": (".", "dim")}
 """How the table says it, and in which style."""
-NARROW, NAME, FILE = 4, 16, 200
-"""Columns of a stage and of a cell's name at the least, so that a dozen stages fit on a terminal; and of a table in a file."""
+LEGEND = "err failed   - lost what it needs   . waits   2/4 parts that are done"
+NARROW, NAME, FILE = 3, 16, 200
+"""Characters of a stage's column and of a cell's name at the least: a dozen stages fit on a terminal. And of a line in a file."""
 
 States = Callable[[list[str]], Mapping[str, str]]
 """What Slurm says of jobs (``Watcher.states``); of jobs of this machine nobody says anything."""
@@ -98,7 +93,7 @@ class Status:
 
     def table(self) -> Group:
         """Cells x stages; below it what failed, and about how long the rest takes."""
-        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=0)
+        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=0, caption=LEGEND)
         stages = list(dict.fromkeys(stage for cell in self.sweep.cells.values() for stage in cell.entries))
         table.add_column("cell", min_width=NAME)
         for name in (*stages, RECORD):
