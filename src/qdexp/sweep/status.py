@@ -24,8 +24,8 @@ WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
 SIGNS = {DONE: ("ok", "green"), FAILED: ("err", "red"), BLOCKED: ("-", "red"), "running": ("run", ""), "waiting": (".", "dim")}
 """How the table says it, and in which style."""
 LEGEND = "err failed   - lost what it needs   . waits   2/4 parts that are done"
-NARROW, NAME, FILE = 3, 16, 200
-"""Characters of a stage's column and of a cell's name at the least: a dozen stages fit on a terminal. And of a line in a file."""
+NAME, FILE = 16, 200
+"""Characters of a cell's name at the least, and of a line in a file."""
 
 States = Callable[[list[str]], Mapping[str, str]]
 """What Slurm says of jobs (``Watcher.states``); of jobs of this machine nobody says anything."""
@@ -91,13 +91,14 @@ class Status:
         """Why nodes failed, by node."""
         return {name: state.why for name, state in self.nodes.items() if state.state == FAILED}
 
-    def table(self) -> Group:
-        """Cells x stages; below it what failed, and about how long the rest takes."""
+    def table(self, width: int = FILE) -> Group:
+        """Cells x stages, in ``width`` characters; below it what failed, and about how long the rest takes."""
         table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=0, caption=LEGEND)
         stages = list(dict.fromkeys(stage for cell in self.sweep.cells.values() for stage in cell.entries))
+        each = (width - NAME - 2) // (len(stages) + 1) - 1
         table.add_column("cell", min_width=NAME)
         for name in (*stages, RECORD):
-            table.add_column(name, overflow="crop", min_width=NARROW)
+            table.add_column(name, overflow="crop", no_wrap=True, max_width=max(each, 3))
         for cell in self.sweep.cells.values():
             shown = [self._sign(cell.entries.get(stage)) for stage in stages]
             table.add_row(f"{cell.label} {cell.name.rpartition('-')[2]}", *shown, Text(*SIGNS[self.cell(cell.key)]))
@@ -146,10 +147,10 @@ def show(look: Callable[[], Status], every: float | None, console: Any = None) -
     console = console or Console(width=None if sys.stdout.isatty() else FILE)
     status = look()
     if every is None:
-        console.print(status.table())
+        console.print(status.table(console.width))
         return
-    with Live(status.table(), console=console, refresh_per_second=2) as live:
+    with Live(status.table(console.width), console=console, refresh_per_second=2) as live:
         while status.live:
             time.sleep(every)
             status = look()
-            live.update(status.table())
+            live.update(status.table(console.width))
