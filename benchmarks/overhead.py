@@ -44,7 +44,7 @@ def few(config: Config, rows: int) -> Config:
     quick = replace(
         recon, weights=replace(recon.weights, iterations=1), scales=replace(recon.scales, iterations=1), heldout=rows // 4
     )
-    protocol = replace(config.protocol, n=rows, heldout=min(config.protocol.heldout, rows))
+    protocol = replace(config.protocol, n=max(rows, 10), heldout=min(config.protocol.heldout, rows))
     calib = replace(config.calib, rows=max(1, rows // config.calib.timesteps))
     return replace(config, protocol=protocol, calib=calib, recon=quick, trajectory=replace(config.trajectory, samples=rows))
 

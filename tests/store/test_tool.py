@@ -21,21 +21,10 @@ CellOf = Callable[..., Cell]
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the output folder of the first test is kept for the others."""
-    return tmp_path_factory.mktemp("kept") / "out"
-
-
 @pytest.fixture
-def out(cell_of: CellOf, kept: Path) -> Path:
+def out(finished: CellOf) -> Path:
     """An output folder with one cell."""
-    cell = cell_of("method=ptq")
-    if not kept.exists():
-        cell.run()
-        shutil.copytree(cell.out, kept)
-    shutil.copytree(kept, cell.out, dirs_exist_ok=True)
-    return cell.out
+    return finished().out
 
 
 def names(out: Path) -> set[str]:
@@ -62,7 +51,7 @@ def test_verify_names_what_is_damaged(out: Path, capsys: pytest.CaptureFixture[s
 
 def test_prune_removes_what_no_record_needs(out: Path, cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
     kept = names(out)
-    other = cell_of("method=timestep_aware")
+    other = cell_of("method=ptq")
     other.run()
     other.record.unlink()
     (out / "store" / ".work-samples-0123456789abcdef").mkdir()
@@ -112,7 +101,7 @@ def test_prune_beside_a_running_sweep(qdexp: Command, executed: Callable[[], lis
 def test_a_sweep_s_results_elsewhere(out: Path, cell_of: CellOf, tmp_path: Path, everything: bool) -> None:
     to = tmp_path / "laptop"
     main(["copy", "trial", str(to), "--out", str(out), *(["--all"] if everything else [])])
-    cell = cell_of("method=ptq")
+    cell = cell_of()
     assert (to / "records" / cell.record.name).read_bytes() == cell.record.read_bytes()
     missing = {stage.entry for stage in cell.stages.values()} - names(to)
     assert {name.split("-")[0] for name in missing} == (set() if everything else {"trajectory", "calibration"})
