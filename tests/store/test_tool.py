@@ -120,6 +120,13 @@ def test_as_a_stream(out: Path, tmp_path: Path) -> None:
     assert all(Store(tmp_path / "laptop").open(name) is not None for name in names(tmp_path / "laptop"))
 
 
+def test_a_sweep_that_does_not_say_what_it_needs_stops_prune(out: Path) -> None:
+    (out / "sweeps" / "older").mkdir(parents=True)
+    (out / "sweeps" / "older" / "cells.json").write_text('{"a-cell": "a cell"}')
+    with pytest.raises(UserError, match="does not say what its cells need"):
+        main(["prune", "--out", str(out), "--yes"])
+
+
 @pytest.mark.parametrize(("arguments", "named"), [(["du"], "holds no store"), (["copy", "other", "-"], "no record of such")])
 def test_mistakes(out: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):

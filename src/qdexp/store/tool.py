@@ -141,9 +141,13 @@ def _recorded(out: Path, cell: str) -> bool:
 
 def _sweeps(out: Path) -> dict[str, dict[str, list[str]]]:
     """sweep -> cell -> the entries that it needs."""
-    files = sorted((out / "sweeps").glob("*/cells.json"))
-    texts = {path.parent.name: json.loads(path.read_text()) for path in files}
-    return {name: {cell: listed["entries"] for cell, listed in cells.items()} for name, cells in texts.items()}
+    found = {}
+    for path in sorted((out / "sweeps").glob("*/cells.json")):
+        try:
+            found[path.parent.name] = {cell: listed["entries"] for cell, listed in json.loads(path.read_text()).items()}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} does not say what its cells need: run the sweep again, or delete its folder") from error
+    return found
 
 
 def _size(folder: Path) -> int:
