@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from lab import Lab
+from slurm_helpers import wait_for
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
 from qdexp import files
@@ -87,9 +88,13 @@ def test_a_sweep_from_command_to_table(
     down()
     lab.drained(240)
 
-    capsys.readouterr()
-    sweep_command(["status", "--out", "out"])
-    said = capsys.readouterr().out
+    def status() -> str:
+        capsys.readouterr()
+        sweep_command(["status", "--out", "out"])
+        return capsys.readouterr().out
+
+    wait_for(lambda: "waiting" not in status())  # accounting lags behind the queue
+    said = status()
     assert "2/6 cells complete" in said  # with the three that were cancelled
     assert "ArithmeticError: not today" in said
     found = records(tmp_path / "out")
@@ -98,7 +103,6 @@ def test_a_sweep_from_command_to_table(
         "ptqsearch": "complete",
         "linear-uniformlinear": "failed",
     }
-    assert "waiting" not in said
     assert found["linear-uniformlinear"]["error"]["stage"] == "quantization"
     assert found["linear-uniformlinear"]["error"]["message"] == "cannot range:\nnot today"
     made = executed()
