@@ -10,6 +10,7 @@
     sampling       with the quantized network, against full precision
     quantization   the whole of it, in full-precision passes over its calibration set
     growth         of data path and quantization: a quarter of the rows to four times as many, three widths of the model
+    overhead       what qdexp itself costs a cell in its jobs, beside the work of the stages
 
 Ratios are medians over the repetitions, with the least and the largest; what is compared runs in turn. Set OMP_NUM_THREADS=1
 where other processes run: then the ratios of CPU times hardly feel them.
@@ -22,14 +23,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import data_path, growth, quantizing, range_search, sampling
+from benchmarks import data_path, growth, overhead, quantizing, range_search, sampling
 from benchmarks.subject import Subject, config_of
 from qdexp import device as devices
 from qdexp import provenance
 from qdexp.config import UNTOUCHED, Config
 from qdexp.errors import UserError
 
-ROWS = {"data_path": 1024, "range_search": 64, "sampling": 64, "quantization": 5120, "growth": 1024}
+ROWS = {"data_path": 1024, "range_search": 64, "sampling": 64, "quantization": 5120, "growth": 1024, "overhead": 64}
 """Calibration rows of each part."""
 
 LEARNING = {"data_path": 1, "quantization": 1, "growth": growth.SHARE}
@@ -48,6 +49,8 @@ def table(part: str, config: Config, rows: int, repetitions: int, folder: Path) 
             return sampling.HEADER, iter(sampling.run(subject, repetitions))
         case "quantization":
             return quantizing.HEADER, iter(quantizing.run(subject))
+        case "overhead":
+            return overhead.HEADER, iter(overhead.run(subject, repetitions))
         case _:
             return growth.HEADER, map(growth.row, growth.subjects(config, rows, folder))
 
@@ -97,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(ROWS)}; all of them where none is named")
     parser.add_argument("--rows", type=int, help=f"calibration rows; by default {ROWS}")
-    parser.add_argument("--repetitions", type=int, default=3, help="of data_path, range_search and sampling; 3 by default")
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="of data_path, range_search, sampling and overhead; 3 by default"
+    )
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of `python -m qdexp`", dest="overrides"
     )

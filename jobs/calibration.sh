@@ -2,4 +2,4 @@
 # Every calibration strategy, on your cluster: jobs/calibration.sh cluster=mine model=ddpm_fashion
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python -m qdexp -m experiment=calibration hydra/launcher=slurm hydra.searchpath=[file://jobs] sweep=calibration "$@"
+python -m qdexp -m experiment=calibration hydra/launcher=slurm "hydra.searchpath=[file://jobs${CONF:+,file://$CONF}]" sweep=calibration "$@"

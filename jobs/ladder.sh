@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The ladder of methods, on your cluster: jobs/ladder.sh cluster=mine model=ddpm_fashion
+# With configs of your own: CONF=/path/to/conf jobs/ladder.sh ...
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python -m qdexp -m hydra/launcher=slurm hydra.searchpath=[file://jobs] sweep=ladder "$@"
+python -m qdexp -m hydra/launcher=slurm "hydra.searchpath=[file://jobs${CONF:+,file://$CONF}]" sweep=ladder "$@"

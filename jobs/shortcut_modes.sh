@@ -2,4 +2,4 @@
 # How bimodal shortcuts may be, on your cluster: jobs/shortcut_modes.sh cluster=mine model=ddpm_fashion
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python -m qdexp -m experiment=shortcut_modes hydra/launcher=slurm hydra.searchpath=[file://jobs] sweep=shortcut_modes "$@"
+python -m qdexp -m experiment=shortcut_modes hydra/launcher=slurm "hydra.searchpath=[file://jobs${CONF:+,file://$CONF}]" sweep=shortcut_modes "$@"

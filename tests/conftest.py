@@ -1,6 +1,7 @@
 """What all tests share: one tiny U-Net."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,6 +125,27 @@ def cell_of(small: list[str]) -> Callable[..., Cell]:
     def cell(*arguments: str) -> Cell:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return preflight(freeze(compose("config", _merged(small, arguments), return_hydra_config=True)))
+
+    return cell
+
+
+@pytest.fixture(scope="session")
+def _kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folders of ``finished``, by cell."""
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def finished(cell_of: Callable[..., Cell], _kept: Path) -> Callable[..., Cell]:
+    """``finished(*arguments)``: the cell and all that its run leaves. It is run once in all tests; the others get a copy."""
+
+    def cell(*arguments: str) -> Cell:
+        made = cell_of(*arguments)
+        if not (_kept / made.name).exists():
+            made.run()
+            shutil.copytree(made.out, _kept / made.name)
+        shutil.copytree(_kept / made.name, made.out, dirs_exist_ok=True)
+        return made
 
     return cell
 

@@ -37,7 +37,7 @@ ORDER = [
     {"quant"},
     {"store"},
     {"config", "record", "device", "provenance", "zoo"},
-    {"files"},
+    {"files", "progress"},
     {"errors", "paths"},
 ]
 """A part imports from itself and from those further down."""
@@ -49,7 +49,8 @@ CONVERSION = "qdexp.stages.conversion"
 SHARED = {"qdexp.stages.base", CONVERSION}
 """Modules of stages that are no stage."""
 
-COMMON = {"qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.store", "qdexp.device", "qdexp.stages.base"}
+COMMON = {"qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.store", "qdexp.device", "qdexp.progress",
+          "qdexp.stages.base"}  # fmt: skip
 """What carries results about without changing them."""
 
 INPUTS: dict[type[Stage], set[type[Stage]]] = {

@@ -97,8 +97,11 @@ class Cell:
         """Where the record is, or will be."""
         return records.path(self.out, self.name)
 
-    def run(self) -> Record:
-        """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again."""
+    def run(self, begin: Callable[[str], object] | None = None) -> Record:
+        """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again.
+
+        ``begin`` is called with the name of each stage before it is made or found.
+        """
         store = Store(self.out)
         rehearsal = f"  (weights: random; no number of this run says anything of {self.config.model.name})"
         print(f"{self.label}{rehearsal if models.is_random(self.config.model) else ''}", flush=True)
@@ -106,6 +109,8 @@ class Cell:
         try:
             entries = {}
             for stage in self.stages:
+                if begin is not None:
+                    begin(stage)
                 entries[stage] = self.stages[stage].make(store)
             old = records.read_complete(self.out, self.name)
             if old is not None:
@@ -120,8 +125,9 @@ class Cell:
         return record
 
     def fail(self, error: dict[str, str]) -> None:
-        """Makes the record of a cell that failed, unless it succeeded before: what was measured once stays measured."""
-        if records.read_complete(self.out, self.name) is None:
+        """Makes the record of a cell that failed, unless it says so already, or succeeded: what was measured stays measured."""
+        known = records.read(self.out, self.name) or {}
+        if known.get("status") != "complete" and known.get("error") != error:
             records.write(self.out, self._record("failed") | {"error": error})
 
     def _record(self, status: str) -> Record:

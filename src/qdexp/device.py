@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
+from qdexp import progress
 from qdexp.errors import UserError
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -63,18 +64,16 @@ def environment(device: torch.device) -> dict[str, str]:
 def predict(
     module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, writer: Callback | None = None
 ) -> list[Any]:
-    """What ``module`` predicts for each batch, or nothing where ``writer`` takes it.
-
-    Shows Lightning's progress bar where there is a terminal.
-    """
-    bar = {"enable_progress_bar": sys.stderr.isatty()}
-    with _trainer(device, [] if writer is None else [writer], bar) as trainer:
-        return trainer.predict(module, loader, return_predictions=writer is None) or []
+    """What ``module`` predicts for each batch, or nothing where ``writer`` takes it."""
+    with progress.bar("batches", len(loader)) as bar:
+        callbacks = [*([] if writer is None else [writer]), _Advance(bar)]
+        with _trainer(device, callbacks, {}) as trainer:
+            return trainer.predict(module, loader, return_predictions=writer is None) or []
 
 
 def fit(module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, callback: Callback) -> None:
     """Trains ``module`` on every batch of ``loader`` once."""
-    with _trainer(device, [callback], {"max_epochs": 1, "enable_progress_bar": False}) as trainer:
+    with _trainer(device, [callback], {"max_epochs": 1}) as trainer:
         trainer.fit(module, loader)
 
 
@@ -92,10 +91,20 @@ def _trainer(device: torch.device, callbacks: list[Callback], options: dict[str,
                 logger=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,
+                enable_progress_bar=False,  # there may be bars of ours
                 **options,
             )
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, which is ours to give
             raise stop.__context__ or stop from None
+
+
+class _Advance(Callback):
+    def __init__(self, bar: progress.Bar) -> None:
+        self._bar = bar
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int,
+                             loader: int = 0) -> None:  # fmt: skip
+        self._bar.update(index + 1)
 
 
 class _OwnSignals(Callback):

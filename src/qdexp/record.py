@@ -36,10 +36,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_complete(out: Path, cell: str) -> Record | None:
-    """The cell's record if it is there, whole, of this format and says that the cell succeeded."""
+def read(out: Path, cell: str) -> Record | None:
+    """The cell's record if it is there, whole and of this format."""
     try:
         record: Record = json.loads(path(out, cell).read_text())
     except (OSError, ValueError):
         return None
-    return record if record.get("format") == FORMAT and record.get("status") == "complete" else None
+    return record if record.get("format") == FORMAT else None
+
+
+def read_complete(out: Path, cell: str) -> Record | None:
+    """The same, if it says that the cell succeeded."""
+    record = read(out, cell)
+    return record if record is not None and record.get("status") == "complete" else None

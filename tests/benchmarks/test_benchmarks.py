@@ -20,10 +20,10 @@ SECONDS, RATIO = rf"{NUMBER} \({NUMBER}\)", rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
 
 @pytest.fixture
 def tables(small: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Table]]:
-    """``tables(*arguments)``: what the command prints on the tiny model, part -> rows by column."""
+    """``tables(*arguments, set=options)``: what the command prints on the tiny model, part -> rows by column."""
 
-    def printed(*arguments: str) -> dict[str, Table]:
-        main([*arguments, *([] if "--set" in arguments else ["--set"]), *small])
+    def printed(*arguments: str, set: tuple[str, ...] = ()) -> dict[str, Table]:
+        main([*arguments, "--set", *small, *set])
         head, *parts = capsys.readouterr().out.strip().split("\n\n")
         assert head.startswith("tiny, ") and "w4a8" in head and "1 threads" in head
         titles, bodies = parts[::2], parts[1::2]
@@ -46,13 +46,15 @@ def matches(row: dict[str, str], **patterns: str) -> bool:
 
 
 def test_several_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -> None:
-    parts = ["data_path", "range_search", "sampling", "quantization"]
-    found = tables(*parts, "--rows", "20", "--repetitions", "1")
+    parts = ["data_path", "range_search", "sampling", "quantization", "overhead"]
+    found = tables(*parts, "--rows", "8", "--repetitions", "1")
     assert list(found) == parts
     assert [row["learned rounding of all blocks"] for row in found["data_path"]] == ["data path", "data path and inner loop"]
     assert [row["quantization"] for row in found["quantization"]][1:] == ["rounding", "quantization", "whole"]
     assert found["range_search"][0]["same range"] == "100.00%"
     assert len(found["sampling"]) == 1
+    assert found["overhead"][0]["jobs of one cell"] == "8 jobs, 10 images"
+    assert matches(found["overhead"][0], **{"s (CPU)": SECONDS})
     for part in ("data_path", "range_search", "sampling"):
         assert all(matches(row, **{"s (CPU)": SECONDS, "ratio": RATIO}) for row in found[part])
     assert all(matches(row, **{"s (CPU)": SECONDS, "peak": NUMBER}) for row in found["quantization"])
@@ -61,10 +63,10 @@ def test_several_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -
 
 def test_growth_over_rows_and_widths(tables: Callable[..., dict[str, Table]]) -> None:
     """With a quantizer that learns nothing and searches nothing, which is quicker."""
-    rows = tables("growth", "--rows", "20", "--set", "quantizer=linear")["growth"]
+    rows = tables("growth", "--rows", "8", set=("quantizer=linear", "recon.heldout=1"))["growth"]
     assert [(row["model"], row["rows"]) for row in rows] == [
-        *(("tiny", count) for count in ("5", "20", "80")),
-        *((f"tiny x {width}", "5") for width in ("0.5", "2")),
+        *(("tiny", count) for count in ("2", "8", "32")),
+        *((f"tiny x {width}", "2") for width in ("0.5", "2")),
     ]
     embedded, narrower, wider = (float(rows[place]["M parameters"]) for place in (0, 3, 4))
     assert narrower < embedded < wider

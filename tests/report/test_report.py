@@ -63,7 +63,7 @@ def test_while_a_sweep_runs_the_report_says_what_is_missing(report: Report, stud
     done, waiting = study.records[:3], study.records[3]
     for record in done:
         (tmp_path / "records" / f"{record['cell']}.json").write_text(json.dumps(record))
-    (sweep / "cells.json").write_text(json.dumps({record["cell"]: record["cell"] for record in [*done, waiting]}))
+    (sweep / "cells.json").write_text(json.dumps({record["cell"]: {"label": record["cell"]} for record in [*done, waiting]}))
     printed = report("half", "--out", tmp_path, "--no-figures")
     assert f"without a record yet: 1: {waiting['cell']}" in printed
     assert waiting["cell"] in (tmp_path / "reports" / "half" / "index.html").read_text()

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lab import Lab
+from slurm_helpers import wait_for
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
 from qdexp import files
@@ -86,9 +88,13 @@ def test_a_sweep_from_command_to_table(
     down()
     lab.drained(240)
 
-    capsys.readouterr()
-    sweep_command(["status", "--out", "out"])
-    said = capsys.readouterr().out
+    def status() -> str:
+        capsys.readouterr()
+        sweep_command(["status", "--out", "out"])
+        return capsys.readouterr().out
+
+    wait_for(lambda: "waiting" not in status())  # accounting lags behind the queue
+    said = status()
     assert "2/6 cells complete" in said  # with the three that were cancelled
     assert "ArithmeticError: not today" in said
     found = records(tmp_path / "out")
@@ -97,7 +103,6 @@ def test_a_sweep_from_command_to_table(
         "ptqsearch": "complete",
         "linear-uniformlinear": "failed",
     }
-    assert "waiting" not in said
     assert found["linear-uniformlinear"]["error"]["stage"] == "quantization"
     assert found["linear-uniformlinear"]["error"]["message"] == "cannot range:\nnot today"
     made = executed()
@@ -148,10 +153,23 @@ def test_hydras_own_launcher(lab: Lab, qdexp: Command, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_three_hundred_cells(lab: Lab, down: Callable[[], None], qdexp: Command, tmp_path: Path) -> None:
+def test_three_hundred_cells(
+    lab: Lab, down: Callable[[], None], qdexp: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prints what a cell costs the submitting shell, imports aside, and the scheduler."""
     seeds = ",".join(map(str, range(75)))
+    wall, cpu, controller = time.monotonic(), time.process_time(), lab.controller_seconds()
     code, out, err = qdexp("-m", f"seed={seeds}", "hydra/launcher=slurm")
+    costs = (time.monotonic() - wall, time.process_time() - cpu, lab.controller_seconds() - controller)
     assert (code, err) == (0, "")
+    names = ("wall-clock of the shell", "CPU time of the shell", "CPU time of slurmctld")
+    with capsys.disabled():
+        print(
+            *(
+                f"\n{name}: {1000 * cost / 301:.1f} ms a cell, {cost:.1f} s in all"
+                for name, cost in zip(names, costs, strict=True)
+            )
+        )
     assert "301 cells" in out
     queued = lab.output("squeue", "-h", "-r", "-o", "%F").splitlines()
     assert f"submitted {len(queued)} jobs" in out

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from qdexp.store import Store
 from qdexp.store.__main__ import main
 
 CellOf = Callable[..., Cell]
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def out(cell_of: CellOf) -> Path:
-    cell = cell_of("method=ptq")
-    cell.run()
-    return cell.out
+def out(finished: CellOf) -> Path:
+    """An output folder with one cell."""
+    return finished().out
 
 
 def names(out: Path) -> set[str]:
@@ -36,7 +37,7 @@ def test_du(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {line.split()[0]: line.split()[1] for line in said.splitlines()}
     assert rows["trajectory"] == rows["samples"] == "2"
     assert rows["all"] == str(len(names(out)))
-    assert "no record needs 0 B" in said
+    assert "nothing needs 0 B" in said
 
 
 def test_verify_names_what_is_damaged(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +51,7 @@ def test_verify_names_what_is_damaged(out: Path, capsys: pytest.CaptureFixture[s
 
 def test_prune_removes_what_no_record_needs(out: Path, cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
     kept = names(out)
-    other = cell_of("method=timestep_aware")
+    other = cell_of("method=ptq")
     other.run()
     other.record.unlink()
     (out / "store" / ".work-samples-0123456789abcdef").mkdir()
@@ -64,22 +65,43 @@ def test_prune_removes_what_no_record_needs(out: Path, cell_of: CellOf, capsys: 
     assert main(["verify", "--out", str(out)]) == 0
 
 
-def test_prune_keeps_what_a_submitted_sweep_waits_for(out: Path) -> None:
+def test_prune_keeps_what_a_sweep_waits_for(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = next(name for name in names(out) if name.startswith("quantization"))
     next((out / "records").iterdir()).unlink()
     (out / "sweeps" / "waiting").mkdir(parents=True)
-    (out / "sweeps" / "waiting" / "manifest.json").write_text(
-        json.dumps({"cells": {"k": {"entries": {"quantization": entry}}}})
-    )
+    cells = {"a-cell": {"label": "a cell", "entries": [entry]}}
+    (out / "sweeps" / "waiting" / "cells.json").write_text(json.dumps(cells))
     main(["prune", "--out", str(out), "--yes"])
+    assert "without a record: sweeps waiting; delete" in capsys.readouterr().out
     assert names(out) == {entry}
+
+
+def test_prune_beside_a_running_sweep(qdexp: Command, executed: Callable[[], list[str]], tmp_path: Path) -> None:
+    """Again and again, from before the first stage until after the last: nothing is lost, nothing is made twice."""
+    (tmp_path / "out" / "store").mkdir(parents=True)
+    pruned, over = [], threading.Event()
+
+    def prune() -> None:
+        while not over.is_set():
+            pruned.append(main(["prune", "--out", str(tmp_path / "out"), "--yes"]))
+
+    thread = threading.Thread(target=prune)
+    thread.start()
+    try:
+        code, _, err = qdexp("-m", "method=ptq")
+    finally:
+        over.set()
+        thread.join()
+    assert (code, err) == (0, "")
+    assert len(pruned) > 10
+    assert len(executed()) == len(set(executed())) == len(names(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_sweep_s_results_elsewhere(out: Path, cell_of: CellOf, tmp_path: Path, everything: bool) -> None:
     to = tmp_path / "laptop"
     main(["copy", "trial", str(to), "--out", str(out), *(["--all"] if everything else [])])
-    cell = cell_of("method=ptq")
+    cell = cell_of()
     assert (to / "records" / cell.record.name).read_bytes() == cell.record.read_bytes()
     missing = {stage.entry for stage in cell.stages.values()} - names(to)
     assert {name.split("-")[0] for name in missing} == (set() if everything else {"trajectory", "calibration"})
@@ -96,6 +118,13 @@ def test_as_a_stream(out: Path, tmp_path: Path) -> None:
     assert members[-1].startswith("records/")
     shutil.rmtree(out)
     assert all(Store(tmp_path / "laptop").open(name) is not None for name in names(tmp_path / "laptop"))
+
+
+def test_a_sweep_that_does_not_say_what_it_needs_stops_prune(out: Path) -> None:
+    (out / "sweeps" / "older").mkdir(parents=True)
+    (out / "sweeps" / "older" / "cells.json").write_text('{"a-cell": "a cell"}')
+    with pytest.raises(UserError, match="does not say what its cells need"):
+        main(["prune", "--out", str(out), "--yes"])
 
 
 @pytest.mark.parametrize(("arguments", "named"), [(["du"], "holds no store"), (["copy", "other", "-"], "no record of such")])

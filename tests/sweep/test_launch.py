@@ -45,6 +45,8 @@ def test_several_processes_at_once(qdexp: Command, executed: Executed, tmp_path:
     (path,) = re.findall(r"^record +(.*)$", out, flags=re.MULTILINE)
     record = json.loads(Path(path).read_text())
     assert record["status"] == "complete"
+    listed = json.loads((tmp_path / "out" / "sweeps" / "trial" / "cells.json").read_text())
+    assert list(listed) == [record["cell"]]  # a report finds the sweep by it
     made = executed()
     assert [entry.partition("-")[0] for entry in made] == ["samples", "evaluation"]
     assert "2 stages, 2 of them in" in qdexp(*command)[1]

@@ -1,14 +1,13 @@
 """What a person sees while blocks are reconstructed: a bar on a terminal, a line now and then in a log."""
 
-import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qdexp import progress
 from qdexp.recon.learning import Reconstruction
 
 BAR_SECONDS, LOG_SECONDS = 0.5, 60.0
@@ -18,25 +17,21 @@ class BlockProgress(Callback):
     """Names the block, how many are done, and the relative error of the block's last batch."""
 
     def __init__(self, title: str, blocks: int) -> None:
-        terminal = sys.stderr.isatty()
-        self._every = BAR_SECONDS if terminal else LOG_SECONDS
-        self._shown = time.monotonic()
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=not terminal, transient=True)
         self._title, self._blocks, self._done = title, blocks, 0
-        self._task = self._bar.add_task(title, total=blocks)
+        self._shown, self._open = time.monotonic(), ExitStack()
 
     def __enter__(self) -> "BlockProgress":
-        self._bar.start()
+        self._bar = self._open.enter_context(progress.bar(self._title, self._blocks))
+        self._every = BAR_SECONDS if self._bar.shown else LOG_SECONDS
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._open.close()
 
     def enter(self, block: str) -> None:
         """A block is begun."""
         self._block = block
-        self._bar.update(self._task, completed=self._done, description=f"{self._title}  {block}")
+        self._bar.update(self._done, f"{self._title}  {block}")
         self._done += 1
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int) -> None:
@@ -48,6 +43,6 @@ class BlockProgress(Callback):
         assert isinstance(module, Reconstruction)
         share = (index + 1) / float(trainer.num_training_batches)
         text = f"{self._title}  {self._block}  error {float(module.error):.2e}"
-        self._bar.update(self._task, completed=self._done - 1 + share, description=text)
-        if self._bar.disable:
+        self._bar.update(self._done - 1 + share, text)
+        if not self._bar.shown:
             print(f"  {text}  {self._done}/{self._blocks} blocks, {share:.0%} of this one", flush=True)

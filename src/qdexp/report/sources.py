@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qdexp.errors import UserError
 from qdexp.report.records import Record, read_records
 
 CELLS = "cells.json"
-"""In a sweep's folder: ``{cell: label}`` of all its cells, written before the first one starts."""
+"""In a sweep's folder: ``{cell: {label, entries}}`` of all its cells, written before the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ def open_source(given: Sequence[str], out: Path) -> Source:
 
 def _sweep(folder: Path) -> Source:
     out = folder.resolve().parents[1]
-    cells: dict[str, str] = json.loads((folder / CELLS).read_text())
+    cells: dict[str, dict[str, Any]] = json.loads((folder / CELLS).read_text())
     paths = {cell: out / "records" / f"{cell}.json" for cell in cells}
     records = read_records([path for path in paths.values() if path.exists()])
     if not records:
         raise UserError(f"{folder.name}: none of its {len(cells)} cells has a record yet; wait for the first")
-    missing = [label for cell, label in cells.items() if not paths[cell].exists()]
+    missing = [listed["label"] for cell, listed in cells.items() if not paths[cell].exists()]
     return Source(folder.name, out, records, missing)

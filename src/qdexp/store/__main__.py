@@ -1,9 +1,9 @@
 """``python -m qdexp.store``: looks after the store of an output folder (--out, default outputs).
 
-du                     how much each kind of stage takes, and what no record needs
+du                     how much each kind of stage takes, and what nothing needs
 verify                 checks every file of every entry against its digest; ends with 1 where one is damaged
-prune [--yes]          removes what no record and no submitted sweep needs (while no other sweep runs);
-                           without --yes it only says what
+prune [--yes]          removes what no record needs, and no sweep that has cells without one;
+                           without --yes it only says what. It may run beside sweeps
 copy SWEEP TO          a sweep's records, tables, images and checkpoints (--all: every entry) into the output folder TO,
                        or, where TO is -, as a tar stream:
 

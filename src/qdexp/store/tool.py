@@ -1,5 +1,6 @@
 """What a person does with a store: measure, check, clean, take along."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -15,10 +16,12 @@ from qdexp.store import MANIFEST, Store
 
 HEAVY = ("trajectory", "calibration", "rounding")
 """Stages that only other stages read: left behind by a copy."""
+_PRUNED = ".pruned-"
+"""How the names of folders begin that are on their way out."""
 
 
 def du(store: Store) -> None:
-    """Prints entries and size of each kind of stage, of what is in the making, and of what no record needs."""
+    """Prints entries and size of each kind of stage, of what is in the making, and of what nothing needs."""
     sizes: dict[str, list[int]] = defaultdict(list)
     needed, unneeded = _needed(store.out), 0
     for folder in _folders(store):
@@ -28,7 +31,7 @@ def du(store: Store) -> None:
     for kind, found in sorted(sizes.items(), key=lambda item: -sum(item[1])):
         print(f"{kind:<14} {len(found):>6}  {_readable(sum(found)):>9}")
     print(f"{'all':<14} {sum(map(len, sizes.values())):>6}  {_readable(sum(map(sum, sizes.values()))):>9}")
-    print(f"no record needs {_readable(unneeded)} of it (prune)")
+    print(f"nothing needs {_readable(unneeded)} of it (prune)")
 
 
 def verify(store: Store) -> int:
@@ -41,17 +44,35 @@ def verify(store: Store) -> int:
 
 
 def prune(store: Store, yes: bool) -> None:
-    """Removes what no record and no submitted sweep needs; an entry first disappears by a rename, so it is whole or absent."""
+    """Removes what no record and no sweep needs; an entry first disappears by a rename, so it is whole or absent.
+
+    A sweep lists what it needs before it looks into the store. So what one that began meanwhile counts on is found to be
+    needed once it is out of sight, and put back.
+    """
     needed = _needed(store.out)
-    doomed = [folder for folder in _folders(store) if _removable(folder, needed)]
-    freed = _readable(sum(map(_size, doomed)))
+    doomed = {folder: _size(folder) for folder in _folders(store) if _removable(folder, needed)}
+    if yes:
+        doomed = {folder: doomed[folder] for folder in _remove(list(doomed), store.out)}
     for folder in doomed:
         print(f"{'removed' if yes else 'not needed'}: {folder.name}")
-        if yes:
-            aside = folder.with_name(f".pruned-{folder.name.lstrip('.')}")
-            folder.rename(aside)
-            shutil.rmtree(aside)
-    print(f"{freed} {'freed' if yes else 'would be freed: add --yes'}")
+    waiting = [name for name, cells in _sweeps(store.out).items() if any(not _recorded(store.out, cell) for cell in cells)]
+    if waiting:
+        print(f"kept for cells without a record: sweeps {', '.join(waiting)}; delete the folders of those that you gave up "
+              f"({store.out / 'sweeps'})")  # fmt: skip
+    print(f"{_readable(sum(doomed.values()))} {'freed' if yes else 'would be freed: add --yes'}")
+
+
+def _remove(doomed: list[Path], out: Path) -> list[Path]:
+    """Removes folders, but for those that turn out to be needed once they are out of sight; returns which it removed."""
+    aside = {folder: folder.rename(folder.with_name(f"{_PRUNED}{folder.name.lstrip('.')}")) for folder in doomed}
+    needed = _needed(out)
+    kept = [folder for folder in doomed if not _removable(folder, needed) and not folder.exists()]
+    for folder, moved in aside.items():
+        if folder in kept:
+            moved.rename(folder)
+        else:
+            shutil.rmtree(moved)
+    return [folder for folder in doomed if folder not in kept]
 
 
 def copy(store: Store, sweep: str, to: str, everything: bool) -> None:
@@ -74,7 +95,7 @@ def copy(store: Store, sweep: str, to: str, everything: bool) -> None:
 
 def _of_sweep(store: Store, sweep: str, everything: bool) -> Iterator[Path]:
     found = {path: record for path, record in _records(store.out).items() if record["config"]["sweep"] == sweep}
-    cells = {cell["name"] for cell in _manifest(store.out / "sweeps" / sweep).get("cells", {}).values()}
+    cells = _sweeps(store.out).get(sweep, {})
     found |= {path: record for path, record in _records(store.out).items() if record["cell"] in cells}
     if not found:
         raise UserError(f"copy {sweep}: {store.out} has no record of such a sweep")
@@ -94,16 +115,14 @@ def _folders(store: Store) -> Iterator[Path]:
 
 
 def _needed(out: Path) -> set[str]:
-    """The keys that records name, those of failed cells too, and the sweeps that were submitted."""
+    """The keys that records name, those of failed cells too, and what sweeps list: their cells may be yet to come."""
     keys = {key for record in _records(out).values() for key in record["keys"].values()}
-    for folder in (out / "sweeps").glob("*"):
-        cells = _manifest(folder).get("cells", {}).values()
-        keys |= {entry.rpartition("-")[2] for cell in cells for entry in cell["entries"].values()}
-    return keys
+    listed = [entry for cells in _sweeps(out).values() for entries in cells.values() for entry in entries]
+    return keys | {entry.rpartition("-")[2] for entry in listed}
 
 
 def _removable(folder: Path, needed: set[str]) -> bool:
-    return folder.name.rpartition("-")[2] not in needed
+    return folder.name.startswith(_PRUNED) or folder.name.rpartition("-")[2] not in needed
 
 
 def _records(out: Path) -> dict[Path, dict[str, Any]]:
@@ -116,14 +135,27 @@ def _records(out: Path) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    text: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return text
+def _recorded(out: Path, cell: str) -> bool:
+    return (out / "records" / f"{cell}.json").exists()
+
+
+def _sweeps(out: Path) -> dict[str, dict[str, list[str]]]:
+    """sweep -> cell -> the entries that it needs."""
+    found = {}
+    for path in sorted((out / "sweeps").glob("*/cells.json")):
+        try:
+            found[path.parent.name] = {cell: listed["entries"] for cell, listed in json.loads(path.read_text()).items()}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} does not say what its cells need: run the sweep again, or delete its folder") from error
+    return found
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    with contextlib.suppress(FileNotFoundError):  # a sweep is at work in it
+        for path in folder.rglob("*"):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def _readable(size: float) -> str:

@@ -1,7 +1,7 @@
-"""The results of a submitted sweep, so far."""
+"""The results of a sweep that ran in jobs, so far."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qdexp import device as devices
 from qdexp.cell import Cell
@@ -15,19 +15,25 @@ from qdexp.sweep.worker import read_config
 
 
 def collect(sweep: Manifest, status: Status) -> Sequence[Record]:
-    """Shows what is finished. A cell whose job died without a word (killed, out of memory) gets its record of failure."""
+    """Shows what is finished, and settles what failed."""
     os.chdir(sweep.cwd)
     with devices.elsewhere(sweep.device):
         cells = {key: Cell(read_config(sweep, key)) for key in sweep.cells}
-    for key, cell in cells.items():
-        if status.cell(key) in (FAILED, BLOCKED):
-            cell.fail(_error(sweep, status, cell))
+    settle(sweep, status, cells)
     paths = [cell.record for cell in cells.values() if cell.record.exists()]
     found = read_records(paths)
     if found:
         results.show(next(iter(cells.values())), found)
     print(status.summary(), flush=True)
     return found
+
+
+def settle(sweep: Manifest, status: Status, cells: Mapping[str, Cell]) -> None:
+    """A cell whose job died without a word (killed, out of memory) gets its record of failure; every record gets its mirror."""
+    for key, cell in cells.items():
+        if status.cell(key) in (FAILED, BLOCKED):
+            cell.fail(_error(sweep, status, cell))
+        results.mirror_late(cell)
 
 
 def _error(sweep: Manifest, status: Status, cell: Cell) -> dict[str, str]:

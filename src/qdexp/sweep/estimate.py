@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qdexp import models
 from qdexp import record as records
 from qdexp.cell import Cell
-from qdexp.config import Config
+from qdexp.config import Model
 from qdexp.errors import UserError
 from qdexp.report.records import read_records
 from qdexp.stages.base import Sharded, Stage
@@ -32,22 +32,22 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     stages = {stage.entry: stage for cell in cells for stage in cell.stages.values()}
     makes = {node.entry: stages[node.entry] for node in nodes if node.entry in stages}
     makes |= {entry: stage for entry, stage in stages.items() if stage.quick and not store.has(entry)}
-    rates, asked, macs = _rates(store.out)
-    disk = f"{sum(map(disk_bytes, makes.values())) / 1e9:.2g} GB of disk"
+    networks = Networks()
+    rates, asked = _rates(store.out, networks)
+    disk = f"{sum(disk_bytes(stage, networks) for stage in makes.values()) / 1e9:.2g} GB of disk"
     if not rates:
         return f"time unknown, {records.folder(store.out)} has no complete record to go by; about {disk}"
     anything = median(rates.values())
-    seconds = sum(rates.get(stage.name, anything) * multiplications(stage, macs) for stage in makes.values())
+    seconds = sum(rates.get(stage.name, anything) * multiplications(stage, networks) for stage in makes.values())
     unlike = sorted({stage.name for stage in makes.values()} - rates.keys())
     caveat = f", none of them tells of {', '.join(unlike)}" if unlike else ""
     return f"about {seconds / 3600:.2g} hours of computing, a guess by {asked} earlier records{caveat}; about {disk}"
 
 
-def _rates(out: Path) -> tuple[dict[str, float], int, dict[str, float]]:
-    """Seconds a multiplication by stage, from how many records, and the multiplications of the networks seen."""
+def _rates(out: Path, networks: "Networks") -> tuple[dict[str, float], int]:
+    """Seconds a multiplication by stage, and from how many records."""
     paths = sorted(records.folder(out).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)[:LOOKED_AT]
     found: dict[str, list[float]] = defaultdict(list)
-    macs: dict[str, float] = {}
     asked = 0
     for path in paths:
         try:
@@ -58,16 +58,46 @@ def _rates(out: Path) -> tuple[dict[str, float], int, dict[str, float]]:
         for role, stage in cell.stages.items() if cell else ():
             cost = record["costs"].get(role, {})
             if "seconds" in cost and "resumed" not in cost:
-                found[stage.name].append(cost["seconds"] / multiplications(stage, macs))
+                found[stage.name].append(cost["seconds"] / multiplications(stage, networks))
         asked += cell is not None
-    return {name: median(values) for name, values in found.items()}, asked, macs
+    return {name: median(values) for name, values in found.items()}, asked
 
 
-def multiplications(stage: Stage, macs: dict[str, float]) -> float:
-    """About how many a stage needs; ``macs`` remembers those of a network's forward pass."""
+class Networks:
+    """What is asked of networks again and again, counted once for each."""
+
+    def __init__(self) -> None:
+        self._parameters, self._macs = dict[str, int](), dict[str, float]()
+
+    def parameters(self, model: Model) -> int:
+        """How many numbers it learned."""
+        name = repr(model.network)
+        if name not in self._parameters:
+            self._parameters[name] = models.parameters(model)
+        return self._parameters[name]
+
+    def macs(self, model: Model) -> float:
+        """Multiplications of one forward pass of one image."""
+        name = repr((model.network, model.shape))
+        if name not in self._macs:
+            self._macs[name] = _count(model) or float(self.parameters(model))
+        return self._macs[name]
+
+
+def _count(model: Model) -> float:
+    network = models.skeleton(model)
+    device = next(network.parameters()).device
+    counter = FlopCounterMode(display=False)
+    with suppress(Exception), counter, torch.no_grad():  # some networks cannot run without values: a guess may do without
+        network(torch.zeros(1, *model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    return counter.get_total_flops() / 2
+
+
+def multiplications(stage: Stage, networks: Networks) -> float:
+    """About how many a stage needs."""
     config, steps = stage.config, stage.config.protocol.steps
     rows = config.calib.timesteps * config.calib.rows
-    one = _forward(config, macs)
+    one = networks.macs(config.model)
     if isinstance(stage, Sharded):
         return len(stage.shards) * config.sampling.batch * steps * one
     scales = config.quantizer.act.learned * config.recon.scales.iterations
@@ -76,26 +106,13 @@ def multiplications(stage: Stage, macs: dict[str, float]) -> float:
     return (BACKWARD * learned.get(stage.name, 0) * config.recon.batch + passes.get(stage.name, config.protocol.n)) * one
 
 
-def _forward(config: Config, macs: dict[str, float]) -> float:
-    """Multiplications of one forward pass of one image."""
-    name = repr((config.model.network, config.model.shape))
-    if name not in macs:
-        network = models.skeleton(config.model)
-        device = next(network.parameters()).device
-        counter = FlopCounterMode(display=False)
-        with suppress(Exception), counter, torch.no_grad():  # some networks cannot run without values: a guess may do without
-            network(torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
-        macs[name] = counter.get_total_flops() / 2 or float(models.parameters(config.model))
-    return macs[name]
-
-
-def disk_bytes(stage: Stage) -> float:
+def disk_bytes(stage: Stage, networks: Networks) -> float:
     """About how large a stage's result is."""
     config, image = stage.config, math.prod(stage.config.model.shape)
     if stage.name == "trajectory":
         assert isinstance(stage, Sharded)
         return 8.0 * len(stage.shards) * config.sampling.batch * config.protocol.steps * image  # x_t and eps, float32
-    weights = models.parameters(config.model)
+    weights = networks.parameters(config.model)
     sizes = {
         "calibration": 4.0 * config.calib.timesteps * config.calib.rows * image,
         "rounding": weights * config.quant.weight_bits / 8,

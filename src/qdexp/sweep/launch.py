@@ -5,19 +5,21 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qdexp import device as devices
-from qdexp import files
+from qdexp import files, progress
 from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.record import Record
 from qdexp.store import Store
-from qdexp.sweep import manifest, results
+from qdexp.sweep import manifest, queue, results
+from qdexp.sweep.collect import settle
 from qdexp.sweep.estimate import estimate
 from qdexp.sweep.graph import RECORD, Node
 from qdexp.sweep.job import Job
@@ -25,6 +27,7 @@ from qdexp.sweep.local import Local
 from qdexp.sweep.manifest import CellEntry, Manifest, Registry
 from qdexp.sweep.plan import plan
 from qdexp.sweep.slurm import Slurm
+from qdexp.sweep.status import Status
 
 
 @contextlib.contextmanager
@@ -39,14 +42,23 @@ def sequential(cells: Sequence[Cell]) -> list[Record]:
     results.announce(cells)
     devices.make_repeatable()
     start, failed = time.monotonic(), []
-    for number, cell in enumerate(cells):
-        print(f"[{number + 1}/{len(cells)}] {_left(start, number, len(cells))}", end="", flush=True)
-        try:
-            results.finish(cell)
-        except Exception as error:
-            print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
-            failed.append(cell.label)
+    with progress.bar("cells", len(cells)) as bar:
+        for number, cell in enumerate(cells):
+            place = f"[{number + 1}/{len(cells)}]"
+            if not bar.shown:
+                print(f"{place} {_left(start, number, len(cells))}", end="", flush=True)
+            try:
+                results.finish(cell, partial(_advance, bar, number, cell, f"{place} {cell.label}"))
+            except Exception as error:
+                print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+                failed.append(cell.label)
     return results.end(cells, [cell.record for cell in cells], failed)
+
+
+def _advance(bar: progress.Bar, done: int, cell: Cell, title: str, stage: str) -> None:
+    """A cell counts by the share of its stages that are there."""
+    stages = list(cell.stages)
+    bar.update(done + stages.index(stage) / len(stages), f"{title}  {stage}")
 
 
 def _left(start: float, done: int, cells: int) -> str:
@@ -81,6 +93,7 @@ class Frozen:
 
     def write(self) -> None:
         """Freezes: from here on no YAML that is edited changes anything."""
+        results.enlist(list(self.cells.values()))
         for key, cell in self.cells.items():
             path = manifest.config_path(self.out, self.config.sweep, key)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +136,8 @@ def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
     sweep.describe()
     sweep.write()
     Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
+    written = manifest.read(sweep.out, sweep.config.sweep)
+    settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]
     return results.end(cells, [cell.record for cell in cells], [cell.label for cell in incomplete])
 

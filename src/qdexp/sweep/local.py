@@ -6,6 +6,7 @@ from itertools import cycle
 
 import submitit
 
+from qdexp import progress
 from qdexp.sweep.graph import Node, dependents
 from qdexp.sweep.manifest import Registry
 from qdexp.sweep.queue import HERE
@@ -26,6 +27,12 @@ class Local:
 
     def run(self, nodes: Sequence[Node]) -> None:
         """Returns when every node has succeeded, failed, or lost what it needs. Ctrl-C stops the running ones."""
+        for node in nodes:
+            self.registry.forget(node.id)
+        with progress.bar("jobs", len(nodes)) as bar:
+            self._run(nodes, bar)
+
+    def _run(self, nodes: Sequence[Node], bar: progress.Bar) -> None:
         waiting, running = {node.id: node for node in nodes}, dict[str, submitit.Job[object]]()
         try:
             while waiting or running:
@@ -37,6 +44,7 @@ class Local:
                         for lost in dependents(nodes, [name]) & waiting.keys():
                             del waiting[lost]
                     self._say(name, failed, f"{len(nodes) - len(waiting) - len(running)}/{len(nodes)} jobs")
+                    bar.update(len(nodes) - len(waiting) - len(running))
                 if not ended:
                     time.sleep(POLL)
         finally:

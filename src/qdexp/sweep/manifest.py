@@ -113,6 +113,11 @@ class Registry:
         self.succeeded(node)  # an error of an earlier job is past
         self._write(f"{node}.json", {"id": job, "log": str(log), "sweep": sweep})
 
+    def forget(self, node: str) -> None:
+        """An earlier job and its error are past."""
+        for name in (f"{node}.json", f"{node}.error.json"):
+            (self.folder / name).unlink(missing_ok=True)
+
     def error(self, node: str) -> dict[str, str]:
         """Why the last job of ``node`` failed, as a record keeps it; empty where it did not."""
         return self._read(f"{node}.error.json")

@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from qdexp.report.table import ladder_table, row_names, to_markdown
 from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
 from qdexp.sweep.freeze import freeze
-from qdexp.tracking.mirror import TrackingError, mirror
+from qdexp.tracking.mirror import TrackingError, mirror, written
 
 SHOWN = 14  # images in a row of the picture
 WIDTH = 110  # columns of a table that goes to a file
@@ -40,19 +40,20 @@ def announce(cells: Sequence[Cell]) -> None:
     """Says what is about to run, and what of it is in the store already."""
     stages = {stage.entry: stage for cell in cells for stage in cell.stages.values()}
     store = Store(cells[0].out)
-    there = sum(store.open(entry) is not None for entry in stages)
-    enlist(cells)
+    enlist(cells)  # first of all: what is listed is not pruned
+    there = sum(store.has(entry) for entry in stages)
     print(
         f"sweep {cells[0].config.sweep}: {len(cells)} cells, {len(stages)} stages, {there} of them in {store.root}", flush=True
     )
 
 
 def enlist(cells: Sequence[Cell]) -> None:
-    """Writes the cells' names and labels into the sweep's folder, beside those that ran under its name before."""
+    """Writes the cells' labels, and what they need of the store, into the sweep's folder, beside those of earlier runs."""
     path = cells[0].out / "sweeps" / cells[0].config.sweep / CELLS
     path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text()) if path.exists() else {}
-    files.write_text(path, json.dumps(before | {cell.name: cell.label for cell in cells}, indent=1))
+    listed = {cell.name: {"label": cell.label, "entries": [one.entry for one in cell.stages.values()]} for cell in cells}
+    files.write_text(path, json.dumps(before | listed, indent=1))
 
 
 def run(cfg: DictConfig) -> str:
@@ -73,16 +74,23 @@ def run(cfg: DictConfig) -> str:
     return str(cell.record)
 
 
-def finish(cell: Cell) -> Record:
-    """Makes what is missing of the cell, and its record, and mirrors it."""
+def finish(cell: Cell, begin: Callable[[str], object] | None = None) -> Record:
+    """Makes what is missing of the cell, and its record, and mirrors it. ``begin`` as in ``Cell.run``."""
     try:
-        return cell.run()
+        return cell.run(begin)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         mend = "free some space or choose another folder; finished stages are kept"
         raise UserError(f"out={cell.out}: {error.strerror}; {mend}") from error
     finally:
+        _mirror(cell)
+
+
+def mirror_late(cell: Cell) -> None:
+    """Mirrors a record that is newer than its run: of a cell whose jobs died, or which another sweep has measured."""
+    path, config = cell.record, cell.config
+    if path.exists() and path.stat().st_mtime > written(cell.out, config.sweep, cell.name):
         _mirror(cell)
 
 

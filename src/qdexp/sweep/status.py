@@ -1,24 +1,31 @@
 """How a submitted sweep stands: read from the store, from the jobs' own words and from Slurm's, in that order."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from qdexp import record as records
 from qdexp.store import Store
 from qdexp.sweep.graph import RECORD, Node
 from qdexp.sweep.manifest import Manifest, Registry
-from qdexp.sweep.queue import LIVE, LOST
+from qdexp.sweep.queue import HERE, LIVE, LOST
 
 DONE, FAILED, BLOCKED = "done", "failed", "blocked"
 WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
-SIGNS = {DONE: "[green]done[/]", FAILED: "[red]failed[/]", BLOCKED: "[red]-[/]", "waiting": "[dim]waiting[/]"}
+SIGNS = {DONE: ("ok", "green"), FAILED: ("err", "red"), BLOCKED: ("-", "red"), "running": ("run", ""), "waiting": (".", "dim")}
+"""How the table says it, and in which style."""
+LEGEND = "err failed   - lost what it needs   . waits   2/4 parts that are done"
+NAME, FILE = 16, 200
+"""Characters of a cell's name at the least, and of a line in a file."""
 
 States = Callable[[list[str]], Mapping[str, str]]
 """What Slurm says of jobs (``Watcher.states``); of jobs of this machine nobody says anything."""
@@ -34,13 +41,15 @@ class NodeState:
 
 
 class Status:
-    """The state of every node of a sweep at one moment."""
+    """The state of every node of a sweep at one moment. On one machine jobs are started one after another: while one of them
+    runs, the others wait."""
 
     def __init__(self, sweep: Manifest, ask: States) -> None:
         self.sweep, self.store, self.registry = sweep, Store(sweep.out), Registry(sweep.out)
         self.jobs = {node.id: self.registry.job(node.id).get("id", "") for node in sweep.nodes}
         open_nodes = [node for node in sweep.nodes if not self._done(node)]
         said = ask([self.jobs[node.id] for node in open_nodes if self.jobs[node.id]])
+        self._starts = any(job.startswith(HERE) and state in LIVE for job, state in said.items())
         self.nodes = dict.fromkeys((node.id for node in sweep.nodes), NodeState(DONE))
         for node in open_nodes:
             self.nodes[node.id] = self._state(node, said.get(self.jobs[node.id], LOST))
@@ -61,7 +70,9 @@ class Status:
             return NodeState(FAILED, f"{error['type']}: {_last_line(error['message'])}")
         if any(self.nodes[need].state in (FAILED, BLOCKED) for need in node.needs if need in self.nodes):
             return NodeState(BLOCKED)
-        return NodeState(FAILED, f"its job ended as {said}" if self.jobs[node.id] else "it was never submitted")
+        if self.jobs[node.id]:
+            return NodeState(FAILED, f"its job ended as {said}")
+        return NodeState("waiting") if self._starts else NodeState(FAILED, "it was never submitted")
 
     @property
     def live(self) -> bool:
@@ -80,28 +91,30 @@ class Status:
         """Why nodes failed, by node."""
         return {name: state.why for name, state in self.nodes.items() if state.state == FAILED}
 
-    def table(self) -> Group:
-        """Cells x stages; below it what failed, and about how long the rest takes."""
-        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells")
+    def table(self, width: int = FILE) -> Group:
+        """Cells x stages, in ``width`` characters; below it what failed, and about how long the rest takes."""
+        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=0, caption=LEGEND)
         stages = list(dict.fromkeys(stage for cell in self.sweep.cells.values() for stage in cell.entries))
-        for name in ("cell", *stages, RECORD):
-            table.add_column(name)
+        each = (width - NAME - 2) // (len(stages) + 1) - 1
+        table.add_column("cell", min_width=NAME)
+        for name in (*stages, RECORD):
+            table.add_column(name, overflow="crop", no_wrap=True, max_width=max(each, 3))
         for cell in self.sweep.cells.values():
             shown = [self._sign(cell.entries.get(stage)) for stage in stages]
-            state = self.cell(cell.key)
-            table.add_row(cell.name, *shown, SIGNS.get(state, state))
+            table.add_row(f"{cell.label} {cell.name.rpartition('-')[2]}", *shown, Text(*SIGNS[self.cell(cell.key)]))
         lines = [f"{name}: {why}" for name, why in self.failures().items()]
         return Group(table, *lines, self.summary())
 
-    def _sign(self, entry: str | None) -> str:
+    def _sign(self, entry: str | None) -> Text:
         if entry is None:
-            return ""
+            return Text()
         own = [self.nodes[node.id].state for node in self.sweep.nodes if node.entry == entry]
         done = own.count(DONE)
         if self.store.has(entry) or (own and done == len(own)):
-            return SIGNS[DONE]
+            return Text(*SIGNS[DONE])
         worst = next((state for state in (FAILED, BLOCKED, "running", "waiting") if state in own), "waiting")
-        return (SIGNS.get(worst, worst)) + (f" {done}/{len(own)}" if len(own) > 1 else "")
+        word, style = SIGNS[worst]
+        return Text(word if len(own) < 2 else f"{done}/{len(own)}", style)
 
     def summary(self) -> str:
         """How many cells and jobs are where, and the time left if the rest goes on as fast as what is done."""
@@ -109,7 +122,7 @@ class Status:
         done = sum(self.cell(key) == DONE for key in self.sweep.cells)
         counts = [f"{states.count(one)} {one}" for one in (DONE, "running", "waiting", FAILED, BLOCKED) if one in states]
         text = f"{done}/{len(self.sweep.cells)} cells complete; jobs: {', '.join(counts) or 'none were needed'}"
-        left = sum(state.live for state in self.nodes.values())
+        left = states.count("running") + states.count("waiting")
         if left and states.count(DONE):
             seconds = (time.time() - self.sweep.time) / states.count(DONE) * left
             text += f"; about {seconds / 60:.0f} min left at this pace"
@@ -131,13 +144,13 @@ def log_of(sweep: Manifest, cell: str) -> list[Path]:
 
 def show(look: Callable[[], Status], every: float | None, console: Any = None) -> None:
     """Prints the table; with ``every`` keeps it up to date until nothing waits or runs any more."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else FILE)
     status = look()
     if every is None:
-        console.print(status.table())
+        console.print(status.table(console.width))
         return
-    with Live(status.table(), console=console, refresh_per_second=2) as live:
+    with Live(status.table(console.width), console=console, refresh_per_second=2) as live:
         while status.live:
             time.sleep(every)
             status = look()
-            live.update(status.table())
+            live.update(status.table(console.width))

@@ -83,6 +83,12 @@ def mirror(
         raise TrackingError(f"W&B run of {record.get('cell')} not written: {type(error).__name__}: {reason}") from error
 
 
+def written(folder: Path, sweep: str, cell: str) -> float:
+    """When the run of a cell was last written, as files have it (st_mtime); 0 where there is none under ``folder``."""
+    logs = (folder / "wandb").glob(f"*run-*/run-{run_id(sweep, cell)}.wandb")
+    return max((log.stat().st_mtime for log in logs), default=0.0)
+
+
 def run_id(sweep: str, cell: str) -> str:
     """Id of a cell's run: ``sweep-cell``, with a digest in place of what W&B or a file name cannot hold."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep}-{cell}")

@@ -189,6 +189,12 @@ class Lab:
         (self.root / "pid" / f"slurmd-{node}.pid").unlink()
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=crashed")
 
+    def controller_seconds(self) -> float:
+        """CPU time of slurmctld so far."""
+        pid = int((self.root / "pid" / "slurmctld.pid").read_text())
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def idle(self) -> set[str]:
         return set(self.output("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split())
 

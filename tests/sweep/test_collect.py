@@ -1,0 +1,53 @@
+"""What `collect` does for cells whose jobs left no word."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qdexp.cell import Cell
+from qdexp.sweep import manifest
+from qdexp.sweep.__main__ import main as sweep_command
+from qdexp.sweep.launch import Frozen
+from qdexp.sweep.queue import HERE
+from qdexp.tracking.log import read
+
+
+def runs(out: Path) -> list[Path]:
+    return list(out.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_a_killed_job_gets_its_record_and_its_run(
+    cell_of: Callable[..., Cell], capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    cell = cell_of("method=fp", "tracker=wandb")
+    out, collect = cell.out, lambda: sweep_command(["collect", "--out", str(cell.out)])
+    Frozen([cell]).write()
+    node = manifest.read(out, "trial").nodes[0]
+    with subprocess.Popen(["sleep", "600"]) as job:
+        manifest.Registry(out).submitted(node.id, f"{HERE}{job.pid}", out / "its.log", "trial")
+        try:
+            collect()
+            assert not cell.record.exists()
+        finally:
+            job.kill()
+    collect()
+    record = json.loads(cell.record.read_text())
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "JobEnded"
+    assert "its job ended as LOST; its last words are in" in record["error"]["message"]
+    (log,) = runs(out)
+    run = read(log)
+    assert (run.exit_code, run.summary["error_stage"], run.summary["status"]) == (1, "samples", "failed")
+    written = cell.record.stat()
+    collect()
+    assert cell.record.stat() == written
+    assert runs(out) == [log]  # what is told is not told again
+
+    cell.run()
+    collect()
+    (log,) = runs(out)
+    assert read(log).exit_code == 0
+    assert f"record   {cell.record}" in capsys.readouterr().out
