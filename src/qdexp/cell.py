@@ -55,7 +55,7 @@ class Cell:
             made, quantization = CurvesStage(config), QuantizationStage(config)
             self.stages: dict[str, Stage] = {
                 **condition_inputs(config),
-                "trajectory": CalibrationStage(config).inputs["trajectory"],
+                **({} if config.quantizer.released else {"trajectory": CalibrationStage(config).inputs["trajectory"]}),
                 **quantization.inputs,
                 "quantization": quantization,
                 "heldout": made.heldout,
@@ -132,7 +132,7 @@ class Cell:
             "method": self.method,
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
-            "calib": config.calib.name if self.quantized else "none",
+            "calib": config.calib.name if self.quantized and not config.quantizer.released else "none",
             "recon": config.recon.name if self.quantized and config.quantizer.learns else "none",
             "weight_bits": config.quant.weight_bits if self.quantized else 32,
             "act_bits": config.quant.act_bits if self.quantized else 32,
@@ -280,7 +280,8 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     check(lambda: models.check_fit(model), "fit", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
     if cell.quantized:
-        check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
+        if not config.quantizer.released:
+            check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
         check(lambda: conversion.check(config), "convert", model, config.quantizer, config.quant, config.calib, config.recon)
     return cell
 
