@@ -290,6 +290,9 @@ def _check_protocol(config: Config) -> None:
     _check_condition(config)
     extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
+    if extractor.random and not models.is_random(config.model):
+        raise UserError(f"protocol.extractor={extractor.name}: its numbers mean nothing; choose another protocol, or rehearse "
+                        f"with model.weights={RANDOM}")  # fmt: skip
     Reference.load(Path(config.protocol.reference)).check(extractor)
     drawn = _image_shape(config.model)
     if tuple(drawn[: len(extractor.shape)]) != extractor.shape:

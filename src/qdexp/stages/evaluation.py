@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qdexp import files
-from qdexp.config import Config
+from qdexp.config import RANDOM, Config
 from qdexp.metrics.distance import image_distance, psnr
 from qdexp.metrics.extractors import find
 from qdexp.metrics.features import extract
@@ -47,14 +47,15 @@ class EvaluationStage(Stage):
 
     @property
     def files(self) -> dict[str, Path]:
-        return {"reference": Path(self.config.protocol.reference)}
+        reference = self.config.protocol.reference
+        return {} if reference == RANDOM else {"reference": Path(reference)}
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         images = torch.cat(list(read_shards(inputs["samples"], "images")))
         truth = torch.cat(list(read_shards(inputs["full_precision"], "images")))
         protocol = self.config.protocol
         features = extract(find(protocol.extractor, protocol.extractor_weights), images, BATCH, self.device)
-        reference = Reference.load(self.files["reference"])
+        reference = Reference.load(Path(protocol.reference))
         metrics = score(features, reference, self.config.protocol.noise_seed)
         distance = image_distance(images, truth)
         metrics["distance"] = distance.double().mean().item()
