@@ -209,9 +209,7 @@ def test_the_rehearsal_protocol_needs_no_weights_of_an_extractor(cell_of: Callab
     assert "features of inception-v3-random seed-0" in protocol_line(protocol)
     Reference.load(Path(cell.config.protocol.reference)).check(RANDOM_INCEPTION)
     assert cell.stages["evaluation"].files == {}
-    with pytest.raises(
-        UserError, match=r"^protocol\.extractor=inception-v3-random: its numbers mean nothing.*weights=random$"
-    ):
+    with pytest.raises(UserError, match=r"^protocol\.extractor=inception-v3-random: its numbers mean nothing.*weights=random$"):
         cell_of("protocol.extractor=inception-v3-random", "protocol.reference=random")
     with pytest.raises(UserError, match=r"protocol\.reference was measured with extractor inception-v3-random"):
         cell_of("protocol.reference=random")
