@@ -192,3 +192,9 @@ CHANGES: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 @pytest.mark.parametrize("told", CHANGES)
 def test_what_does_not_fit_is_named(rewritten: Any, told: str) -> None:
     assert told in rewritten(CHANGES[told])
+
+
+def test_a_scale_that_neither_the_config_nor_the_file_has(small: Any, rewritten: Any) -> None:
+    if small[0].first_stage.scale is None:
+        told = rewritten(lambda state: state.pop("scale_factor"))
+        assert told.endswith("it holds no scale_factor; give model.first_stage.scale, the factor of its latents")
