@@ -210,5 +210,7 @@ def test_a_cell_measures_a_released_checkpoint(
     }
     with pytest.raises(UserError, match=r"^quant\.first_last_bits=8: .*; give quant\.first_last_bits=null"):
         cell_of(*options, "quant.first_last_bits=8")
+    with pytest.raises(UserError, match=r"^quant\.softmax_bits=32: .*; give 8, for Stable Diffusion 16"):
+        cell_of(*options, "quant.softmax_bits=32")
     with pytest.raises(UserError, match=r"^quantizer\.file=nowhere: no such file"):
         cell_of(*options[:-1], "quantizer.file=nowhere")

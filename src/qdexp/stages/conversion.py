@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
 from qdexp import models
-from qdexp.config import ActScheme, Config, WeightScheme
+from qdexp.config import UNTOUCHED, ActScheme, Config, WeightScheme
 from qdexp.errors import UserError
 from qdexp.models import released
 from qdexp.models.conditions import example_condition
@@ -124,6 +124,9 @@ def _check_released(config: Config) -> None:
         if value is not None:
             raise UserError(f"quant.{option}={value}: in a released checkpoint all layers have the same bits; give "
                             f"quant.{option}=null")  # fmt: skip
+    if UNTOUCHED == quant.softmax_bits != quant.act_bits:
+        raise UserError(f"quant.softmax_bits={UNTOUCHED}: in a released checkpoint the softmax is quantized; give 8, for "
+                        f"Stable Diffusion 16")  # fmt: skip
     released.check(config.model, released_files(config)["released"], quant)
 
 
