@@ -55,7 +55,7 @@ class Cell:
             made, quantization = CurvesStage(config), QuantizationStage(config)
             self.stages: dict[str, Stage] = {
                 **condition_inputs(config),
-                "trajectory": CalibrationStage(config).inputs["trajectory"],
+                **({} if config.quantizer.released else {"trajectory": CalibrationStage(config).inputs["trajectory"]}),
                 **quantization.inputs,
                 "quantization": quantization,
                 "heldout": made.heldout,
@@ -138,7 +138,7 @@ class Cell:
             "method": self.method,
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
-            "calib": config.calib.name if self.quantized else "none",
+            "calib": config.calib.name if self.quantized and not config.quantizer.released else "none",
             "recon": config.recon.name if self.quantized and config.quantizer.learns else "none",
             "weight_bits": config.quant.weight_bits if self.quantized else 32,
             "act_bits": config.quant.act_bits if self.quantized else 32,
@@ -286,7 +286,8 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     check(lambda: models.check_fit(model), "fit", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
     if cell.quantized:
-        check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
+        if not config.quantizer.released:
+            check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
         check(lambda: conversion.check(config), "convert", model, config.quantizer, config.quant, config.calib, config.recon)
     return cell
 
@@ -295,6 +296,9 @@ def _check_protocol(config: Config) -> None:
     _check_condition(config)
     extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
+    if extractor.random and not models.is_random(config.model):
+        raise UserError(f"protocol.extractor={extractor.name}: its numbers mean nothing; choose another protocol, or rehearse "
+                        f"with model.weights={RANDOM}")  # fmt: skip
     Reference.load(Path(config.protocol.reference)).check(extractor)
     drawn = _image_shape(config.model)
     if tuple(drawn[: len(extractor.shape)]) != extractor.shape:

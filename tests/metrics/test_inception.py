@@ -3,18 +3,18 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.metrics import build
-from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, Extractor
+from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, RANDOM_INCEPTION, Extractor
 from qdexp.metrics.features import extract
 from qdexp.metrics.reference import Reference, statistics
 from qdexp.metrics.scores import score
@@ -23,12 +23,8 @@ from qdexp.metrics.scores import score
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.Module, "load_state_dict", lambda *_: None)
-        patch.setattr("torch.load", lambda *_, **__: {})
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "none")
-    torch.save(network.state_dict(), path)
+    untrained: Any = RANDOM_INCEPTION.build()
+    torch.save(untrained.network.state_dict(), path)
     return replace(INCEPTION, weights=path, digest=sha256(path))
 
 
@@ -46,6 +42,13 @@ def test_spatial_features_are_seven_maps_channels_last(inception: Extractor, ima
     maps = spatial.view(2, 17, 17, 7)
     for channel in range(7):
         assert torch.equal(maps[..., channel], kept[0][:, channel])
+
+
+def test_random_weights_are_the_same_every_time_and_let_features_live(inception: Extractor, images: Tensor) -> None:
+    torch.manual_seed(3)
+    once, kept = (extract(extractor, images[:2], 2, torch.device("cpu")) for extractor in (RANDOM_INCEPTION, inception))
+    assert torch.equal(once.pool, kept.pool) and torch.equal(once.logits, kept.logits)
+    assert 0.1 < once.pool.std() < 10 and (once.pool[0] - once.pool[1]).abs().mean() > 1e-3
 
 
 def test_scores_of_images_with_their_own_statistics(inception: Extractor, images: Tensor, tmp_path: Path) -> None:

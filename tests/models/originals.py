@@ -1,6 +1,6 @@
-"""The networks of latent diffusion and DDPM written down again, small and slow, with the names of the original checkpoints.
+"""The U-Net of latent diffusion written down again, small and slow, with the names of the original checkpoints.
 
-Written from the papers' and the originals' arithmetic, not from diffusers' classes, which they are compared with.
+Written from the paper's and the original's arithmetic, not from diffusers' classes, which it is compared with.
 """
 
 import math
@@ -10,6 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def restless(network: nn.Module) -> Any:
+    """``network`` with random numbers throughout: norms and biases must matter, and so must layers that begin at zero."""
+    for value in network.parameters():
+        nn.init.normal_(value, mean=0.5 if value.ndim == 1 else 0, std=0.5 if value.ndim == 1 else value[0].numel() ** -0.5)
+    return network
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
@@ -189,7 +196,7 @@ class OriginalUNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        time = self.time_embed(sinusoid(t, self.base))
+        time = self.time_embed(sinusoid(t, self.base).to(x.dtype))
 
         def run(parts: Any, x: Tensor) -> Tensor:
             for part in parts:
@@ -205,131 +212,3 @@ class OriginalUNet(nn.Module):
         for parts in self.output_blocks:
             x = run(parts, torch.cat([x, kept.pop()], dim=1))
         return self.out(x)
-
-
-def norm(width: int) -> nn.Module:
-    return nn.GroupNorm(32, width, eps=1e-6)
-
-
-class PixelResidual(nn.Module):
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, out, 3, padding=1)
-        self.norm2, self.conv2 = norm(out), nn.Conv2d(out, out, 3, padding=1)
-        if width != out:
-            self.nin_shortcut = nn.Conv2d(width, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
-class PixelAttention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = norm(width)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (layer(h).flatten(2) for layer in (self.q, self.k, self.v))
-        weight = torch.softmax(torch.einsum("nct,ncs->nts", q, k) * q.shape[1] ** -0.5, dim=-1)
-        return x + self.proj_out(torch.einsum("nts,ncs->nct", weight, v).view_as(x))
-
-
-class Shrink(nn.Module):
-    """Padded on the right and at the bottom only."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-def middle(width: int) -> Any:
-    mid: Any = nn.Module()
-    mid.block_1, mid.attn_1, mid.block_2 = PixelResidual(width, width), PixelAttention(width), PixelResidual(width, width)
-    return mid
-
-
-class Encoder(nn.Module):
-    def __init__(self, base: int, mult: Sequence[int], out: int, layers: int) -> None:
-        super().__init__()
-        self.conv_in, width = nn.Conv2d(3, base, 3, padding=1), base
-        self.down: Any = nn.ModuleList()
-        for number, times in enumerate(mult):
-            level: Any = nn.Module()
-            level.block = nn.ModuleList()
-            for _ in range(layers):
-                level.block.append(PixelResidual(width, times * base))
-                width = times * base
-            if number < len(mult) - 1:
-                level.downsample = Shrink(width)
-            self.down.append(level)
-        self.mid: Any = middle(width)
-        self.norm_out, self.conv_out = norm(width), nn.Conv2d(width, out, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down:
-            for block in level.block:
-                x = block(x)
-            x = level.downsample(x) if hasattr(level, "downsample") else x
-        x = self.mid.block_2(self.mid.attn_1(self.mid.block_1(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class OriginalDecoder(nn.Module):
-    def __init__(self, base: int, mult: Sequence[int], latents: int, layers: int) -> None:
-        super().__init__()
-        width = base * mult[-1]
-        self.conv_in = nn.Conv2d(latents, width, 3, padding=1)
-        self.mid: Any = middle(width)
-        self.up: Any = nn.ModuleList()
-        for number, times in reversed(list(enumerate(mult))):
-            level: Any = nn.Module()
-            level.block = nn.ModuleList()
-            for _ in range(layers + 1):
-                level.block.append(PixelResidual(width, times * base))
-                width = times * base
-            if number:
-                level.upsample = Up(width)
-            self.up.insert(0, level)
-        self.norm_out, self.conv_out = norm(width), nn.Conv2d(width, 3, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_in(z)
-        x = self.mid.block_2(self.mid.attn_1(self.mid.block_1(x)))
-        for level in reversed(self.up):
-            for block in level.block:
-                x = block(x)
-            x = level.upsample(x) if hasattr(level, "upsample") else x
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class OriginalFirstStage(nn.Module):
-    """codes: how many entries the codebook has; None: a KL autoencoder, whose encoder gives mean and log variance."""
-
-    def __init__(self, base: int, mult: Sequence[int], latents: int, codes: int | None, layers: int = 2) -> None:
-        super().__init__()
-        double = 1 if codes else 2
-        self.encoder = Encoder(base, mult, double * latents, layers)
-        self.decoder = OriginalDecoder(base, mult, latents, layers)
-        self.quant_conv = nn.Conv2d(double * latents, double * latents, 1)
-        self.post_quant_conv = nn.Conv2d(latents, latents, 1)
-        if codes:
-            self.quantize: Any = nn.Module()
-            self.quantize.embedding = nn.Embedding(codes, latents)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """The latents before the codebook, or mean and log variance."""
-        return self.quant_conv(self.encoder(images))
-
-    def decode(self, z: Tensor) -> Tensor:
-        if hasattr(self, "quantize"):
-            codes = self.quantize.embedding.weight
-            distances = (z[:, None] - codes[None, :, :, None, None]).square().sum(2)
-            z = codes[distances.argmin(1)].movedim(-1, 1)
-        return self.decoder(self.post_quant_conv(z))

@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from originals import OriginalFirstStage, OriginalUNet
+from originals import OriginalUNet, restless
+from pixel_originals import OriginalFirstStage, OriginalPixelUNet
+from smaller import PIXEL, SMALL, config
 from torch import Tensor, nn
 
 from qdexp import models
-from qdexp.config import FirstStage, Model
+from qdexp.config import Model
 from qdexp.errors import UserError
 from qdexp.models import loading
-from qdexp.paths import conf_folder
 
 LSUN = {"channels": 3, "base": 224, "mult": (1, 2, 3, 4), "attends": (2, 4, 8), "head_width": 32}
 VQ = {"base": 128, "mult": (1, 2, 4), "latents": 3, "codes": 8192}
@@ -35,56 +35,7 @@ FULL: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
 }
 """The published configs of the U-Net and of the first stage, and whether there are classes."""
 
-SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "ldm_bedroom": (
-        {"channels": 3, "base": 32, "mult": (1, 2), "attends": (2,), "head_width": 16, "layers": 1},
-        {"base": 32, "mult": (1, 2), "latents": 3, "codes": 50, "layers": 1},
-        {
-            "block_out_channels": [32, 64],
-            "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-            "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-            "attention_head_dim": 16,
-        },
-        {"block_out_channels": [32, 64], "num_vq_embeddings": 50},
-    ),
-    "ldm_church": (
-        {"channels": 4, "base": 32, "mult": (1, 2, 2), "attends": (1, 2), "heads": 4, "film": True, "layers": 1},
-        {"base": 32, "mult": (1, 2, 2), "latents": 4, "codes": None, "layers": 1},
-        {
-            "num_heads": 4,
-            "block_out_channels": [32, 64, 64],
-            "down_block_types": ["AttnDownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"],
-            "up_block_types": ["ResnetUpsampleBlock2D", "AttnUpBlock2D", "AttnUpBlock2D"],
-        },
-        {"block_out_channels": [32, 64, 64]},
-    ),
-    "ldm_imagenet": (
-        {"channels": 3, "base": 32, "mult": (1, 2), "attends": (2,), "context": 12, "layers": 1},
-        {"base": 32, "mult": (1, 2), "latents": 3, "codes": 50, "layers": 1},
-        {
-            "num_classes": 11,
-            "cross_attention_dim": 12,
-            "block_out_channels": [32, 64],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        },
-        {"block_out_channels": [32, 64], "num_vq_embeddings": 50},
-    ),
-}
-"""Small widths: the original's networks, and what of our config that changes."""
-
 STEPS = torch.tensor([1, 500, 999])
-
-
-def config(name: str) -> Model:
-    """A model as its own file gives it."""
-    folder = conf_folder() / "model"
-    given: Any = OmegaConf.load(folder / f"{name}.yaml")
-    for base in given.pop("defaults", [])[:-1]:
-        given = OmegaConf.merge(OmegaConf.load(folder / f"{base}.yaml"), given)
-    plain: Any = OmegaConf.to_container(OmegaConf.create({"model": given}), resolve=True)
-    values = {str(key): value for key, value in plain["model"].items()}
-    return Model(**{**values, "first_stage": FirstStage(**values["first_stage"])})
 
 
 def state_dict(
@@ -131,14 +82,34 @@ def test_at_full_width_every_key_is_used_once(name: str, average: bool) -> None:
     assert {times for key, times in used.items() if "qkv" in key} <= {3}
 
 
+def test_the_pixel_unet_at_full_width_uses_every_key_once() -> None:
+    with torch.device("meta"):
+        truth, own = OriginalPixelUNet(3, 128, (1, 2, 2, 2), (1,)), instantiate(config("ddim_cifar10").network)
+    state = truth.state_dict()
+    origins, wanted = loading.origins(own, state)
+    assert sorted(origin.key for origin in origins.values()) == sorted(wanted) == sorted(state)
+    shapes = own.state_dict()
+    assert all(origin.fits(tuple(state[origin.key].shape), tuple(shapes[name].shape)) for name, origin in origins.items())
+
+
+@torch.inference_mode()
+def test_the_pixel_unet_computes_what_the_original_computes(tmp_path: Path) -> None:
+    unet_config, changes = PIXEL
+    truth, model = restless(OriginalPixelUNet(**unet_config)), config("ddim_cifar10")
+    torch.save(truth.state_dict(), tmp_path / "ddim.ckpt")
+    model = replace(model, weights=str(tmp_path / "ddim.ckpt"), network={**model.network, **changes})
+    x = torch.randn(3, 3, 16, 16)
+    own, wanted = models.build(model, channels_last=False)(x, STEPS)[0], truth(x, STEPS)
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(own, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
 @pytest.fixture(params=SMALL)
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Model, OriginalUNet, OriginalFirstStage, Tensor]:
     """A small model, the original's networks, and the contexts of its classes; their checkpoint lies at the model's path."""
     unet_config, stage_config, unet_changes, stage_changes = SMALL[request.param]
     unet, stage = OriginalUNet(**unet_config), OriginalFirstStage(**stage_config)
-    for network in (unet, stage):
-        for value in network.parameters():  # norms and biases must matter
-            nn.init.normal_(value, mean=0.5 if value.ndim == 1 else 0, std=0.5 if value.ndim == 1 else value[0].numel() ** -0.5)
+    restless(unet), restless(stage)
     if stage_config["codes"]:
         nn.init.normal_(stage.quantize.embedding.weight)
     path = tmp_path / "model.ckpt"
@@ -150,7 +121,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Model, Origin
     model = replace(
         model,
         weights=str(path),
-        network={**model.network, "layers_per_block": 1, **unet_changes},
+        network={**model.network, **unet_changes},
         first_stage=replace(model.first_stage, weights=str(path), network=autoencoder),
     )
     classes = torch.randn(11, 12)
@@ -221,3 +192,9 @@ CHANGES: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 @pytest.mark.parametrize("told", CHANGES)
 def test_what_does_not_fit_is_named(rewritten: Any, told: str) -> None:
     assert told in rewritten(CHANGES[told])
+
+
+def test_a_scale_that_neither_the_config_nor_the_file_has(small: Any, rewritten: Any) -> None:
+    if small[0].first_stage.scale is None:
+        told = rewritten(lambda state: state.pop("scale_factor"))
+        assert told.endswith("it holds no scale_factor; give model.first_stage.scale, the factor of its latents")

@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qdexp import models
-from qdexp.cell import Cell
+from qdexp.cell import Cell, protocol_of
 from qdexp.config import FirstStage, Model
 from qdexp.errors import UserError
-from qdexp.report.table import to_markdown
+from qdexp.metrics.extractors import RANDOM_INCEPTION
+from qdexp.metrics.reference import Reference
+from qdexp.report.table import protocol_line, to_markdown
 
 KL = {
     "_target_": "diffusers.AutoencoderKL",
@@ -197,6 +199,29 @@ def test_a_rehearsal_says_so_everywhere(
     made = executed()
     cell_of("model.weights=random").run()
     assert executed() == made
+
+
+def test_the_rehearsal_protocol_needs_no_weights_of_an_extractor(cell_of: Callable[..., Cell]) -> None:
+    narrow = [f"model.network.block_out_channels={[32] * 4}".replace(" ", ""), "model=ddim_cifar10", "protocol=rehearsal"]
+    cell = cell_of(*narrow, "model.weights=random", "protocol.n=10")
+    protocol = protocol_of(cell.config)
+    assert (protocol["extractor"], protocol["extractor_digest"]) == ("inception-v3-random", "seed-0")
+    assert "features of inception-v3-random seed-0" in protocol_line(protocol)
+    Reference.load(Path(cell.config.protocol.reference)).check(RANDOM_INCEPTION)
+    assert cell.stages["evaluation"].files == {}
+    with pytest.raises(UserError, match=r"^protocol\.extractor=inception-v3-random: its numbers mean nothing.*weights=random$"):
+        cell_of("protocol.extractor=inception-v3-random", "protocol.reference=random")
+    with pytest.raises(UserError, match=r"protocol\.reference was measured with extractor inception-v3-random"):
+        cell_of("protocol.reference=random")
+
+
+@pytest.mark.slow
+def test_a_rehearsed_cell_is_whole(cell_of: Callable[..., Cell]) -> None:
+    """Nearly all of its time goes into the 2,048 features' Fréchet distance."""
+    narrow = [f"model.network.block_out_channels={[32] * 4}".replace(" ", ""), "model=ddim_cifar10", "protocol=rehearsal"]
+    record = cell_of(*narrow, "model.weights=random", "protocol.n=10", "protocol.heldout=4", "trajectory.samples=4").run()
+    assert {"fid", "sfid", "isc", "distance", "noise_error"} <= record["metrics"].keys()
+    assert "weights: random, a rehearsal, protocol rehearsal" in to_markdown([record])
 
 
 PEAK = """

@@ -10,19 +10,20 @@ from qdexp.config.checks import Target, require
 class FirstStage:
     """The autoencoder of a latent model: images are ``network.decode(latents / scale + shift)``.
 
-    ``weights`` and ``subfolder`` as in ``Model``. A CompVis checkpoint that holds a scale of its own wins over ``scale``.
+    ``weights`` and ``subfolder`` as in ``Model``. A CompVis checkpoint that holds a scale of its own wins over ``scale``; where
+    that is null, it has to.
     """
 
     weights: str
     network: Target
-    scale: float = 1.0
+    scale: float | None = 1.0
     shift: float = 0.0
     subfolder: str = "vae"
 
     def __post_init__(self) -> None:
         option = "model.first_stage"
         require("_target_" in self.network, f"{option}.network", self.network, "name the network's class as _target_")
-        require(self.scale > 0, f"{option}.scale", self.scale, "choose a number above 0")
+        require(self.scale is None or self.scale > 0, f"{option}.scale", self.scale, "choose a number above 0")
 
 
 @dataclass

@@ -8,19 +8,23 @@ from qdexp.config.checks import UNTOUCHED, Target, require, require_bits
 
 @dataclass
 class Quant:
-    """Bit-widths only. ``layers`` maps a name pattern to ``{weight_bits, act_bits}``."""
+    """Bit-widths only. ``layers`` maps a name pattern to ``{weight_bits, act_bits}``.
+
+    ``first_last_bits``: of the first and the last layer, where the others are quantized; null: as the others.
+    """
 
     weight_bits: int
     act_bits: int
     softmax_bits: int
-    first_last_bits: int
+    first_last_bits: int | None
     layers: dict[str, dict[str, int]] | None = None
 
     def __post_init__(self) -> None:
         require_bits("quant.weight_bits", self.weight_bits, 2, 8)
         require_bits("quant.act_bits", self.act_bits, 4, 8)
         require_bits("quant.softmax_bits", self.softmax_bits, 4, 16)
-        require_bits("quant.first_last_bits", self.first_last_bits, 2, 8)
+        if self.first_last_bits is not None:
+            require_bits("quant.first_last_bits", self.first_last_bits, 2, 8)
         for pattern, bits in (self.layers or {}).items():
             unknown = set(bits) - {"weight_bits", "act_bits"}
             require(not unknown, f"quant.layers.{pattern}", sorted(unknown), "only weight_bits and act_bits can be set")
@@ -71,6 +75,7 @@ class Quantizer:
 
     ``split`` says which convolutions of a concatenation are quantized in its parts: those that read it directly (skip), or also
     those that read it through norms and nonlinearities (skip+conv1).
+    ``rounding: released``: all is as in ``file``, a checkpoint of Q-Diffusion's authors; the other options do nothing.
     """
 
     name: str
@@ -78,10 +83,16 @@ class Quantizer:
     act: ActScheme
     rounding: str
     split: str = "off"
+    file: str | None = None
 
     def __post_init__(self) -> None:
         mend = 'choose "off" (YAML needs the quotes, or reads False), skip or skip+conv1'
         require(self.split in ("off", "skip", "skip+conv1"), "quantizer.split", self.split, mend)
+
+    @property
+    def released(self) -> bool:
+        """Whether the network comes quantized, out of ``file``."""
+        return self.rounding == "released"
 
     @property
     def learns_rounding(self) -> bool:

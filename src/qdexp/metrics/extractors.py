@@ -4,13 +4,15 @@ Every extractor is one that torch-fidelity knows by its name; ``fashion-cnn``, t
 Weights are compared with a pinned SHA-256 before they are used, since every number depends on their last bit.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
@@ -29,7 +31,8 @@ class Extractor:
 
     ``pool`` names the output [n, d] that FID, KID, precision and recall read, ``logits`` the output [n, k] of the Inception
     score, ``spatial`` the output [n, s] of sFID, if there is one. ``shape`` is what an image's shape must begin with.
-    ``digest`` is the SHA-256 of the file ``weights``; ``publisher``: where it can be had.
+    ``digest`` is the SHA-256 of the file ``weights``; ``publisher``: where it can be had. ``random``: no file is read, and the
+    numbers mean nothing.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Extractor:
     digest: str
     spatial: str | None = None
     publisher: str | None = None
+    random: bool = False
 
     @property
     def outputs(self) -> list[str]:
@@ -47,7 +51,9 @@ class Extractor:
         return [self.pool, self.logits, *([self.spatial] if self.spatial else [])]
 
     def checked_weights(self) -> str:
-        """The path of the weights; UserError if they are missing or not the pinned ones."""
+        """The path of the weights, if any are read; UserError if they are missing or not the pinned ones."""
+        if self.random:
+            return ""
         if not self.weights.is_file():
             raise UserError(f"protocol.extractor={self.name} lacks its weights; {self._mend()}")
         if sha256(self.weights) != self.digest:
@@ -120,10 +126,13 @@ class InceptionExtractor(FeatureExtractorBase):
         self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str | None = None, **_: object
     ) -> None:
         super().__init__(name, list(features_list))
-        path = feature_extractor_weights_path or INCEPTION.checked_weights()
         others = [feature for feature in features_list if feature != SPATIAL]
-        self.network = FeatureExtractorInceptionV3("inception-v3-compat", others, path)
+        self.network = self._inception(others, feature_extractor_weights_path)
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+
+    @staticmethod
+    def _inception(features: list[str], weights: str | None) -> FeatureExtractorInceptionV3:
+        return FeatureExtractorInceptionV3("inception-v3-compat", features, weights or INCEPTION.checked_weights())
 
     def _keep(self, _: object, __: object, maps: Tensor) -> None:
         self.maps = maps[:, : self.CHANNELS]
@@ -156,6 +165,29 @@ class InceptionExtractor(FeatureExtractorBase):
         return (torch.zeros(1, 3, 4, 4, dtype=torch.uint8),)
 
 
+class _Untrained(FeatureExtractorInceptionV3):
+    """With seeded random weights, of a size that lets features neither die nor grow from layer to layer."""
+
+    def load_state_dict(self, *_: Any, **__: Any) -> None:
+        """In place of what the constructor ends with."""
+        generator = torch.Generator().manual_seed(0)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(self.fc.bias)
+
+
+class RandomInceptionExtractor(InceptionExtractor):
+    """The same network and work as ``InceptionExtractor``; what it says of images means nothing."""
+
+    @staticmethod
+    def _inception(features: list[str], _: str | None) -> FeatureExtractorInceptionV3:
+        no_weights = io.BytesIO()
+        torch.save({}, no_weights)
+        no_weights.seek(0)
+        return _Untrained("inception-v3-compat", features, no_weights)
+
+
 FASHION_CNN = Extractor(
     name="fashion-cnn",
     pool="64",
@@ -175,10 +207,12 @@ INCEPTION = Extractor(
     weights=Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth",
     digest="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-EXTRACTORS = {extractor.name: extractor for extractor in (FASHION_CNN, INCEPTION)}
+RANDOM_INCEPTION = replace(INCEPTION, name="inception-v3-random", digest="seed-0", random=True)
+EXTRACTORS = {extractor.name: extractor for extractor in (FASHION_CNN, INCEPTION, RANDOM_INCEPTION)}
 
 register_feature_extractor(FASHION_CNN.name, FashionExtractor)
 register_feature_extractor(INCEPTION.name, InceptionExtractor)
+register_feature_extractor(RANDOM_INCEPTION.name, RandomInceptionExtractor)
 
 
 def find(name: str, weights: str | None = None) -> Extractor:

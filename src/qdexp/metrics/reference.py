@@ -8,6 +8,8 @@ a digest of all the content, so that a changed file is found out.
 
 The ADM evaluation suite publishes ``.npz`` files of means and covariances alone (Dhariwal and Nichol 2021, arXiv 2105.05233).
 They name no extractor: they are taken for statistics of InceptionV3, whose 2,048 features they must have.
+
+The reference ``random`` is no file: a standard normal distribution of such features, for rehearsals with random weights.
 """
 
 import hashlib
@@ -23,12 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
+from qdexp.config import RANDOM
 from qdexp.errors import UserError
 from qdexp.files import sha256, write_tensors
-from qdexp.metrics.extractors import INCEPTION, Extractor
+from qdexp.metrics.extractors import INCEPTION, RANDOM_INCEPTION, Extractor
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
-INCEPTION_FEATURES = 2048
+INCEPTION_FEATURES, INCEPTION_SPATIAL = 2048, 2023
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
-        """Reads a reference file; UserError if it is missing, torn, changed, or no reference."""
+        """Reads a reference file; UserError if it is missing, torn, changed, or no reference. ``random`` is none."""
+        if str(path) == RANDOM:
+            return cls._made_up()
         if not path.is_file():
             raise UserError(f"protocol.reference={path} does not exist; name a reference file")
         if path.suffix == ".npz":
@@ -72,6 +77,12 @@ class Reference:
             sigma_s=tensors.get("sigma_s"),
             **about,
         )
+
+    @classmethod
+    def _made_up(cls) -> "Reference":
+        pool, spatial = ((torch.zeros(d).double(), torch.eye(d).double()) for d in (INCEPTION_FEATURES, INCEPTION_SPATIAL))
+        extractor = RANDOM_INCEPTION
+        return cls(*pool, None, None, extractor.name, extractor.digest, "standard normal", RANDOM, *spatial)
 
     @classmethod
     def _published(cls, path: Path) -> "Reference":

@@ -54,6 +54,7 @@ def check_fit(model: Model) -> None:
     if stage is not None and stage.weights != RANDOM:
         opened = loading.opened(first_stage_files(model), f"model.first_stage.weights={stage.weights}")
         loading.check_fit(_skeleton(stage.network, "model.first_stage.network"), opened, "model.first_stage.network")
+        loading.measured_scale(opened, stage.scale)
 
 
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
@@ -73,12 +74,12 @@ def first_stage(model: Model) -> Decoder | None:
     stage = model.first_stage
     if stage is None:
         return None
-    network, scale = _architecture(stage.network, "model.first_stage.network"), stage.scale
+    network, scale = _architecture(stage.network, "model.first_stage.network"), stage.scale or 1.0
     if stage.weights != RANDOM:
         opened = loading.opened(first_stage_files(model), f"model.first_stage.weights={stage.weights}")
         opened.check_digests()
         loading.fill(network, opened, "model.first_stage.network")
-        scale = loading.measured_scale(opened, scale)
+        scale = loading.measured_scale(opened, stage.scale)
     return Decoder(network, scale, stage.shift).eval().requires_grad_(False)
 
 

@@ -44,7 +44,8 @@ def summary(model: Model, description: Description) -> Iterator[str]:
     yield f"parameters  {description.parameters:,} ({description.parameters // 10**5 / 10:.1f} M)"
     yield f"MACs        {description.macs / 1e9:,.2f} G in one forward pass of one sample"
     if model.first_stage is not None:
-        yield f"first stage {model.first_stage.network['_target_']}, full precision, latents / {model.first_stage.scale:g}"
+        scale = model.first_stage.scale or "the scale that the checkpoint holds"
+        yield f"first stage {model.first_stage.network['_target_']}, full precision, latents / {scale}"
 
 
 def _weights(model: Model) -> str:

@@ -12,6 +12,7 @@ The original's U-Net and diffusers' compute the same in another order of the sam
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 
@@ -70,8 +71,13 @@ def first_stage_origins(network: nn.Module, keys: Iterable[str]) -> tuple[dict[s
 def _origin(name: str, network: nn.Module, average: bool) -> Origin:
     if name == "class_context.weight":
         return Origin(CLASSES)  # not of the U-Net there, so that it has no moving average
-    own = unet_name(name, network)
-    key = AVERAGE + own.replace(".", "") if average else UNET + own
+    origin = unet_origin(name, network)
+    return replace(origin, key=AVERAGE + origin.key.replace(".", "") if average else UNET + origin.key)
+
+
+def unet_origin(name: str, network: nn.Module) -> Origin:
+    """The origin of the tensor ``name`` of diffusers' U-Net ``network`` in a state dict of the original's UNetModel."""
+    key = unet_name(name, network)
     module = name.rpartition(".")[0]
     attention, _, projection = module.rpartition(".")
     if projection in _PROJECTIONS and ".transformer_blocks." not in name:

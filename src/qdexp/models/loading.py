@@ -83,9 +83,13 @@ def check_schedule(found: WeightFiles, schedule: Mapping[str, Any]) -> None:
         raise UserError(f"{found.option}: its noise schedule ({told}) is not model.schedule; change one of the two")
 
 
-def measured_scale(found: WeightFiles, stated: float) -> float:
+def measured_scale(found: WeightFiles, stated: float | None) -> float:
     """The scale of the latents that a CompVis checkpoint measured on its data, or else the one that the config states."""
-    return float(found.tensor("scale_factor")) if "scale_factor" in found.shapes else stated
+    if "scale_factor" in found.shapes:
+        return float(found.tensor("scale_factor"))
+    if stated is None:
+        raise UserError(f"{found.option}: it holds no scale_factor; give model.first_stage.scale, the factor of its latents")
+    return stated
 
 
 def stored_bytes(network: nn.Module, found: WeightFiles) -> int:

@@ -3,7 +3,8 @@
     P = softmax(s Q K^T + mask),  y = W_out P V
 
 Diffusers' own processors hand Q, K and V to a fused kernel in which P never exists. Here Q, K, V and P each pass a quantizer.
-P lies in [0, 1], so its grid is known: unsigned, z = 0, scale 1 / (2^b - 1).
+P lies in [0, 1], so its grid is known: unsigned, z = 0, scale 1 / (2^b - 1); a network that was quantized elsewhere may have
+another.
 """
 
 from typing import Any
@@ -22,15 +23,16 @@ class QuantizedAttentionProcessor(nn.Module):
 
     Takes what diffusers' default processors take: tokens [n, tokens, c] or images [n, c, h, w], optionally a context
     [n, context, c] to attend to, and an attention mask, additive (or boolean, True = attend), [n, 1 or tokens, context].
+    ``known``: P has the grid of [0, 1]; else one that is set like those of Q, K and V.
     """
 
-    def __init__(self, act: Scheme | None, softmax: Scheme | None) -> None:
+    def __init__(self, act: Scheme | None, softmax: Scheme | None, known: bool = True) -> None:
         super().__init__()
         self.act, self.softmax = act, softmax
         self.query = quantizer_or_identity(act)
         self.key = quantizer_or_identity(act)
         self.value = quantizer_or_identity(act)
-        self.probability = quantizer_or_identity(softmax, fixed_range=(0.0, 1.0))
+        self.probability = quantizer_or_identity(softmax, fixed_range=(0.0, 1.0) if known else None)
 
     def __call__(  # not `forward`: Attention reads this signature to see which arguments it may pass on
         self,
@@ -85,10 +87,10 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def quantize_attention(attn: Attention, act: Scheme | None, softmax: Scheme | None) -> None:
+def quantize_attention(attn: Attention, act: Scheme | None, softmax: Scheme | None, known: bool = True) -> None:
     """Make `attn` compute with a processor of ours, its quantizers off. Raises UserError for special kinds of attention."""
     if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
         kind = type(attn.processor).__name__
         raise UserError(f"attention of kind {kind} cannot be quantized: give its to_q act_bits 32 in quant.layers")
-    processor: Any = QuantizedAttentionProcessor(act, softmax)
+    processor: Any = QuantizedAttentionProcessor(act, softmax, known)
     attn.set_processor(processor.to(attn.to_q.weight.device))

@@ -7,7 +7,7 @@ What quantization adds is joined into five tensors, since a tensor's entry in th
 
     quantized.weight             uint8, every layer's integers less qmin, packed at that layer's bits, layer after layer
     quantized.weight_scale       float32 [groups of all layers]
-    quantized.weight_zero_point  uint8 [groups of all layers]
+    quantized.weight_zero_point  uint8 [groups of all layers]; int32 where one lies outside 0 .. 255
     quantized.act_scale          float32 [groups of all activation quantizers with an observed range]
     quantized.act_zero_point     uint8, likewise
 
@@ -58,7 +58,7 @@ def save(
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
         "channels_last": _is_channels_last(network),
         "layers": _grouped((name, {"weight": x.weight_scheme, "act": _act_scheme(x)}) for name, x in quantized_layers(network)),
-        "attentions": _grouped((name, {"act": x.act, "softmax": x.softmax}) for name, x in _processors(network)),
+        "attentions": _grouped((name, _schemes(x)) for name, x in _processors(network)),
         "digest": files.sha256(folder / TENSORS),
     }
     files.write_text(folder / JSON, json.dumps(content, indent=1))
@@ -76,7 +76,8 @@ def load(folder: Path | str) -> nn.Module:
         for name, schemes in _ungrouped(content["layers"]):
             to_quantized(network.get_submodule(name), schemes["weight"], schemes["act"])
         for name, schemes in _ungrouped(content["attentions"]):
-            quantize_attention(network.get_submodule(name), schemes["act"], schemes["softmax"])
+            softmax = schemes.get("softmax", schemes.get("softmax_with_grid"))
+            quantize_attention(network.get_submodule(name), schemes["act"], softmax, known="softmax" in schemes)
         _fill(network, load_file(folder / TENSORS))
         return network.to(memory_format=torch.channels_last) if content["channels_last"] else network
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -114,15 +115,22 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
             raise ValueError(f"the weight of {name} is not quantized yet")
         parts["weight"].append(pack(layer.weight_int.int() - layer.weight_scheme.qmin, layer.weight_scheme.bits))
         parts["weight_scale"].append(layer.weight_qparams.scale)
-        parts["weight_zero_point"].append(layer.weight_qparams.zero_point.to(torch.uint8))
+        parts["weight_zero_point"].append(layer.weight_qparams.zero_point)
     for name, quantizer in activation_quantizers(network):
         if quantizer.mode != "on":
             raise ValueError(f"the activation quantizer {name} is not on")
         if not quantizer.fixed:
             parts["act_scale"].append(quantizer.scale)
-            parts["act_zero_point"].append(quantizer.zero_point.to(torch.uint8))
+            parts["act_zero_point"].append(quantizer.zero_point)
     joined = {f"quantized.{name}": torch.cat(tensors) for name, tensors in parts.items()}
+    joined |= {name: _narrow(values) for name, values in joined.items() if name.endswith("_zero_point")}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in (joined | network.state_dict()).items()}
+
+
+def _narrow(values: Tensor) -> Tensor:
+    """Integers as bytes if all of them are."""
+    fits = bool(((values >= 0) & (values < 256)).all())
+    return values.to(torch.uint8 if fits else torch.int32)
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -163,6 +171,12 @@ class _Cursor:
 def _processors(network: nn.Module) -> Iterable[tuple[str, QuantizedAttentionProcessor]]:
     named = ((name, attention.processor) for name, attention in attentions(network))
     return ((name, processor) for name, processor in named if isinstance(processor, QuantizedAttentionProcessor))
+
+
+def _schemes(processor: QuantizedAttentionProcessor) -> dict[str, Scheme | None]:
+    """By their names in checkpoint.json, where a softmax with a grid of its own, kept like any other, goes by another name."""
+    observed = isinstance(processor.probability, ActivationQuantizer) and not processor.probability.fixed
+    return {"act": processor.act, "softmax_with_grid" if observed else "softmax": processor.softmax}
 
 
 def _act_scheme(layer: QuantizedLayer) -> Scheme | None:

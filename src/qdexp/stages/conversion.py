@@ -11,8 +11,9 @@ from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
 from qdexp import models
-from qdexp.config import ActScheme, Config, WeightScheme
+from qdexp.config import UNTOUCHED, ActScheme, Config, WeightScheme
 from qdexp.errors import UserError
+from qdexp.models import released
 from qdexp.models.conditions import example_condition
 from qdexp.quant import network as networks
 from qdexp.quant.blocks import Batch, first_row
@@ -40,6 +41,23 @@ def weight_options(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         **network_options(config),
     }
+
+
+def released_files(config: Config) -> dict[str, Path]:
+    """The file of a network that comes quantized, if it does. UserError where it is missing."""
+    if not config.quantizer.released:
+        return {}
+    file = config.quantizer.file
+    if file is None or not Path(file).is_file():
+        raise UserError(f"quantizer.file={file}: no such file; give the path of the released checkpoint")
+    return {"released": Path(file)}
+
+
+def released_options(config: Config) -> dict[str, Any]:
+    """The options that change a network which comes quantized from a file."""
+    bits, network = config.quant, identity(config.model.network)
+    return {"bits": [bits.weight_bits, bits.act_bits, bits.softmax_bits], "network": network,
+            "channels_last": config.sampling.channels_last}  # fmt: skip
 
 
 def scheme_options(scheme: WeightScheme | ActScheme) -> dict[str, Any]:
@@ -79,8 +97,11 @@ def convert(network: torch.nn.Module, config: Config, batches: Batches) -> list[
 
 def check(config: Config) -> None:
     """Raises where the quantizer's parts cannot be made, or ``quant.layers`` or ``quantizer.split`` finds no layer, or where
-    there are too few rows to learn from."""
+    there are too few rows to learn from; or where a released checkpoint is not what the other options say."""
     quantizer = config.quantizer
+    if quantizer.released:
+        _check_released(config)
+        return
     instantiate(quantizer.weight.range)
     instantiate(quantizer.act.range)
     if not quantizer.learns_rounding:
@@ -95,6 +116,18 @@ def check(config: Config) -> None:
     for pattern in config.quant.layers or {}:
         if not fnmatch.filter(names, pattern):
             raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {names[0]!r}")
+
+
+def _check_released(config: Config) -> None:
+    quant = config.quant
+    for option, value in (("first_last_bits", quant.first_last_bits), ("layers", quant.layers)):
+        if value is not None:
+            raise UserError(f"quant.{option}={value}: in a released checkpoint all layers have the same bits; give "
+                            f"quant.{option}=null")  # fmt: skip
+    if UNTOUCHED == quant.softmax_bits != quant.act_bits:
+        raise UserError(f"quant.softmax_bits={UNTOUCHED}: in a released checkpoint the softmax is quantized; give 8, for "
+                        f"Stable Diffusion 16")  # fmt: skip
+    released.check(config.model, released_files(config)["released"], quant)
 
 
 def _check_split(config: Config) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qdexp import files
-from qdexp.config import Config
+from qdexp.config import RANDOM, Config
 from qdexp.metrics.distance import image_distance, psnr
 from qdexp.metrics.extractors import find
 from qdexp.metrics.features import extract_from
@@ -46,13 +46,14 @@ class EvaluationStage(Stage):
 
     @property
     def files(self) -> dict[str, Path]:
-        return {"reference": Path(self.config.protocol.reference)}
+        reference = self.config.protocol.reference
+        return {} if reference == RANDOM else {"reference": Path(reference)}
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         protocol = self.config.protocol
         extractor = find(protocol.extractor, protocol.extractor_weights)
         features = extract_from(extractor, Images(inputs["samples"]), BATCH, self.device)
-        metrics = score(features, Reference.load(self.files["reference"]), protocol.noise_seed)
+        metrics = score(features, Reference.load(Path(protocol.reference)), protocol.noise_seed)
         distance = torch.cat([image_distance(images, truth) for images, truth in image_pairs(inputs)])
         metrics["distance"] = distance.double().mean().item()
         if metrics["distance"] > 0:  # images equal to the full-precision ones have no finite PSNR

@@ -1,5 +1,5 @@
 """The quantized network, kept as a packed checkpoint: weights rounded, activation ranges observed on the calibration set and,
-if the quantizer says so, learned."""
+if the quantizer says so, learned; or all of it taken from a file."""
 
 import copy
 from dataclasses import asdict
@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 
 from qdexp import models
+from qdexp.models import released
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams
@@ -18,7 +19,15 @@ from qdexp.quant.rounding import resolve
 from qdexp.recon.walk import Walk
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
-from qdexp.stages.conversion import CHECKPOINT, convert, read_batches, scheme_options, weight_options
+from qdexp.stages.conversion import (
+    CHECKPOINT,
+    convert,
+    read_batches,
+    released_files,
+    released_options,
+    scheme_options,
+    weight_options,
+)
 from qdexp.stages.rounding import RoundingStage
 
 
@@ -31,21 +40,30 @@ class QuantizationStage(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
+        if self.config.quantizer.released:
+            return {}
         learned = {"rounding": RoundingStage(self.config)} if self.config.quantizer.learns_rounding else {}
         return {"calibration": CalibrationStage(self.config), **learned}
 
     @property
     def options(self) -> dict[str, Any]:
+        if self.config.quantizer.released:
+            return released_options(self.config)
         recon, act = self.config.recon, self.config.quantizer.act
         learning = {"batch": recon.batch, "heldout": recon.heldout, **asdict(recon.scales)} if act.learned else None
         return {"act": scheme_options(act), "recon": learning, **weight_options(self.config)}
 
     @property
     def files(self) -> dict[str, Path]:
-        return models.files(self.config.model)
+        return released_files(self.config) or models.files(self.config.model)
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         config, quantizer = self.config, self.config.quantizer
+        if quantizer.released:
+            file = released_files(config)["released"]
+            network = released.build(config.model, file, config.quant, config.sampling.channels_last)
+            checkpoint.save(folder / CHECKPOINT, network, config.model.network)
+            return
         batches = read_batches(inputs["calibration"], config, self.device)
         network = models.build(config.model, config.sampling.channels_last).to(self.device)
         full = copy.deepcopy(network) if quantizer.act.learned else None
