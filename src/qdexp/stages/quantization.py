@@ -37,7 +37,8 @@ class QuantizationStage(Stage):
     @property
     def options(self) -> dict[str, Any]:
         recon, act = self.config.recon, self.config.quantizer.act
-        learning = {"batch": recon.batch, "heldout": recon.heldout, **asdict(recon.scales)} if act.learned else None
+        iterations = asdict(recon.scales) | recon.arithmetic
+        learning = {"batch": recon.batch, "heldout": recon.heldout, **iterations} if act.learned else None
         return {"act": scheme_options(act), "recon": learning, **weight_options(self.config)}
 
     @property

@@ -36,7 +36,7 @@ class RoundingStage(Stage):
     @property
     def options(self) -> dict[str, Any]:
         recon = self.config.recon
-        iterations = asdict(recon.weights) if self.config.quantizer.rounding == "adaround" else {}
+        iterations = asdict(recon.weights) | recon.arithmetic if self.config.quantizer.rounding == "adaround" else {}
         return {"recon": {"batch": recon.batch, "heldout": recon.heldout, **iterations}, **weight_options(self.config)}
 
     @property
