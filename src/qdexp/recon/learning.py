@@ -31,12 +31,14 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Site:
-    """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...]."""
+    """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...];
+    `exact`: what it is called with in the full-precision network, for whom needs it."""
 
     block: nn.Module
     original: nn.Module
     rows: Rows
     targets: Tensor | Filed
+    exact: Rows | None = None
 
 
 class Reconstruction(pl.LightningModule):

@@ -52,11 +52,13 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Way:
-    """How a block's state is found. `dtype`: what floats of the rows that are learned from are kept as."""
+    """How a block's state is found. `dtype`: what floats of the rows that are learned from are kept as; `paired`: beside them
+    stands what the full-precision block is called with."""
 
     kind: type[Reconstruction]
     find: Callable[[_Task], State]
     dtype: torch.dtype | None = None
+    paired: bool = False
 
 
 class Walk:
@@ -77,7 +79,7 @@ class Walk:
 
     def round_weights(self, batches: Batches) -> None:
         """The same by GPTQ: in one pass, without iterations."""
-        self._walk(_Way(WeightReconstruction, lambda task: round_block(task.site, self.recon.batch)), batches)
+        self._walk(_Way(WeightReconstruction, lambda task: round_block(task.site, self.recon.batch), paired=True), batches)
 
     def learn_scales(self, batches: Batches) -> None:
         """The scales of all activations, from the observed ranges on."""
@@ -110,17 +112,19 @@ class Walk:
                 progress.enter(name)
                 block, path = self.network.get_submodule(name), self.folder / _PARTS.format(way.kind.part, f"{number:04d}")
                 learns, done = bool(way.kind.state(block)), _read(path, name)
+                wanted = way.paired and learns and done is None
+                exact = Rows(full.calls, full.sizes, memory, slice(-self.recon.heldout)) if wanted else None
                 outputs = full.advance()
                 if learns:
                     if done is None:
-                        sites = self._sites(name, quantized, outputs, memory, way.dtype)
+                        sites = self._sites(name, quantized, outputs, exact, memory, way.dtype)
                         done = self._learn(way, *sites, name, progress)
                         _write(path, *done)
                         del sites
                     state, errors = done
                     way.kind.restore(block, {part: value.to(outputs[0].device) for part, value in state.items()})
                     results.append(errors)
-                del outputs
+                del outputs, exact
                 quantized.advance(collect=False)
         result.write(self.folder, way.kind.title, results)
 
@@ -129,6 +133,7 @@ class Walk:
         name: str,
         quantized: Stream,
         outputs: Sequence[Tensor],
+        exact: Rows | None,
         memory: Memory,
         dtype: torch.dtype | None,
     ) -> tuple[Site, Site]:
@@ -139,7 +144,7 @@ class Walk:
             (Rows(quantized.calls, quantized.sizes, memory, rows, kind), memory.join(outputs, rows, kind))
             for rows, kind in ((learned, dtype), (heldout, None))
         ]
-        return Site(block, original, *kept[0]), Site(block, original, *kept[1])
+        return Site(block, original, *kept[0], exact), Site(block, original, *kept[1])
 
     def _learn(self, way: _Way, site: Site, heldout: Site, name: str, progress: BlockProgress) -> tuple[State, BlockErrors]:
         old, start, before = way.kind.state(site.block), self._error(site), self._error(heldout)
