@@ -34,6 +34,8 @@ FAULTS = {
     "recon.batch": ["recon.batch=0", "recon.batch=all"],
     "recon.heldout": ["recon.heldout=0", "recon.heldout=0.5"],
     "recon.cache_gb": [f"recon.cache_gb={value}" for value in ("0", "-1", "nan", "inf", "all")],
+    "recon.precision": [f"recon.precision={value}" for value in ("float16", "16", "null")],
+    "recon.compile": ["recon.compile=perhaps"],
     "recon.weights": ["recon.weights=null"],
     "recon.weights.iterations": ["recon.weights.iterations=0", "recon.weights.iterations=1e3.5"],
     "recon.weights.rate": ["recon.weights.rate=0", "recon.weights.rate=-1", "recon.weights.rate=fast"],

@@ -56,6 +56,19 @@ def test_cuda_where_there_is_one() -> None:
     assert devices.resolve("cuda").type == "cuda"
 
 
+def test_arithmetic_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"^recon\.compile=true: there is no C\+\+ compiler no-such-compiler here; .*false$"):
+        devices.require_arithmetic(CPU, "float32", compiled=True)
+    devices.require_arithmetic(CPU, "float32", compiled=False)
+    for extension in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, extension, lambda: False)
+    with pytest.raises(UserError, match=r"^recon\.precision=bfloat16: this cpu device does not compute in it; choose float32$"):
+        devices.require_arithmetic(CPU, "bfloat16", compiled=False)
+    with devices.elsewhere("cpu"):
+        devices.require_arithmetic(CPU, "bfloat16", compiled=True)
+
+
 def test_the_environment_of_a_key() -> None:
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     assert devices.environment(CPU) == {"device": "cpu", "dtype": "float32"} | versions

@@ -49,6 +49,7 @@ OPTIONS = {
     "recon=published": NONE,
     "recon.heldout=2": NONE,
     "recon.weights.rate=0.5": NONE,
+    "recon.compile=true": NONE,
     "protocol.n=21": IMAGES,
     "protocol.noise_seed=1": IMAGES | HELDOUT,
     "protocol.heldout=9": HELDOUT,
@@ -98,6 +99,9 @@ LEARNING_OPTIONS = {
     "recon.weights.balanced=false": LEARNED,
     "recon.name=other": NONE,
     "recon.cache_gb=0.001": NONE,
+    "recon.precision=bfloat16": LEARNED,
+    "recon.precision=float32": NONE,
+    "recon.compile=true": LEARNED,
     "calib.rows=5": {"calibration"} | LEARNED,
     "seed=1": {"trajectory", "calibration"} | LEARNED,
     "sampling.batch=7": ALL | LEARNED,
@@ -129,6 +133,10 @@ def test_all_activation_bits_share_one_rounding(cell_of: CellOf) -> None:
     keys = {cell_of("method=qdiffusion", f"quant={quant}").stages["rounding"].key for quant in widths}
     assert len(keys) == 1
     assert cell_of("method=reconstruction", "quant=w4a8").stages["rounding"].key not in keys, "nothing is split there"
+
+
+def test_rounding_without_iterations_does_not_mind_their_arithmetic(cell_of: CellOf) -> None:
+    assert cell_of("quantizer=gptq").key == cell_of("quantizer=gptq", "recon.compile=true").key
 
 
 @pytest.mark.parametrize("option", ["seed=1", "quant=w8a8", "calib=last", "trajectory.samples=17", "protocol.heldout=9"])

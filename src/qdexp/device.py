@@ -1,8 +1,11 @@
 """All that depends on the device: which one, how Lightning is told, what a piece of work costs on it."""
 
 import contextlib
+import importlib.util
 import logging
+import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -61,6 +64,34 @@ def environment(device: torch.device) -> dict[str, str]:
     return {"device": device.type, "dtype": "float32", "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+"""What the iterations of learning may compute in, and Lightning's word for it."""
+
+
+def require_arithmetic(device: torch.device, precision: str, compiled: bool) -> None:
+    """Raises UserError where the device does not compute in ``precision`` itself, or lacks a compiler that is asked for.
+
+    What other machines have is found out there.
+    """
+    if _elsewhere is not None:
+        return
+    if precision == "bfloat16" and not _has_bfloat16(device):
+        raise UserError(f"recon.precision=bfloat16: this {device.type} device does not compute in it; choose float32")
+    compiler = os.environ.get("CXX", "g++")
+    if compiled and device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(f"recon.compile=true: there is no C++ compiler {compiler} here; install it, name another "
+                        f"in the variable CXX, or set recon.compile=false")  # fmt: skip
+    if compiled and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("recon.compile=true: there is no triton here; install it, or set recon.compile=false")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """In hardware: emulated it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def predict(
     module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, writer: Callback | None = None
 ) -> list[Any]:
@@ -71,9 +102,11 @@ def predict(
             return trainer.predict(module, loader, return_predictions=writer is None) or []
 
 
-def fit(module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, callback: Callback) -> None:
-    """Trains ``module`` on every batch of ``loader`` once."""
-    with _trainer(device, [callback], {"max_epochs": 1}) as trainer:
+def fit(
+    module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, callback: Callback, precision: str = "float32"
+) -> None:
+    """Trains ``module`` on every batch of ``loader`` once; in bfloat16 by autocast: its parameters stay in float32."""
+    with _trainer(device, [callback], {"max_epochs": 1, "precision": PRECISIONS[precision]}) as trainer:
         trainer.fit(module, loader)
 
 

@@ -35,15 +35,17 @@ def correlated(rows: int, columns: int) -> Tensor:
 def test_moments_tell_the_squared_output_error_of_any_change_of_the_weight(name: str) -> None:
     layer, shape = LAYERS[name]
     x, change = torch.randn(shape), torch.randn_like(layer.weight)
+    exact = x + 0.3 * torch.randn(shape)
     moments = InputMoments(layer)
-    for part in x.split(2):
-        moments.observe(part)
-    rows = change.reshape(len(moments.total), -1, moments.total.shape[-1])
-    predicted = (rows @ moments.total * rows).sum()
+    for part, other in zip(x.split(2), exact.split(2), strict=True):
+        moments.observe(part, other)
+    rows, weight = (values.reshape(len(moments.total), -1, moments.total.shape[-1]) for values in (change, layer.weight))
+    predicted = (rows @ moments.total * rows).sum() - 2 * (rows * (weight @ moments.shift)).sum()
     with torch.no_grad():
-        before = layer(x)
+        target = layer(exact)
+        before = (layer(x) - target).square().sum()
         layer.weight += change
-        assert torch.allclose((layer(x) - before).square().sum(), predicted, rtol=1e-4)
+        assert torch.allclose((layer(x) - target).square().sum() - before, predicted, rtol=1e-4)
         layer.weight -= change
 
 
@@ -70,7 +72,7 @@ def slow(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor) -> T
 def test_the_levels_of_the_slow_version() -> None:
     weight, x = torch.randn(4, 12), correlated(200, 12)
     qparams, scheme = grid(weight)
-    levels = gptq(weight, qparams, scheme, (x.mT @ x)[None])
+    levels = gptq(weight, qparams, scheme, (x.mT @ x)[None], torch.zeros(1, 12, 12))
     assert levels.dtype == scheme.dtype
     assert torch.equal(levels.long(), slow(weight, qparams, scheme, x.mT @ x))
     assert not torch.equal(levels, nearest(weight, qparams, scheme))
@@ -84,14 +86,32 @@ def test_a_smaller_output_error_than_nearest_rounding(granularity: Granularity) 
     def error(levels: Tensor) -> Tensor:
         return (x @ (dequantize(levels, qparams, scheme) - weight).mT).square().sum()
 
-    assert error(gptq(weight, qparams, scheme, (x.mT @ x)[None])) < 0.5 * error(nearest(weight, qparams, scheme))
+    moments = (x.mT @ x)[None]
+    assert error(gptq(weight, qparams, scheme, moments, 0 * moments)) < 0.5 * error(nearest(weight, qparams, scheme))
+
+
+def test_errors_of_the_inputs_are_made_good() -> None:
+    """Inputs that are off give nearly the full-precision outputs, as far as the weight can tell them apart."""
+    weight, exact = torch.randn(16, 48), correlated(500, 48)
+    x = exact @ (torch.eye(48) + 0.05 * torch.randn(48, 48))
+    qparams, scheme = grid(weight, 8)
+    moments, shift = (x.mT @ x)[None], ((exact - x).mT @ x)[None]
+
+    def error(levels: Tensor) -> Tensor:
+        return (x @ dequantize(levels, qparams, scheme).mT - exact @ weight.mT).square().sum()
+
+    alone, paired = (gptq(weight, qparams, scheme, moments, factor * shift) for factor in (0, 1))
+    assert error(paired) < 0.1 * error(alone)
+    inverse = torch.linalg.inv(moments[0].double() + torch.eye(48) * DAMPING * moments[0].double().diagonal().mean())
+    moved = (weight.double() + weight.double() @ shift[0].double() @ inverse).float()
+    assert torch.equal(paired, gptq(moved, qparams, scheme, moments, 0 * shift))
 
 
 def test_uncorrelated_or_dead_inputs_give_nearest_rounding() -> None:
     weight = torch.randn(5, 4, 3, 3)
     qparams, scheme = grid(weight)
     for moments in (torch.eye(36), torch.zeros(36, 36)):
-        assert torch.equal(gptq(weight, qparams, scheme, moments[None]), nearest(weight, qparams, scheme))
+        assert torch.equal(gptq(weight, qparams, scheme, moments[None], 0 * moments[None]), nearest(weight, qparams, scheme))
     dead = torch.eye(36)
     dead[7, 7] = 0
-    assert torch.equal(gptq(weight, qparams, scheme, dead[None]), nearest(weight, qparams, scheme))
+    assert torch.equal(gptq(weight, qparams, scheme, dead[None], 0 * dead[None]), nearest(weight, qparams, scheme))

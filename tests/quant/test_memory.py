@@ -190,6 +190,20 @@ def test_rows_in_a_file_are_laid_out_as_rows_in_memory(tmp_path: Path, kind: str
         assert torch.equal(in_memory, joined) and in_memory.stride() == joined.stride()
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("rows", [slice(3), slice(3, 7), slice(4, 8), slice(7, None), slice(None)])
+def test_some_rows_of_many_parts(tmp_path: Path, rows: slice, dtype: torch.dtype | None) -> None:
+    x = torch.randn(9, 3, 4, 4).to(memory_format=torch.channels_last)
+    parts = [part.clone() for part in x.split(4)]
+    expected = torch.cat(parts)[rows].to(dtype or torch.float32)
+    with Memory(1, tmp_path) as memory:
+        for joined in (memory.join(parts, rows, dtype), Memory().join(parts, rows, dtype)):
+            assert torch.equal(joined[:], expected)
+            assert joined[:].stride() == expected.stride() and joined[:].dtype == expected.dtype
+        flags = [part > 0 for part in parts]
+        assert torch.equal(Memory().join(flags, rows, dtype)[:], (expected > 0)), "only floats are kept in fewer bits"
+
+
 def test_rows_come_first(tmp_path: Path) -> None:
     """What passes hold makes room for them; only for what does not fit beside other rows there is a file."""
     network, data = Chain(), rows_of()

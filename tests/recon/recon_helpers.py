@@ -33,7 +33,8 @@ def recon(batch: int = 4, heldout: int = 8, cache_gb: float | None = None, **cha
     """`RECON` with other options; those of `weights` and `scales` by their names."""
     weights = replace(RECON.weights, **{name: value for name, value in changes.items() if hasattr(RECON.weights, name)})
     scales = replace(RECON.scales, **{name: value for name, value in changes.items() if hasattr(RECON.scales, name)})
-    return Recon("test", batch, heldout, weights, scales, cache_gb)
+    own = {name: value for name, value in changes.items() if name in ("precision", "compile")}
+    return Recon("test", batch, heldout, weights, scales, cache_gb, **own)
 
 
 def batches(*sizes: int) -> Batches:

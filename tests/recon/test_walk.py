@@ -71,7 +71,7 @@ def test_second_order_rounding_beats_nearest_in_every_block_and_is_resumed(tiny_
     for name, error in held_out_errors(learned, 16).items():
         row = next(row for row in rows if row["block"] == name)
         assert error == pytest.approx(min(row["before"], row["learned"]), rel=1e-3)
-    assert learned.error() < 0.8 * start.error()
+    assert learned.error() < 0.38 * start.error(), "towards outputs of the layers' own inputs it would be 0.43"
 
     for path in sorted(tmp_path.glob("weights-*"))[7:]:
         path.unlink()

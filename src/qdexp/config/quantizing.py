@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from qdexp.config.checks import UNTOUCHED, Target, require, require_bits
 
@@ -157,6 +158,8 @@ class Recon:
 
     The set's last ``heldout`` rows are not learned from: they tell whether a block has become better than it was.
     ``cache_gb``: how many GB (10^9 bytes) of the rows' activations are held in memory; the rest lies in files. null: all are.
+    ``precision``: what the iterations compute in, and keep the rows in that they learn from; ``compile``: whether
+    torch.compile translates each kind of block for them.
     """
 
     name: str
@@ -165,12 +168,21 @@ class Recon:
     weights: WeightLearning
     scales: ScaleLearning
     cache_gb: float | None = None
+    precision: str = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         require(self.batch > 0, "recon.batch", self.batch, "choose at least 1")
         require(self.heldout > 0, "recon.heldout", self.heldout, "choose at least 1")
         some = self.cache_gb is None or 0 < self.cache_gb < math.inf
         require(some, "recon.cache_gb", self.cache_gb, "choose more than 0, or null for all that there is")
+        require(self.precision in ("float32", "bfloat16"), "recon.precision", self.precision, "choose float32 or bfloat16")
+
+    @property
+    def arithmetic(self) -> dict[str, Any]:
+        """What changes the bits of the iterations, where it is not the default."""
+        chosen = {"precision": (self.precision, "float32"), "compile": (self.compile, False)}
+        return {option: value for option, (value, default) in chosen.items() if value != default}
 
 
 @dataclass

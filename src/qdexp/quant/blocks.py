@@ -58,24 +58,33 @@ def output(result: Any) -> Tensor:
 class Rows:
     """The joined calls of a block: tensors that have an entry a row, and arguments that all rows share."""
 
-    def __init__(self, calls: Sequence[Call], sizes: Sequence[int], memory: Memory = UNLIMITED) -> None:
-        """`calls`: one a batch; `sizes`: the rows of each batch; `memory`: the calls' own, which holds the rows too. Raises
-        ValueError where an argument has neither an entry a row nor one value for all batches."""
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        sizes: Sequence[int],
+        memory: Memory = UNLIMITED,
+        rows: slice = slice(None),
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`calls`: one a batch; `sizes`: the rows of each batch; `memory`: the calls' own, which holds the rows too. `rows`:
+        those to be joined, of all; `dtype`: what floats are kept as, though not handed out. Raises ValueError where an argument
+        has neither an entry a row nor one value for all batches."""
         self._spec = pytree.tree_structure(calls[0])
         columns = list(zip(*(pytree.tree_leaves(call) for call in calls), strict=True))
-        self._joined = [_has_rows(column, sizes) for column in columns]
+        self._dtypes = [column[0].dtype if _has_rows(column, sizes) else None for column in columns]
         self._leaves = [
-            memory.join(column) if joined else _shared(column, memory)
-            for column, joined in zip(columns, self._joined, strict=True)
+            memory.join(column, rows, dtype) if joined else _shared(column, memory)
+            for column, joined in zip(columns, self._dtypes, strict=True)
         ]
-        self._size = sum(sizes)
+        self._size = len(range(sum(sizes))[rows])
 
     def __len__(self) -> int:
         return self._size
 
     def take(self, rows: Tensor | slice) -> Call:
         """The call for these rows: int64 indices on the device of the rows, or a slice."""
-        leaves = [leaf[rows] if joined else leaf for leaf, joined in zip(self._leaves, self._joined, strict=True)]
+        pairs = zip(self._leaves, self._dtypes, strict=True)
+        leaves = [leaf if dtype is None else leaf[rows].to(dtype) for leaf, dtype in pairs]
         call: Call = pytree.tree_unflatten(leaves, self._spec)
         return call
 

@@ -1,7 +1,11 @@
-"""GPTQ: weight rounding by second-order information, in one pass.
+"""GPTQ: weight rounding by second-order information, in one pass, towards the full-precision output.
 
-A layer's output error for a change D of its weight is tr(D H D^T), H = E[x x^T] over what the layer reads. Columns of the
-weight are rounded one after another, and what each loses is made good by those that are still free:
+A layer reads x, where the full-precision network, whose layers before it are not rounded, reads x'. A weight V gives
+
+    E |V x - W x'|^2 = tr((V - W*) H (V - W*)^T) + const,    H = E[x x^T],    W* = W + W E[(x' - x) x^T] H^-1
+
+so that W* is what has to be rounded (asymmetric calibration: GPTAQ, Li et al. 2025, arXiv 2504.02692). Its columns are rounded
+one after another, and what each loses is made good by those that are still free:
 
     e_i = (w_i - x_hat(w_i)) / U_ii,    w_j -= e_i U_ij for j > i,    U^T U = (H + lambda I)^-1, U upper triangular
 
@@ -26,7 +30,8 @@ ELEMENTS = 2**24
 
 
 class InputMoments:
-    """H = sum over all inputs seen of x x^T, float32 [groups, columns, columns]; x is what one output value reads.
+    """Sums over all inputs seen: `total` of x x^T, `shift` of (x' - x) x^T, float32 [groups, columns, columns]; x is what one
+    output value reads.
 
     For a linear layer x has `in_features` columns; for a convolution `in_channels / groups` times the kernel's size.
     """
@@ -34,13 +39,15 @@ class InputMoments:
     def __init__(self, layer: Any) -> None:
         """layer: Linear, Conv1d or Conv2d."""
         self.layer = layer
-        self.total = torch.zeros(())
+        self.total = self.shift = torch.zeros((), device=layer.weight.device)
 
-    def observe(self, x: Tensor) -> None:
-        """Take in an input of the layer, as it reads it: [..., features] or [n, c, ...]."""
-        for part in x.split(max(1, ELEMENTS * len(x) // max(1, self._unfolded_size(x)))):
+    def observe(self, x: Tensor, exact: Tensor) -> None:
+        """Take in an input of the layer, as it reads it, and the full-precision layer's: [..., features] or [n, c, ...]."""
+        rows = max(1, ELEMENTS * len(x) // max(1, self._unfolded_size(x)))
+        for part, other in zip(x.split(rows), exact.split(rows), strict=True):
             columns = self._columns(part.float())
-            self.total = self.total.to(columns.device) + columns @ columns.mT
+            self.total = self.total + columns @ columns.mT
+            self.shift = self.shift + self._columns((other - part).float()) @ columns.mT
 
     def _unfolded_size(self, x: Tensor) -> int:
         return x.numel() * self.layer.weight[0, 0].numel() if self._convolves else x.numel()
@@ -63,28 +70,32 @@ class InputMoments:
         return unfolded.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
-def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor) -> Tensor:
-    """Integers of the weight's shape, dtype `scheme.dtype`. moments: [groups, columns, columns] of an `InputMoments`."""
+def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor) -> Tensor:
+    """Integers of the weight's shape, dtype `scheme.dtype`. moments, shift: `total` and `shift` of an `InputMoments`."""
     groups, columns, _ = moments.shape
+    inverse = _inverse(moments)
+    rows = weight.reshape(groups, -1, columns).double()
+    target = (rows + rows @ shift.double() @ inverse).float().view(weight.shape)
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    factor = _factor(moments.gather(1, order[:, :, None].expand_as(moments)).gather(2, order[:, None].expand_as(moments)))
+    ordered = inverse.gather(1, order[:, :, None].expand_as(inverse)).gather(2, order[:, None].expand_as(inverse))
+    factor = torch.linalg.cholesky(ordered, upper=True).float()
 
     def sorted_columns(values: Tensor) -> Tensor:
         rows = values.expand_as(weight).reshape(groups, -1, columns).float()
         return rows.gather(2, order[:, None].expand_as(rows))
 
     scale, zero_point = (sorted_columns(scheme.granularity.expand(values, weight.ndim)) for values in qparams)
-    levels = _levels(sorted_columns(weight), scale, zero_point, factor, scheme)
+    levels = _levels(sorted_columns(target), scale, zero_point, factor, scheme)
     return torch.empty_like(levels).scatter_(2, order[:, None].expand_as(levels), levels).view(weight.shape).to(scheme.dtype)
 
 
-def _factor(moments: Tensor) -> Tensor:
-    """The upper triangular U with U^T U = (H + lambda I)^-1, float32."""
+def _inverse(moments: Tensor) -> Tensor:
+    """(H + lambda I)^-1, float64."""
     exact = moments.double()
     mean = exact.diagonal(dim1=1, dim2=2).mean(1)
     damping = torch.where(mean > 0, DAMPING * mean, 1.0)  # a layer that reads nothing but zeros: nearest rounding
     exact.diagonal(dim1=1, dim2=2).add_(damping[:, None])
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(exact)), upper=True).float()
+    return torch.cholesky_inverse(torch.linalg.cholesky(exact))
 
 
 def _levels(weight: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, scheme: Scheme) -> Tensor:

@@ -110,27 +110,36 @@ class Memory:
             for storage, _ in parked:
                 storage.resize_(0)
 
-    def join(self, parts: Sequence[Tensor]) -> "Tensor | Filed":
-        """`torch.cat(parts)`, which may be parked; in a file if it has no room."""
-        whole = joined(parts)
+    def join(self, parts: Sequence[Tensor], rows: slice = slice(None), dtype: torch.dtype | None = None) -> "Tensor | Filed":
+        """`torch.cat(parts)[rows]`, floats as `dtype` if it is given. May be parked; lies in a file if it has no room."""
+        whole = joined(parts)[rows]
+        if dtype is not None and whole.is_floating_point():
+            whole = whole.to(dtype)
         size = whole.numel() * whole.element_size()
         if self._limit is not None and size + self._count(hot=True) > self._limit:
-            return self._filed(whole, parts)
-        self.make_room(size)
-        rows = torch.empty_strided(whole.shape, whole.stride(), dtype=whole.dtype, device=parts[0].device)
-        for place, part in zip(rows.split([len(part) for part in parts]), parts, strict=True):
-            with self.lent(part):
-                place.copy_(part)
-        if self._limit is not None:
-            self.made(rows.untyped_storage(), hot=True)
-        return rows
-
-    def _filed(self, whole: Tensor, parts: Sequence[Tensor]) -> Filed:
-        filed = Filed(self._path(), whole, parts[0].device)
-        for part in parts:
-            with self.lent(part):
+            filed = Filed(self._path(), whole, parts[0].device)
+            for part in self._cut(parts, rows):
                 filed.append(part)
-        return filed
+            return filed
+        self.make_room(size)
+        result = torch.empty_strided(whole.shape, whole.stride(), dtype=whole.dtype, device=parts[0].device)
+        start = 0
+        for part in self._cut(parts, rows):
+            result[start : start + len(part)].copy_(part)
+            start += len(part)
+        if self._limit is not None:
+            self.made(result.untyped_storage(), hot=True)
+        return result
+
+    def _cut(self, parts: Sequence[Tensor], rows: slice) -> Iterator[Tensor]:
+        """What of each part is among these rows of them all; lent until the next."""
+        first, last, _ = rows.indices(sum(len(part) for part in parts))
+        for part in parts:
+            own = slice(max(0, first), max(0, min(last, len(part))))
+            first, last = first - len(part), last - len(part)
+            if own.start < own.stop:
+                with self.lent(part):
+                    yield part[own]
 
     def make_room(self, size: int = 0) -> None:
         """Park what is cold until `size` bytes more would fit."""

@@ -12,6 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -23,18 +24,21 @@ from qdexp.quant.adaround import SoftRounding, undecided
 from qdexp.quant.blocks import Rows, run
 from qdexp.quant.filed import Filed
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer
+from qdexp.recon.inner import Run
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Site:
-    """A block and what it is learned from. `original`: the full-precision block; `targets`: its outputs, [rows, ...]."""
+    """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...];
+    `exact`: what it is called with in the full-precision network, for whom needs it."""
 
     block: nn.Module
     original: nn.Module
     rows: Rows
     targets: Tensor | Filed
+    exact: Rows | None = None
 
 
 class Reconstruction(pl.LightningModule):
@@ -50,6 +54,8 @@ class Reconstruction(pl.LightningModule):
         # no submodule: its biases are not to be learned, and Lightning would carry it off to the CPU at the end
         self._site: tuple[Site, ...] = (site,)
         self.settings, self.start = settings, start
+        self.run: Run = partial(run, site.block)
+        """How the block is run."""
         self.error = torch.tensor(math.nan)
         """The relative squared error of the last batch."""
 
@@ -74,8 +80,8 @@ class Reconstruction(pl.LightningModule):
     def difference(self, index: Tensor, overrides: State) -> tuple[Tensor, Tensor]:
         """The block's output less its target, and the target, for rows of the calibration set."""
         (site,) = self._site
-        target = site.targets[index]
-        difference = run(site.block, site.rows.take(index), overrides) - target
+        target = site.targets[index].float()
+        difference = self.run(site.rows.take(index), overrides).float() - target
         self.error = relative(difference.detach().square().sum(), target.square().sum())
         return difference, target
 

@@ -26,8 +26,9 @@ from qdexp.config import Recon, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Rows, run
 from qdexp.quant.memory import Memory
-from qdexp.quant.streams import streaming
+from qdexp.quant.streams import Stream, streaming
 from qdexp.recon import result
+from qdexp.recon.inner import running
 from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, State, WeightReconstruction
 from qdexp.recon.progress import BlockProgress
 from qdexp.recon.result import BlockErrors
@@ -41,13 +42,23 @@ _STATE, _ERRORS = "state.", "errors"
 
 @dataclass(frozen=True)
 class _Task:
-    """A block to learn from the first `rows` rows of its site. `start`: its relative squared error on them before."""
+    """A block to learn from all rows of its site. `start`: its relative squared error on them before."""
 
     site: Site
     name: str
-    rows: int
     start: float
     progress: BlockProgress
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a block's state is found. `dtype`: what floats of the rows that are learned from are kept as; `paired`: beside them
+    stands what the full-precision block is called with."""
+
+    kind: type[Reconstruction]
+    find: Callable[[_Task], State]
+    dtype: torch.dtype | None = None
+    paired: bool = False
 
 
 class Walk:
@@ -62,15 +73,23 @@ class Walk:
 
     def learn_weights(self, batches: Batches) -> None:
         """The rounding of all weights, from nearest rounding on; activations must not be quantized yet."""
-        self._walk(WeightReconstruction, partial(self._fit, WeightReconstruction, self.recon.weights), batches)
+        self._walk(
+            _Way(WeightReconstruction, partial(self._fit, WeightReconstruction, self.recon.weights), self._dtype), batches
+        )
 
     def round_weights(self, batches: Batches) -> None:
         """The same by GPTQ: in one pass, without iterations."""
-        self._walk(WeightReconstruction, lambda task: round_block(task.site, task.rows, self.recon.batch), batches)
+        self._walk(_Way(WeightReconstruction, lambda task: round_block(task.site, self.recon.batch), paired=True), batches)
 
     def learn_scales(self, batches: Batches) -> None:
         """The scales of all activations, from the observed ranges on."""
-        self._walk(ScaleReconstruction, partial(self._fit, ScaleReconstruction, self.recon.scales), batches)
+        self._walk(_Way(ScaleReconstruction, partial(self._fit, ScaleReconstruction, self.recon.scales), self._dtype), batches)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What the rows that iterations read are kept in."""
+        dtype: torch.dtype = getattr(torch, self.recon.precision)
+        return dtype
 
     def clear(self) -> None:
         """Remove the files of single blocks, once the whole is kept elsewhere."""
@@ -78,78 +97,95 @@ class Walk:
             for path in self.folder.glob(_PARTS.format(kind.part, "*")):
                 path.unlink()
 
-    def _walk(self, kind: type[Reconstruction], find: Callable[["_Task"], State], batches: Batches) -> None:
+    def _walk(self, way: _Way, batches: Batches) -> None:
         results: list[BlockErrors] = []
-        if not any(kind.state(self.network.get_submodule(name)) for name in self.blocks):
+        if not any(way.kind.state(self.network.get_submodule(name)) for name in self.blocks):
             return  # all of it is left in floating point
         limit = None if self.recon.cache_gb is None else int(self.recon.cache_gb * 1e9)
         with (
-            BlockProgress(kind.title, len(self.blocks)) as progress,
+            BlockProgress(way.kind.title, len(self.blocks)) as progress,
             Memory(limit, self.folder, (self.full, self.network)) as memory,
             streaming(self.full, self.blocks, batches, memory) as full,
             streaming(self.network, self.blocks, batches, memory) as quantized,
         ):
             for number, name in enumerate(self.blocks):
                 progress.enter(name)
-                block, original = self.network.get_submodule(name), self.full.get_submodule(name)
+                block, path = self.network.get_submodule(name), self.folder / _PARTS.format(way.kind.part, f"{number:04d}")
+                learns, done = bool(way.kind.state(block)), _read(path, name)
+                wanted = way.paired and learns and done is None
+                exact = Rows(full.calls, full.sizes, memory, slice(-self.recon.heldout)) if wanted else None
                 outputs = full.advance()
-                if kind.state(block):
-                    path = self.folder / _PARTS.format(kind.part, f"{number:04d}")
-                    done = _read(path, name)
+                if learns:
                     if done is None:
-                        rows = Rows(quantized.calls, quantized.sizes, memory)
-                        site = Site(block, original, rows, memory.join(outputs))
-                        done = self._learn(kind, find, site, name, progress)
+                        sites = self._sites(name, quantized, outputs, exact, memory, way.dtype)
+                        done = self._learn(way, *sites, name, progress)
                         _write(path, *done)
-                        del site, rows
+                        del sites
                     state, errors = done
-                    kind.restore(block, {part: value.to(outputs[0].device) for part, value in state.items()})
+                    way.kind.restore(block, {part: value.to(outputs[0].device) for part, value in state.items()})
                     results.append(errors)
-                del outputs
+                del outputs, exact
                 quantized.advance(collect=False)
-        result.write(self.folder, kind.title, results)
+        result.write(self.folder, way.kind.title, results)
 
-    def _learn(
-        self, kind: type[Reconstruction], find: Callable[["_Task"], State], site: Site, name: str, progress: BlockProgress
-    ) -> tuple[State, BlockErrors]:
-        rows = len(site.rows)
-        learning, heldout = slice(0, rows - self.recon.heldout), slice(rows - self.recon.heldout, rows)
-        old, start, before = kind.state(site.block), self._error(site, learning), self._error(site, heldout)
+    def _sites(
+        self,
+        name: str,
+        quantized: Stream,
+        outputs: Sequence[Tensor],
+        exact: Rows | None,
+        memory: Memory,
+        dtype: torch.dtype | None,
+    ) -> tuple[Site, Site]:
+        """The rows that are learned from, floats as `dtype`, and those that only judge."""
+        block, original = self.network.get_submodule(name), self.full.get_submodule(name)
+        learned, heldout = slice(-self.recon.heldout), slice(-self.recon.heldout, None)
+        kept = [
+            (Rows(quantized.calls, quantized.sizes, memory, rows, kind), memory.join(outputs, rows, kind))
+            for rows, kind in ((learned, dtype), (heldout, None))
+        ]
+        return Site(block, original, *kept[0], exact), Site(block, original, *kept[1])
+
+    def _learn(self, way: _Way, site: Site, heldout: Site, name: str, progress: BlockProgress) -> tuple[State, BlockErrors]:
+        old, start, before = way.kind.state(site.block), self._error(site), self._error(heldout)
         if not math.isfinite(start + before):
-            raise UserError(f"block {name}: its error under {kind.title} is {start + before} before anything is learned; "
+            raise UserError(f"block {name}: its error under {way.kind.title} is {start + before} before anything is learned; "
                             f"the weights or the calibration rows hold values that are not finite")  # fmt: skip
         if 0 in (start, before):  # nothing to gain, or nothing to measure a loss against
             return old, BlockErrors(name, before, before)
-        learned = find(_Task(site, name, learning.stop, start, progress))
-        kind.restore(site.block, learned)
-        errors = BlockErrors(name, before, self._error(site, heldout))
+        learned = way.find(_Task(site, name, start, progress))
+        way.kind.restore(site.block, learned)
+        errors = BlockErrors(name, before, self._error(heldout))
         return learned if errors.kept else old, errors
 
-    def _fit(self, kind: type[Reconstruction], settings: Settings, task: "_Task") -> State:
+    def _fit(self, kind: type[Reconstruction], settings: Settings, task: _Task) -> State:
         """What the iterations of `kind` learn of a block."""
-        device = task.site.targets.device
-        module = kind(task.site, settings, task.start)
-        devices.fit(module, self._batches(task.rows, settings.iterations, task.name, task.site), device, task.progress)
+        site, device = task.site, task.site.targets.device
+        devices.require_arithmetic(device, self.recon.precision, self.recon.compile)  # a sweep may be planned elsewhere
+        module = kind(site, settings, task.start)
+        with running(site.block, self.recon) as module.run:
+            rows = self._batches(len(site.rows), settings.iterations, task.name, device)
+            devices.fit(module, rows, device, task.progress, self.recon.precision)
         learned = module.to(device).learned()  # Lightning leaves it on the CPU
         module.release()
         return learned
 
-    def _batches(self, rows: int, iterations: int, name: str, site: Site) -> DataLoader[Tensor]:
+    def _batches(self, rows: int, iterations: int, name: str, device: torch.device) -> DataLoader[Tensor]:
         """Row indices of every iteration, in epochs of random order that depend on seed and block alone."""
         digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         needed = iterations * self.recon.batch
         epochs = [torch.randperm(rows, generator=generator) for _ in range(-(-needed // rows))]
-        index = torch.cat(epochs)[:needed].view(iterations, self.recon.batch).to(site.targets.device)
+        index = torch.cat(epochs)[:needed].view(iterations, self.recon.batch).to(device)
         return DataLoader(cast("Dataset[Tensor]", list(index.unbind())), batch_size=None)
 
     @torch.no_grad()
-    def _error(self, site: Site, rows: slice) -> float:
-        """The block's relative squared error on these rows, as it is."""
+    def _error(self, site: Site) -> float:
+        """The block's relative squared error on the site's rows, as it is."""
         sums = torch.zeros(2, dtype=torch.float64, device=site.targets.device)
-        for start in range(rows.start, rows.stop, self.recon.batch):
-            part = slice(start, min(start + self.recon.batch, rows.stop))
-            target = site.targets[part]
+        for start in range(0, len(site.rows), self.recon.batch):
+            part = slice(start, start + self.recon.batch)
+            target = site.targets[part].float()
             difference = run(site.block, site.rows.take(part)) - target
             sums += torch.stack([difference.double().square().sum(), target.double().square().sum()])
         error, power = sums.tolist()

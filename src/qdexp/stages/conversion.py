@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
+from qdexp import device as devices
 from qdexp import models
 from qdexp.config import UNTOUCHED, ActScheme, Config, WeightScheme
 from qdexp.errors import UserError
@@ -110,6 +111,8 @@ def check(config: Config) -> None:
     if quantizer.learns and config.recon.heldout >= rows:
         raise UserError(f"recon.heldout={config.recon.heldout}: leaves none of the {rows} rows of the calibration set to learn "
                         f"from; lower it, or raise calib.rows")  # fmt: skip
+    if quantizer.learns:
+        devices.require_arithmetic(devices.resolve(config.device), config.recon.precision, config.recon.compile)
     if quantizer.split != "off":
         _check_split(config)
     names = models.layer_names(config.model) if config.quant.layers else []

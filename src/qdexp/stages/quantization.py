@@ -50,7 +50,8 @@ class QuantizationStage(Stage):
         if self.config.quantizer.released:
             return released_options(self.config)
         recon, act = self.config.recon, self.config.quantizer.act
-        learning = {"batch": recon.batch, "heldout": recon.heldout, **asdict(recon.scales)} if act.learned else None
+        iterations = asdict(recon.scales) | recon.arithmetic
+        learning = {"batch": recon.batch, "heldout": recon.heldout, **iterations} if act.learned else None
         return {"act": scheme_options(act), "recon": learning, **weight_options(self.config)}
 
     @property

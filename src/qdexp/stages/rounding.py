@@ -23,7 +23,7 @@ class RoundingStage(Stage):
     """``checkpoint/``: the network with quantized weights alone; ``blocks.json``: what reconstruction did for each block."""
 
     name = "rounding"
-    version = 1
+    version = 2
     sources = ("qdexp.stages.rounding", "qdexp.stages.conversion", "qdexp.recon", "qdexp.quant", "qdexp.models")
 
     def __init__(self, config: Config) -> None:
@@ -36,7 +36,7 @@ class RoundingStage(Stage):
     @property
     def options(self) -> dict[str, Any]:
         recon = self.config.recon
-        iterations = asdict(recon.weights) if self.config.quantizer.rounding == "adaround" else {}
+        iterations = asdict(recon.weights) | recon.arithmetic if self.config.quantizer.rounding == "adaround" else {}
         return {"recon": {"batch": recon.batch, "heldout": recon.heldout, **iterations}, **weight_options(self.config)}
 
     @property
