@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from qdexp import device as devices
@@ -19,16 +18,14 @@ from qdexp.errors import UserError
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
-from qdexp.models.conditions import example_condition
 from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import conversion, curves, evaluation, layers, perceptual, similarity
+from qdexp.stages import conditions, conversion, curves, evaluation, layers, perceptual, similarity
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
-from qdexp.stages.conditions import condition_inputs
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
@@ -51,11 +48,13 @@ class Cell:
         self.out = Path(config.out)
         self.device = devices.resolve(config.device)
         self.quantized = not config.full_precision
+        samples = SamplesStage(config, self.quantized)
         if self.quantized:
             made, quantization = CurvesStage(config), QuantizationStage(config)
+            trajectory = CalibrationStage(config).inputs["trajectory"]
             self.stages: dict[str, Stage] = {
-                **condition_inputs(config),
-                "trajectory": CalibrationStage(config).inputs["trajectory"],
+                **_conditions({"": samples, "calibration_": trajectory, "heldout_": made.heldout}),
+                "trajectory": trajectory,
                 **quantization.inputs,
                 "quantization": quantization,
                 "heldout": made.heldout,
@@ -63,8 +62,8 @@ class Cell:
                 "full_precision": SamplesStage(config, quantized=False),
             }
         else:
-            self.stages = condition_inputs(config)
-        self.stages["samples"] = SamplesStage(config, self.quantized)
+            self.stages = _conditions({"": samples})
+        self.stages["samples"] = samples
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
         if self.quantized:
             self.stages["similarity"] = SimilarityStage(config)
@@ -175,6 +174,16 @@ class Cell:
         return results
 
 
+def _conditions(readers: dict[str, Stage]) -> dict[str, Stage]:
+    """What the ``readers``, by their prefix, are asked for; where several are asked for the same, the first alone."""
+    made: dict[str, Stage] = {}
+    for prefix, reader in readers.items():
+        for role, stage in reader.inputs.items():
+            if role == "conditions" and stage.key not in {one.key for one in made.values()}:
+                made[f"{prefix}{role}"] = stage
+    return made
+
+
 def describe(stage: str, error: Exception) -> dict[str, str]:
     """An error as a record keeps it; to be called where it is handled."""
     return {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
@@ -211,7 +220,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
     extractor, reference = find(protocol.extractor), Reference.load(Path(protocol.reference))
     measured = {
         "n": protocol.n,
-        **_asked(config),
+        **conditions.protocol_of(config),
         "steps": protocol.steps,
         "scheduler": identity(protocol.scheduler),
         "noise_seed": protocol.noise_seed,
@@ -226,32 +235,9 @@ def protocol_of(config: Config) -> dict[str, Any]:
     return {"hash": short_hash(measured), "name": protocol.name, **measured, **floors}
 
 
-def _asked(config: Config) -> dict[str, Any]:
-    """What a conditional model is asked for; nothing where there is no condition."""
-    if config.model.condition is None:
-        return {}
-    protocol = config.protocol
-    return {"guidance": protocol.guidance, "classes": protocol.classes}
-
-
 def _image_shape(model: Model) -> list[int]:
     """As far as it is known before a first stage decodes: its channels then."""
     return model.shape if model.first_stage is None else [model.first_stage.network.get("out_channels", 3)]
-
-
-def _check_condition(config: Config) -> None:
-    model, protocol = config.model, config.protocol
-    if model.condition is not None:
-        instantiate(model.condition).check(protocol)
-        return
-    wanted = example_condition(models.skeleton(model))
-    if wanted:
-        raise UserError(f"model.condition=null: {model.name} must be asked for {' and '.join(wanted)}; name a condition that "
-                        f"gives them (qdexp has classes, no text encoders)")  # fmt: skip
-    asked = {"guidance": (protocol.guidance, 1.0), "classes": (protocol.classes, None)}
-    for option, (value, nothing) in asked.items():
-        if value != nothing:
-            raise UserError(f"protocol.{option}={value}: {model.name} is unconditional; leave it out")
 
 
 def preflight(config: Config, passed: set[str] | None = None) -> Cell:
@@ -271,7 +257,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     devices.resolve(config.device)
     check(lambda: models.check_weights(model), "weights", model)
     check(lambda: identity(model.network), "network", model)  # it can be imported
-    check(lambda: _check_protocol(config), "protocol", protocol, model)
+    check(lambda: _check_protocol(config), "protocol", protocol, config.trajectory, model)
     if config.inspection.lpips:
         weights = Path(config.inspection.lpips)
         check(lambda: perceptual.check(weights, _image_shape(model)), "lpips", config.inspection.lpips, model)
@@ -286,11 +272,14 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
 
 def _check_protocol(config: Config) -> None:
-    _check_condition(config)
+    conditions.check(config)
+    if config.model.first_stage is not None and config.protocol.scheduler.get("thresholding"):
+        raise UserError(f"protocol.scheduler.thresholding=true: {config.model.name} samples latents, which have no bounds; "
+                        f"choose sampler=dpm_solver_latent, or another")  # fmt: skip
     extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
     Reference.load(Path(config.protocol.reference)).check(extractor)
     drawn = _image_shape(config.model)
-    if tuple(drawn[: len(extractor.shape)]) != extractor.shape:
+    if any(made != taken for made, taken in zip(drawn, extractor.shape, strict=False)):
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
                         f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip

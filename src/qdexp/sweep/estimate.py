@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from qdexp import models
@@ -15,8 +16,10 @@ from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Config
 from qdexp.errors import UserError
+from qdexp.models.conditions import example_condition
 from qdexp.report.records import read_records
 from qdexp.stages.base import Sharded, Stage
+from qdexp.stages.conditions import ConditionsStage
 from qdexp.store import Store
 from qdexp.sweep.graph import Node
 from qdexp.sweep.worker import thaw
@@ -84,7 +87,8 @@ def _forward(config: Config, macs: dict[str, float]) -> float:
         device = next(network.parameters()).device
         counter = FlopCounterMode(display=False)
         with suppress(Exception), counter, torch.no_grad():  # some networks cannot run without values: a guess may do without
-            network(torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+            x_t, t = torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+            network(x_t, t, **example_condition(network))
         macs[name] = counter.get_total_flops() / 2 or float(models.parameters(config.model))
     return macs[name]
 
@@ -95,6 +99,9 @@ def disk_bytes(stage: Stage) -> float:
     if stage.name == "trajectory":
         assert isinstance(stage, Sharded)
         return 8.0 * len(stage.shards) * config.sampling.batch * config.protocol.steps * image  # x_t and eps, float32
+    if isinstance(stage, ConditionsStage):
+        condition = pytree.tree_leaves(example_condition(models.skeleton(config.model)))
+        return len(stage.wanted) * sum(4.0 * part[0].numel() for part in condition)
     weights = models.parameters(config.model)
     sizes = {
         "calibration": 4.0 * config.calib.timesteps * config.calib.rows * image,
