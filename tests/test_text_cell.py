@@ -1,5 +1,6 @@
 """Models with prompts through whole cells: from a folder of weights and encoders and a file of prompts to the record."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,14 @@ import pytest
 import torch
 from pipelines import NETWORKS, PROMPTS, WIDTH, save_clip_model, save_model
 from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from qdexp.cell import Cell, protocol_of
 from qdexp.errors import UserError
+from qdexp.files import sha256
 from qdexp.models.prompts import StableDiffusionPrompts
+from qdexp.report.comparison import compare
+from qdexp.report.evidence import Evidence
 from qdexp.report.table import to_markdown
 from qdexp.sampling.conditions import PIECE
 from qdexp.sampling.shards import read_shards
@@ -161,6 +166,8 @@ def test_what_is_asked_of_the_wrong_model_is_told_before_any_work(text_of: CellO
         ("tiny_sd", "protocol.classes=[1]", r"protocol\.classes=\[1\]: tiny_sd is asked for prompts; leave it out"),
         ("tiny_sd", f"trajectory.prompts={tmp_path / 'none'}", r"trajectory\.prompts=.*none: No such file"),
         ("tiny_sd", "sampler=dpm_solver", r"protocol\.scheduler\.thresholding=true: tiny_sd samples latents"),
+        ("tiny_sd", f"protocol.clip={tmp_path}", r"protocol\.clip=.*: no model\.safetensors or \.bin in this folder; name a"),
+        ("tiny_sd", f"protocol.clip={saved / 'tiny_sd' / 'text_encoder'}", r"protocol\.clip=.*: no preprocessor_config\.json"),
         ("ddpm_fashion", "protocol.guidance=1", r"protocol\.prompts=.*: ddpm_fashion is unconditional; leave it out"),
         ("dit_fashion", "protocol.guidance=1", r"protocol\.prompts=.*: dit_fashion is asked for classes; leave it out"),
     ):
@@ -181,3 +188,37 @@ def test_a_rehearsal_needs_no_encoder_and_says_what_it_is(text_of: CellOf) -> No
         *(text_of("tiny_sdxl", "model.weights=random", "method=fp", w) for w in wider),
     ):
         assert other.stages["conditions"].key != cell.stages["conditions"].key
+
+
+def test_images_are_scored_by_how_well_they_show_their_prompts(text_of: CellOf, saved: Path) -> None:
+    option = f"protocol.clip={saved / 'clip'}"
+    plain, cell, full = text_of("tiny_pixart"), text_of("tiny_pixart", option), text_of("tiny_pixart", option, "method=fp")
+    assert cell.stages.keys() - plain.stages.keys() == {"alignment"}
+    assert all(cell.stages[name].key == stage.key for name, stage in plain.stages.items())
+    record, store = cell.run(), Store(cell.out)
+
+    model = CLIPModel.from_pretrained(saved / "clip").eval()
+    tokenizer, processor = (kind.from_pretrained(saved / "clip") for kind in (CLIPTokenizer, CLIPImageProcessor))
+    images = torch.cat(list(read_shards(store.folder(cell.stages["samples"].entry), "images"))).repeat(1, 3, 1, 1)
+    expected = []
+    with torch.no_grad():
+        for number, image in enumerate(images):
+            pixels = processor(images=image, return_tensors="pt").pixel_values
+            seen = model.get_image_features(pixels).pooler_output[0]
+            meant = model.get_text_features(**tokenizer([PROMPTS[number % len(PROMPTS)]], return_tensors="pt")).pooler_output[0]
+            expected.append(max(100 * torch.cosine_similarity(seen, meant, dim=0).item(), 0))
+    scores = load_file(store.folder(cell.stages["alignment"].entry) / "alignment.safetensors")["clip"]
+    assert scores.tolist() == pytest.approx(expected, abs=1e-3)
+    assert record["metrics"]["clip"] == pytest.approx(sum(expected) / 12, abs=1e-3)
+    assert len(set(expected)) > 1
+
+    protocol = record["protocol"]
+    assert protocol["clip_digest"] and protocol["hash"] != protocol_of(plain.config)["hash"]
+    records = [full.run(), json.loads(json.dumps(record))]
+    assert "| CLIP |" in to_markdown(records)
+    line = compare(records, Evidence(cell.out)).lines[1]
+    assert line.numbers["clip"].value == pytest.approx(record["metrics"]["clip"])
+    assert line.numbers["clip"].low < line.numbers["clip"].high
+    difference = records[1]["metrics"]["clip"] - records[0]["metrics"]["clip"]
+    assert line.differences["clip"].value == pytest.approx(difference, abs=1e-6)
+    assert sha256(saved / "clip" / "model.safetensors") not in json.dumps(protocol)  # one digest of all its files

@@ -22,8 +22,9 @@ from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import conditions, conversion, curves, evaluation, layers, perceptual, similarity
+from qdexp.stages import alignment, conditions, conversion, curves, evaluation, layers, perceptual, similarity
 from qdexp.stages.activations import ActivationsStage
+from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
 from qdexp.stages.conversion import CHECKPOINT
@@ -65,6 +66,8 @@ class Cell:
             self.stages = _conditions({"": samples})
         self.stages["samples"] = samples
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
+        if config.protocol.clip:
+            self.stages["alignment"] = AlignmentStage(config, self.quantized)
         if self.quantized:
             self.stages["similarity"] = SimilarityStage(config)
         if self.quantized and config.inspection.lpips:
@@ -154,6 +157,8 @@ class Cell:
         metrics: dict[str, float] = json.loads((folders["evaluation"] / evaluation.FILE).read_text())
         artifacts = {"samples": str(folders["samples"].relative_to(self.out))}
         results: Record = {"metrics": metrics, "artifacts": artifacts}
+        if "alignment" in folders:
+            metrics["clip"] = _mean(folders["alignment"] / alignment.FILE, "clip")
         if self.quantized:
             saved = folders["quantization"] / CHECKPOINT
             artifacts["checkpoint"] = str(saved.relative_to(self.out))
@@ -229,6 +234,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
         "extractor_digest": extractor.digest,
         "reference_digest": reference.digest,
         "torch_fidelity": version("torch-fidelity"),
+        **alignment.protocol_of(config),
     }
     lowest = floor(reference, protocol.n)
     floors = {} if lowest is None else {"floor": {"fid": lowest, "n": protocol.n}}
@@ -273,6 +279,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
 def _check_protocol(config: Config) -> None:
     conditions.check(config)
+    alignment.check(config)
     if config.model.first_stage is not None and config.protocol.scheduler.get("thresholding"):
         raise UserError(f"protocol.scheduler.thresholding=true: {config.model.name} samples latents, which have no bounds; "
                         f"choose sampler=dpm_solver_latent, or another")  # fmt: skip
