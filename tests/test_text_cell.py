@@ -182,6 +182,12 @@ def test_a_rehearsal_needs_no_encoder_and_says_what_it_is(text_of: CellOf) -> No
     record = cell.run()
     assert record["axes"]["weights"] == "random"
     assert "weights: random, a rehearsal" in to_markdown([record])
+    half = text_of("tiny_sd", "model.condition.weights=random", "method=fp")
+    assert half.run()["axes"]["weights"] == "random", "nor does a number mean anything where only embeddings are drawn"
+
+
+def test_what_a_rehearsal_draws_has_the_networks_shapes(text_of: CellOf) -> None:
+    cell = text_of("tiny_sdxl", "model.weights=random", "method=fp")
     wider = ["model.network.cross_attention_dim=6", "model.network.projection_class_embeddings_input_dim=32"]
     for other in (
         text_of("tiny_sdxl", "method=fp"),

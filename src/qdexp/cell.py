@@ -103,7 +103,7 @@ class Cell:
         """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again."""
         store = Store(self.out)
         rehearsal = f"  (weights: random; no number of this run says anything of {self.config.model.name})"
-        print(f"{self.label}{rehearsal if models.is_random(self.config.model) else ''}", flush=True)
+        print(f"{self.label}{rehearsal if models.is_rehearsal(self.config.model) else ''}", flush=True)
         stage = "record"
         try:
             entries = {}
@@ -130,7 +130,7 @@ class Cell:
         config = self.config
         axes = {
             "model": config.model.name,
-            "weights": RANDOM if models.is_random(config.model) else "file",
+            "weights": RANDOM if models.is_rehearsal(config.model) else "file",
             "method": self.method,
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
