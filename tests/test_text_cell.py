@@ -90,6 +90,7 @@ def test_images_show_their_prompts_in_turn_and_calibration_the_last_ones(text_of
     jobs = [node.stage for node in plan([cell], Store(cell.out), parts=2) if node.kind == "conditions"]
     assert sorted(jobs) == sorted(roles)
     assert disk_bytes(cell.stages["conditions"]) == 4 * (PIECE + 4) * 77 * WIDTH
+    assert disk_bytes(cell.stages["calibration"]) == 4 * 2 * 8 * (14 * 14 + 77 * WIDTH)
     inputs = {"conditions": cell.stages["conditions"].make(Store(cell.out)).folder}
     conditions = read_conditions(inputs, cell.config)
     assert conditions.count == PIECE + 4

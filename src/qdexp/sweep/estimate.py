@@ -100,14 +100,18 @@ def disk_bytes(stage: Stage) -> float:
         assert isinstance(stage, Sharded)
         return 8.0 * len(stage.shards) * config.sampling.batch * config.protocol.steps * image  # x_t and eps, float32
     if isinstance(stage, ConditionsStage):
-        condition = pytree.tree_leaves(example_condition(models.skeleton(config.model)))
-        return len(stage.wanted) * sum(4.0 * part[0].numel() for part in condition)
-    weights = models.parameters(config.model)
+        return 4.0 * len(stage.wanted) * _condition_numbers(config)
+    weights, branches = models.parameters(config.model), 1 if config.protocol.guidance == 1 else 2
     sizes = {
-        "calibration": 4.0 * config.calib.timesteps * config.calib.rows * image,
+        "calibration": 4.0 * config.calib.timesteps * config.calib.rows * branches * (image + _condition_numbers(config)),
         "rounding": weights * config.quant.weight_bits / 8,
         "quantization": weights * config.quant.weight_bits / 8,
         "samples": float(config.protocol.n * image),
         "evaluation": 4.0 * config.protocol.n * 100,
     }
     return sizes.get(stage.name, 0.0)
+
+
+def _condition_numbers(config: Config) -> int:
+    """How many numbers tell the network what one row is asked for."""
+    return sum(part[0].numel() for part in pytree.tree_leaves(example_condition(models.skeleton(config.model))))
