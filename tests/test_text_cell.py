@@ -166,6 +166,12 @@ def test_what_is_asked_of_the_wrong_model_is_told_before_any_work(text_of: CellO
         ("tiny_sd", "protocol.prompts=null", r"protocol\.prompts=null: tiny_sd draws what prompts ask for; name a text file"),
         ("tiny_sd", "protocol.classes=[1]", r"protocol\.classes=\[1\]: tiny_sd is asked for prompts; leave it out"),
         ("tiny_sd", f"trajectory.prompts={tmp_path / 'none'}", r"trajectory\.prompts=.*none: No such file"),
+        (
+            "tiny_sd",
+            "model.condition._target_=torch.nn.Identity",
+            r"model\.condition=.*: name a subclass of qdexp\.models\.con",
+        ),
+        ("tiny_sd", "model.condition._target_=qdexp.none", r"model\.condition: Error (locating|loading) .*none"),
         ("tiny_sd", "sampler=dpm_solver", r"protocol\.scheduler\.thresholding=true: tiny_sd samples latents"),
         ("tiny_sd", f"protocol.clip={tmp_path}", r"protocol\.clip=.*: no model\.safetensors or \.bin in this folder; name a"),
         ("tiny_sd", f"protocol.clip={saved / 'tiny_sd' / 'text_encoder'}", r"protocol\.clip=.*: no preprocessor_config\.json"),

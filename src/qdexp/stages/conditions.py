@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from qdexp import files, models
@@ -56,8 +57,13 @@ class ConditionsStage(Stage):
 
 
 def conditioning_of(config: Config) -> Conditioning:
-    """How the config's model is asked."""
-    conditioning: Conditioning = instantiate(config.model.condition)
+    """How the config's model is asked. UserError where it is no way to ask."""
+    try:
+        conditioning = instantiate(config.model.condition)
+    except InstantiationException as error:
+        raise UserError(f"model.condition: {' '.join(str(error).split())}") from error
+    if not isinstance(conditioning, Conditioning):
+        raise UserError(f"model.condition={config.model.condition}: name a subclass of {Conditioning.__module__}.Conditioning")
     return conditioning
 
 
