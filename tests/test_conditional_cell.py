@@ -20,7 +20,7 @@ name: {name}
 weights: random
 shape: [1, 28, 28]
 schedule: {{num_train_timesteps: 1000, beta_schedule: linear, beta_start: 0.0001, beta_end: 0.02}}
-condition: {{_target_: qdexp.sampling.conditions.Classes, classes: 3, empty: 3}}
+condition: {{_target_: qdexp.models.conditioning.Classes, classes: 3, empty: 3}}
 network:
   sample_size: 28
   in_channels: 1
@@ -121,7 +121,7 @@ def test_the_ladder_leaves_out_a_rung_that_finds_nothing_to_split(qdexp: Command
 
 def test_a_text_model_without_a_condition_is_refused_before_any_work(cell_of: CellOf) -> None:
     with pytest.raises(UserError, match=r"^model\.condition=null: sd_v1_4 must be asked for encoder_hidden_states"):
-        cell_of("model=sd_v1_4", "model.weights=random", "sampler=plms")
+        cell_of("model=sd_v1_4", "model.weights=random", "model.condition=null", "sampler=plms")
 
 
 def test_the_embedded_transformer_draws_what_it_is_asked_for(cell_of: CellOf) -> None:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 import qdexp
 from qdexp.cell import Cell
 from qdexp.stages.activations import ActivationsStage
+from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
 from qdexp.stages.conditions import ConditionsStage
@@ -62,6 +63,7 @@ INPUTS: dict[type[Stage], set[type[Stage]]] = {
     SamplesStage: {QuantizationStage, ConditionsStage},
     CurvesStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
     EvaluationStage: {SamplesStage},
+    AlignmentStage: {SamplesStage},
     SimilarityStage: {SamplesStage},
     PerceptualStage: {SamplesStage},
     ActivationsStage: {TrajectoryStage, ConditionsStage},

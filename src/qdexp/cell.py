@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from qdexp import device as devices
@@ -19,16 +18,15 @@ from qdexp.errors import UserError
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
-from qdexp.models.conditions import example_condition
 from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import conversion, curves, evaluation, layers, perceptual, similarity
+from qdexp.stages import alignment, conditions, conversion, curves, evaluation, layers, perceptual, similarity
 from qdexp.stages.activations import ActivationsStage
+from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage, identity, short_hash
 from qdexp.stages.calibration import CalibrationStage, chosen_rows
-from qdexp.stages.conditions import condition_inputs
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
@@ -51,11 +49,14 @@ class Cell:
         self.out = Path(config.out)
         self.device = devices.resolve(config.device)
         self.quantized = not config.full_precision
+        samples = SamplesStage(config, self.quantized)
         if self.quantized:
             made, quantization = CurvesStage(config), QuantizationStage(config)
+            released = config.quantizer.released
+            walked = {} if released else {"trajectory": CalibrationStage(config).inputs["trajectory"]}
             self.stages: dict[str, Stage] = {
-                **condition_inputs(config),
-                **({} if config.quantizer.released else {"trajectory": CalibrationStage(config).inputs["trajectory"]}),
+                **_conditions({"": samples, "calibration_": walked.get("trajectory"), "heldout_": made.heldout}),
+                **walked,
                 **quantization.inputs,
                 "quantization": quantization,
                 "heldout": made.heldout,
@@ -63,9 +64,11 @@ class Cell:
                 "full_precision": SamplesStage(config, quantized=False),
             }
         else:
-            self.stages = condition_inputs(config)
-        self.stages["samples"] = SamplesStage(config, self.quantized)
+            self.stages = _conditions({"": samples})
+        self.stages["samples"] = samples
         self.stages["evaluation"] = EvaluationStage(config, self.quantized)
+        if config.protocol.clip:
+            self.stages["alignment"] = AlignmentStage(config, self.quantized)
         if self.quantized:
             self.stages["similarity"] = SimilarityStage(config)
         if self.quantized and config.inspection.lpips:
@@ -104,7 +107,7 @@ class Cell:
         """
         store = Store(self.out)
         rehearsal = f"  (weights: random; no number of this run says anything of {self.config.model.name})"
-        print(f"{self.label}{rehearsal if models.is_random(self.config.model) else ''}", flush=True)
+        print(f"{self.label}{rehearsal if models.is_rehearsal(self.config.model) else ''}", flush=True)
         stage = "record"
         try:
             entries = {}
@@ -134,7 +137,7 @@ class Cell:
         config = self.config
         axes = {
             "model": config.model.name,
-            "weights": RANDOM if models.is_random(config.model) else "file",
+            "weights": RANDOM if models.is_rehearsal(config.model) else "file",
             "method": self.method,
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
@@ -161,6 +164,8 @@ class Cell:
         metrics: dict[str, float] = json.loads((folders["evaluation"] / evaluation.FILE).read_text())
         artifacts = {"samples": str(folders["samples"].relative_to(self.out))}
         results: Record = {"metrics": metrics, "artifacts": artifacts}
+        if "alignment" in folders:
+            metrics["clip"] = _mean(folders["alignment"] / alignment.FILE, "clip")
         if self.quantized:
             saved = folders["quantization"] / CHECKPOINT
             artifacts["checkpoint"] = str(saved.relative_to(self.out))
@@ -179,6 +184,16 @@ class Cell:
         bits = self.config.quant.weight_bits if self.quantized else 32
         metrics["size_nominal_mb"] = checkpoint.nominal_bytes(models.parameters(self.config.model), bits) / 1e6
         return results
+
+
+def _conditions(readers: dict[str, Stage | None]) -> dict[str, Stage]:
+    """What the ``readers``, by their prefix, are asked for; where several are asked for the same, the first alone."""
+    made: dict[str, Stage] = {}
+    for prefix, reader in readers.items():
+        for role, stage in reader.inputs.items() if reader else ():
+            if role == "conditions" and stage.key not in {one.key for one in made.values()}:
+                made[f"{prefix}{role}"] = stage
+    return made
 
 
 def describe(stage: str, error: Exception) -> dict[str, str]:
@@ -217,7 +232,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
     extractor, reference = find(protocol.extractor), Reference.load(Path(protocol.reference))
     measured = {
         "n": protocol.n,
-        **_asked(config),
+        **conditions.protocol_of(config),
         "steps": protocol.steps,
         "scheduler": identity(protocol.scheduler),
         "noise_seed": protocol.noise_seed,
@@ -226,38 +241,16 @@ def protocol_of(config: Config) -> dict[str, Any]:
         "extractor_digest": extractor.digest,
         "reference_digest": reference.digest,
         "torch_fidelity": version("torch-fidelity"),
+        **alignment.protocol_of(config),
     }
     lowest = floor(reference, protocol.n)
     floors = {} if lowest is None else {"floor": {"fid": lowest, "n": protocol.n}}
     return {"hash": short_hash(measured), "name": protocol.name, **measured, **floors}
 
 
-def _asked(config: Config) -> dict[str, Any]:
-    """What a conditional model is asked for; nothing where there is no condition."""
-    if config.model.condition is None:
-        return {}
-    protocol = config.protocol
-    return {"guidance": protocol.guidance, "classes": protocol.classes}
-
-
 def _image_shape(model: Model) -> list[int]:
     """As far as it is known before a first stage decodes: its channels then."""
     return model.shape if model.first_stage is None else [model.first_stage.network.get("out_channels", 3)]
-
-
-def _check_condition(config: Config) -> None:
-    model, protocol = config.model, config.protocol
-    if model.condition is not None:
-        instantiate(model.condition).check(protocol)
-        return
-    wanted = example_condition(models.skeleton(model))
-    if wanted:
-        raise UserError(f"model.condition=null: {model.name} must be asked for {' and '.join(wanted)}; name a condition that "
-                        f"gives them (qdexp has classes, no text encoders)")  # fmt: skip
-    asked = {"guidance": (protocol.guidance, 1.0), "classes": (protocol.classes, None)}
-    for option, (value, nothing) in asked.items():
-        if value != nothing:
-            raise UserError(f"protocol.{option}={value}: {model.name} is unconditional; leave it out")
 
 
 def preflight(config: Config, passed: set[str] | None = None) -> Cell:
@@ -277,7 +270,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     devices.resolve(config.device)
     check(lambda: models.check_weights(model), "weights", model)
     check(lambda: identity(model.network), "network", model)  # it can be imported
-    check(lambda: _check_protocol(config), "protocol", protocol, model)
+    check(lambda: _check_protocol(config), "protocol", protocol, config.trajectory, model)
     if config.inspection.lpips:
         weights = Path(config.inspection.lpips)
         check(lambda: perceptual.check(weights, _image_shape(model)), "lpips", config.inspection.lpips, model)
@@ -293,7 +286,11 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
 
 def _check_protocol(config: Config) -> None:
-    _check_condition(config)
+    conditions.check(config)
+    alignment.check(config)
+    if config.model.first_stage is not None and config.protocol.scheduler.get("thresholding"):
+        raise UserError(f"protocol.scheduler.thresholding=true: {config.model.name} samples latents, which have no bounds; "
+                        f"choose sampler=dpm_solver_latent, or another")  # fmt: skip
     extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
     if extractor.random and not models.is_random(config.model):
@@ -301,6 +298,6 @@ def _check_protocol(config: Config) -> None:
                         f"with model.weights={RANDOM}")  # fmt: skip
     Reference.load(Path(config.protocol.reference)).check(extractor)
     drawn = _image_shape(config.model)
-    if tuple(drawn[: len(extractor.shape)]) != extractor.shape:
+    if any(made != taken for made, taken in zip(drawn, extractor.shape, strict=False)):
         raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
                         f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip

@@ -53,3 +53,17 @@ def test_the_settings_are_the_papers(experiment: str) -> None:
     assert (config.protocol.n, config.protocol.extractor) == (50_000, "inception-v3")
     assert len(chosen_rows(config)) == 20 * 256
     assert cfg.hydra.sweeper.params.quant == "w8a32,w4a32,w8a8,w4a8"
+
+
+def test_the_settings_of_stable_diffusion_are_the_papers(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat")
+    overrides = ["experiment=paper_sd", "method=qdiffusion", "quant=w4a8", "protocol.reference=none.npz"]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("config", [*overrides, f"protocol.prompts={tmp_path / 'prompts.txt'}"], return_hydra_config=True)
+    config: Config = freeze(cfg)
+    sampler = Sampler(config.model, config.protocol)
+    assert sampler.steps == 51  # PLMS calls the network once more
+    assert (config.protocol.steps, config.protocol.guidance) == (50, 7.5)
+    assert len(chosen_rows(config)) * 2 == 6_400  # with the prompt and with none
+    assert (config.quant.softmax_bits, config.recon.batch, config.quantizer.split) == (16, 8, "skip")
+    assert (config.recon.weights.iterations, config.recon.scales.iterations) == (20_000, 5_000)

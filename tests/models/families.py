@@ -73,6 +73,8 @@ class Family:
         def filled(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: filled(entry) for name, entry in value.items()}
+            if value.dtype == torch.bool:  # which tokens are no padding: of each row another number
+                return torch.arange(value.shape[1]) <= torch.arange(1, rows + 1)[:, None]
             if value.is_floating_point():
                 return torch.randn(value.shape, generator=generator)
             return torch.randint(0, 10, value.shape, generator=generator)

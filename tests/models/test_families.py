@@ -89,7 +89,7 @@ def test_pixart_can_be_called_as_its_pipeline_calls_it() -> None:
     network = pixart.network()
     assert isinstance(network, PixArtModel)
     x_t, t, condition = pixart.batch(network)
-    by_name = network(x_t, encoder_hidden_states=condition["encoder_hidden_states"], timestep=t, return_dict=False)[0]
+    by_name = network(x_t, timestep=t, return_dict=False, **condition)[0]
     assert torch.equal(by_name, network(x_t, t, **condition)[0])
 
 

@@ -7,7 +7,10 @@ from qdexp.config.checks import Target, require
 
 @dataclass
 class Trajectory:
+    """``prompts``: a file of them for models that are asked so; None: those of the protocol, from the last one back."""
+
     samples: int
+    prompts: str | None = None
 
     def __post_init__(self) -> None:
         require(self.samples > 0, "trajectory.samples", self.samples, "choose at least 1")
@@ -17,7 +20,8 @@ class Trajectory:
 class Protocol:
     """How a number is measured. Numbers of different protocols are never put into one comparison.
 
-    Of conditional models: ``classes`` (null: all) are drawn in turn, with ``guidance`` (1: none).
+    Of conditional models: ``classes`` (null: all) or the ``prompts`` in a file are drawn in turn, with ``guidance`` (1: none).
+    ``clip``: the folder of a CLIP model that scores how well images show their prompts; None: they are not scored.
     """
 
     name: str
@@ -30,6 +34,8 @@ class Protocol:
     reference: str
     guidance: float = 1.0
     classes: list[int] | None = None
+    prompts: str | None = None
+    clip: str | None = None
     extractor_weights: str | None = None
 
     def __post_init__(self) -> None:

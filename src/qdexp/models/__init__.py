@@ -19,8 +19,14 @@ from qdexp.models.first_stage import Decoder
 
 
 def is_random(model: Model) -> bool:
-    """Whether the numbers of this model are random: it rehearses a run and says nothing of the model."""
+    """Whether the network's weights are drawn."""
     return model.weights == RANDOM
+
+
+def is_rehearsal(model: Model) -> bool:
+    """Whether anything is drawn, network, first stage or text encoders: the run rehearses, and says nothing of the model."""
+    others = (getattr(model.first_stage, "weights", None), (model.condition or {}).get("weights"))
+    return is_random(model) or RANDOM in others
 
 
 def files(model: Model, fetch: bool = True) -> dict[str, Path]:

@@ -14,13 +14,17 @@ Condition = dict[str, Tensor | dict[str, Tensor]]
 
 
 def example_condition(network: nn.Module, rows: int = 1) -> Condition:
-    """A condition that ``network`` accepts, zeros on its device; empty for unconditional ones and for unknown classes."""
+    """A condition that ``network`` accepts: zeros (masks: true), on its device; empty for unconditional and unknown classes."""
     device = next(network.parameters()).device
     options = getattr(network, "config", {})
     if isinstance(network, DiTTransformer2DModel | ClassUNet2DConditionModel):
         return {"class_labels": torch.zeros(rows, dtype=torch.int64, device=device)}
     if isinstance(network, PixArtTransformer2DModel):
-        return {"encoder_hidden_states": torch.zeros(rows, T5_TOKENS, options["caption_channels"], device=device)}
+        text = torch.zeros(rows, T5_TOKENS, options["caption_channels"], device=device)
+        return {
+            "encoder_hidden_states": text,
+            "encoder_attention_mask": torch.ones(text.shape[:2], dtype=torch.bool, device=device),
+        }
     if not isinstance(network, UNet2DConditionModel):
         return {}
     text = torch.zeros(rows, CLIP_TOKENS, options["cross_attention_dim"], device=device)

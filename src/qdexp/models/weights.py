@@ -8,7 +8,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ FILE_NAMES = tuple(
     f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
 )
 """What diffusers calls weights, in the order in which they are looked for; an index names the parts of large ones."""
+
+ENCODER_NAMES = tuple(f"{stem}{part}" for stem in ("model.safetensors", "pytorch_model.bin") for part in ("", ".index.json"))
+"""Likewise transformers."""
 
 CHUNK = 2**27
 """Bytes read at a time, about: what was read of a mapped file counts as memory for as long as the file is open."""
@@ -56,18 +59,30 @@ class Inert:
 def find(weights: str, subfolder: str, fetch: bool = True) -> list[Path]:
     """The files behind the path of a file, of a diffusers folder, or a name on the Hugging Face hub.
 
-    ``subfolder``: where in the folder they lie, if not at its top. From the hub they come by way of its cache; what it lacks is
-    fetched, or with ``fetch=False`` missing. Raises FileNotFoundError, whose message says where was looked for what.
+    ``subfolder``: where in the folder they lie, if not at its top. Raises as ``find_in`` does.
     """
     path = Path(weights)
     if path.is_file():
         return [path]
-    names = [str(Path(folder) / name) for folder in dict.fromkeys((subfolder, "")) for name in FILE_NAMES]
+    return find_in(
+        weights, [str(Path(folder) / name) for folder in dict.fromkeys((subfolder, "")) for name in FILE_NAMES], fetch
+    )
+
+
+def find_in(weights: str, names: Sequence[str], fetch: bool = True) -> list[Path]:
+    """The first of ``names`` in a folder or in a repository of the Hugging Face hub; of an index, the parts that it names.
+
+    From the hub they come by way of its cache; what it lacks is fetched, or with ``fetch=False`` missing. Raises
+    FileNotFoundError, whose message says where was looked for what.
+    """
+    path = Path(weights)
     if path.is_dir():
         first = next((path / name for name in names if (path / name).is_file()), None)
         if first is None:
-            raise FileNotFoundError(f"no {names[0]} or .bin in this folder")
+            raise FileNotFoundError(f"{_lacking(names)} in this folder")
         return [first.with_name(part) for part in _parts(first)]
+    if path.is_file():
+        raise FileNotFoundError(f"{_lacking(names)} in a single file")
     if _HUB_NAME.fullmatch(weights) and path.suffix not in (*PICKLED, ".safetensors"):
         name = _first_on_hub(weights, names, fetch)
         parts = _parts(Path(hf_hub_download(weights, name, local_files_only=True)))
@@ -76,7 +91,11 @@ def find(weights: str, subfolder: str, fetch: bool = True) -> list[Path]:
     raise FileNotFoundError("no such file" if path.is_absolute() else f"no such file in {Path.cwd()}")
 
 
-def _first_on_hub(repository: str, names: list[str], fetch: bool) -> str:
+def _lacking(names: Sequence[str]) -> str:
+    return f"no {names[0]}{' or .bin' if any(name.endswith('.bin') for name in names) else ''}"
+
+
+def _first_on_hub(repository: str, names: Sequence[str], fetch: bool) -> str:
     """The first of ``names`` that the cache has; else the first that the hub has, fetched into the cache."""
     for local in (True, False) if fetch else (True,):
         for name in names:
@@ -90,12 +109,12 @@ def _first_on_hub(repository: str, names: list[str], fetch: bool) -> str:
                 continue
             except (HfHubHTTPError, HFValidationError, OSError):
                 break
-    raise FileNotFoundError(f"no {names[0]} or .bin in the hub's cache{', and it cannot be fetched' if fetch else ''}")
+    raise FileNotFoundError(f"{_lacking(names)} in the hub's cache{', and it cannot be fetched' if fetch else ''}")
 
 
 def _parts(file: Path) -> list[str]:
     """The names of the files that an index names; of any other file its own."""
-    if file.suffix != ".json":
+    if not file.name.endswith(".index.json"):
         return [file.name]
     return sorted(set(json.loads(file.read_text())["weight_map"].values()))
 

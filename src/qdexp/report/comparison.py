@@ -31,6 +31,7 @@ METRICS = (
     Metric("fid", "FID"),
     Metric("kid", "KID x1000", 1000),
     Metric("isc", "IS", higher=True),
+    Metric("clip", "CLIP", higher=True),
     Metric("precision", "precision", digits=3, higher=True),
     Metric("recall", "recall", digits=3, higher=True),
     Metric("psnr", "PSNR to FP", higher=True),
@@ -45,7 +46,7 @@ METRICS = (
 EXACT = {"size_nominal_mb", "size_stored_mb", "gbops"}
 """Counted, not measured: no interval."""
 FLOAT_BITS = 32
-DIFFERENCES = ("fid", "kid")
+DIFFERENCES = ("fid", "kid", "clip")
 """Shown as differences to the baseline too; the distances to full precision are differences already."""
 
 

@@ -6,6 +6,7 @@ A record may be read without its store, on another machine: then there are numbe
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ KID_LEAST = 1000
 
 PAIRED = {"similarity": "ssim", "perceptual": "lpips"}
 """By stage: what it measures of each image against the full-precision one of the same noise."""
+ALONE = {"alignment": "clip"}
+"""By stage: what it measures of each image by itself."""
 
 
 class Reference:
@@ -90,7 +93,8 @@ class Evidence:
         if kept.is_file():
             return {name: Estimate(value, np.array(rest)) for name, (value, rest) in json.loads(kept.read_text()).items()}
         arrays = load_file(folder / "features.safetensors")
-        found = {**_distributional(reference, arrays["pool"]), **self._paired(record, arrays["distance"])}
+        found = {**_distributional(reference, arrays["pool"]), **self._means(record, ALONE)}
+        found |= self._paired(record, arrays["distance"])
         plain = {name: (estimate.value, estimate.replicates.tolist()) for name, estimate in found.items()}
         with contextlib.suppress(OSError):  # another's folder, or a full disk: the estimates are made anew each time
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +102,13 @@ class Evidence:
         return found
 
     def _kept(self, record: Record, reference: "Reference | None") -> Path:
-        keys = [record["keys"].get(role) for role in ("evaluation", *PAIRED)]
-        told = [*keys, *(self.folder(record, stage) is not None for stage in PAIRED), reference and reference.digest, _code()]
+        keys = [record["keys"].get(role) for role in ("evaluation", *ALONE, *PAIRED)]
+        told = [
+            *keys,
+            *(self.folder(record, stage) is not None for stage in (*ALONE, *PAIRED)),
+            reference and reference.digest,
+            _code(),
+        ]
         return self.out / "reports" / ".estimates" / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.json"
 
     def _paired(self, record: Record, distance: NDArray[Any]) -> dict[str, Estimate]:
@@ -107,11 +116,16 @@ class Evidence:
         if not distance.any():
             return {}
         found = {"distance": of_mean(distance), "psnr": of_mean(-10 * np.log10(distance.clip(1e-10)))}
-        for stage, metric in PAIRED.items():
-            folder = self.folder(record, stage)
-            if folder is not None:
-                found[metric] = of_mean(load_file(folder / f"{stage}.safetensors")[metric])
-        return found
+        return found | self._means(record, PAIRED)
+
+    def _means(self, record: Record, measured: Mapping[str, str]) -> dict[str, Estimate]:
+        """By metric, of the stages that are in the store."""
+        there = {stage: self.folder(record, stage) for stage in measured}
+        return {
+            measured[stage]: of_mean(load_file(folder / f"{stage}.safetensors")[measured[stage]])
+            for stage, folder in there.items()
+            if folder is not None
+        }
 
     def _reference(self, record: Record) -> Reference | None:
         digest = record["protocol"]["reference_digest"]

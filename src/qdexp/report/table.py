@@ -160,6 +160,7 @@ def _columns(records: list[Record]) -> list[Column]:
         Column(("FID",), _fid),
         Column(("IS",), _number("isc", ".2f")),
         Column(("KID", "x1000"), _kid),
+        Column(("CLIP",), _number("clip", ".2f")),
         Column(("noise", "error", "x1000"), _noise_error),
         Column(("MSE to FP", "x1000"), _distance),
         Column(("nominal", "MB"), _number("size_nominal_mb", ".2f")),

@@ -27,7 +27,7 @@ from qdexp.report.comparison import (
 from qdexp.report.table import protocol_line, rehearsal
 
 Form = Callable[[str, str], str]
-SHOWN = ("fid", "kid", "isc", "psnr", "ssim", "lpips", "noise_error", "size_stored_mb", "gbops")
+SHOWN = ("fid", "kid", "isc", "clip", "psnr", "ssim", "lpips", "noise_error", "size_stored_mb", "gbops")
 """The metrics of the table; the CSV and the page have all."""
 KNOWN = {metric.key: metric for metric in METRICS}
 

@@ -9,7 +9,7 @@ guidance g the noise is estimated twice (Ho and Salimans, arXiv 2207.12598, in t
 so g = 1 is the conditional network alone, which is then called once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qdexp import files
-from qdexp.config import Protocol
-from qdexp.errors import UserError
-
 Named = dict[str, Any]
 """Tensors by their names, dicts of such inside."""
 
-FILE = "conditions.safetensors"
-ASKED, EMPTY = "asked.", "empty."
+PIECE = 32
+"""Conditions in one file: what is encoded at once, and kept when a process is killed."""
+
+PIECES, EMPTY = "asked-*.safetensors", "empty.safetensors"
 
 
 def estimate_noise(network: nn.Module, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
@@ -59,24 +57,27 @@ class Asked:
 
 
 class Conditions:
-    """The distinct conditions of a protocol, a row each, and the empty one, of one row."""
+    """The distinct conditions of a noise stream, ``PIECE`` rows a piece (the last may have fewer), and the empty one, one row.
 
-    def __init__(self, asked: Named, empty: Named, guidance: float = 1.0) -> None:
-        self.asked, self.empty, self.guidance = asked, empty, guidance
+    Pieces that were loaded are mapped from their files, and take memory only where rows are read.
+    """
+
+    def __init__(self, pieces: Sequence[Named], empty: Named, guidance: float = 1.0) -> None:
+        self.pieces, self.empty, self.guidance = pieces, empty, guidance
+        sizes = [len(pytree.tree_leaves(piece)[0]) for piece in pieces]
+        self.count = sum(sizes)
+        assert all(size == PIECE for size in sizes[:-1])
 
     @classmethod
     def none(cls) -> "Conditions":
         """Of an unconditional model."""
-        return cls({}, {})
+        return cls([], {})
 
     @classmethod
     def load(cls, folder: Path, guidance: float) -> "Conditions":
-        """What ``save`` wrote into ``folder``."""
-        flat = load_file(folder / FILE)
-        return cls(unflatten(flat, ASKED), unflatten(flat, EMPTY), guidance)
-
-    def save(self, folder: Path) -> None:
-        files.write_tensors(folder / FILE, flatten(self.asked, ASKED) | flatten(self.empty, EMPTY))
+        """The pieces and the empty condition in ``folder``."""
+        pieces = [unflatten(load_file(path)) for path in sorted(folder.glob(PIECES))]
+        return cls(pieces, unflatten(load_file(folder / EMPTY)), guidance)
 
     @property
     def branches(self) -> int:
@@ -85,37 +86,22 @@ class Conditions:
 
     def of(self, samples: Iterable[int], device: torch.device) -> Asked:
         """What these samples are asked for, on ``device``."""
-        numbers = torch.tensor(list(samples))
+        if not self.pieces:
+            return Asked()
+        numbers = [sample % self.count for sample in samples]
 
-        def rows(tensor: Tensor) -> Tensor:
-            return tensor[numbers % len(tensor)].to(device)
+        def asked(*pieces: Tensor) -> Tensor:
+            return torch.stack([pieces[number // PIECE][number % PIECE] for number in numbers]).to(device)
 
-        tables = (self.asked, self.empty)[: self.branches]
-        return Asked(tuple(pytree.tree_map(rows, table) for table in tables), self.guidance)
+        def empty(row: Tensor) -> Tensor:
+            return torch.cat([row] * len(numbers)).to(device)
+
+        branches = (pytree.tree_map(asked, *self.pieces), pytree.tree_map(empty, self.empty))
+        return Asked(branches[: self.branches], self.guidance)
 
 
-class Classes:
-    """Conditions of a class-conditional model: ``protocol.classes``, or all ``classes`` in turn.
-
-    empty: the label that means "no class"; null where the model knows none. name: what the network calls its labels.
-    """
-
-    def __init__(self, classes: int, empty: int | None = None, name: str = "class_labels") -> None:
-        self.classes, self.empty, self.name = classes, empty, name
-
-    def check(self, protocol: Protocol) -> None:
-        """Raises UserError where the protocol asks for what the model cannot be asked for."""
-        wrong = [label for label in protocol.classes or [] if not 0 <= label < self.classes]
-        if wrong:
-            raise UserError(f"protocol.classes={protocol.classes}: choose from 0 to {self.classes - 1}")
-        if protocol.guidance != 1 and self.empty is None:
-            raise UserError(f"protocol.guidance={protocol.guidance}: the model has no label for no class; leave it at 1")
-
-    def encode(self, protocol: Protocol, device: torch.device) -> Conditions:
-        """Labels int64 [classes]."""
-        labels = torch.tensor(protocol.classes or list(range(self.classes)))
-        empty = {} if self.empty is None else {self.name: torch.tensor([self.empty])}
-        return Conditions({self.name: labels}, empty, protocol.guidance)
+def piece_path(folder: Path, number: int) -> Path:
+    return folder / PIECES.replace("*", f"{number:05d}")
 
 
 def flatten(named: Named, prefix: str = "") -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from qdexp.metrics.inspection import Histogram, input_ranges, shortcut_histogram
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage, network_options
-from qdexp.stages.conditions import condition_inputs, read_conditions
+from qdexp.stages.conditions import read_conditions
 from qdexp.stages.trajectory import heldout_trajectory
 
 FILE = "activations.json"
@@ -30,7 +30,8 @@ class ActivationsStage(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"trajectory": heldout_trajectory(self.config), **condition_inputs(self.config)}
+        trajectory = heldout_trajectory(self.config)
+        return {"trajectory": trajectory, **trajectory.inputs}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -41,9 +41,14 @@ def identity(target: Target) -> dict[str, Any]:
     return {**target, "source": None if name.startswith(_KNOWN) or source is None else sha256(Path(source))}
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a file: large weights are read once a process, not once a stage."""
+    return _digest(path, path.stat().st_mtime_ns)
+
+
 @cache
 def _digest(path: Path, changed: int) -> str:
-    """SHA-256 of a file as of the time it ``changed``: large weights are read once a process, not once a stage."""
+    """As of the time that the file ``changed``."""
     return sha256(path)
 
 
@@ -88,7 +93,7 @@ class Stage(ABC):
                 "stage": self.name,
                 "version": self.version,
                 "options": self.options,
-                "files": {name: _digest(path, path.stat().st_mtime_ns) for name, path in self.files.items()},
+                "files": {name: digest(path) for name, path in self.files.items()},
                 "inputs": {role: stage.key for role, stage in self.inputs.items()},
                 "environment": devices.environment(self.device),
             }

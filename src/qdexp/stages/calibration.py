@@ -19,7 +19,7 @@ from qdexp.sampling.conditions import flatten, unflatten
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage, identity
-from qdexp.stages.conditions import condition_inputs, read_conditions
+from qdexp.stages.conditions import read_conditions
 from qdexp.stages.trajectory import calibration_trajectory
 
 FILE = "rows.safetensors"
@@ -37,7 +37,8 @@ class CalibrationStage(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"trajectory": calibration_trajectory(self.config), **condition_inputs(self.config)}
+        trajectory = calibration_trajectory(self.config)
+        return {"trajectory": trajectory, **trajectory.inputs}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, read_shards
 from qdexp.stages.base import Stage
-from qdexp.stages.conditions import condition_inputs, read_conditions
+from qdexp.stages.conditions import read_conditions
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.trajectory import heldout_trajectory
@@ -41,7 +41,7 @@ class CurvesStage(Stage):
     @property
     def inputs(self) -> dict[str, Stage]:
         made = {"quantization": QuantizationStage(self.config), "trajectory": self.heldout}
-        return {**made, **condition_inputs(self.config)}
+        return {**made, **self.heldout.inputs}
 
     @property
     def options(self) -> dict[str, Any]:

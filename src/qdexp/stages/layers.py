@@ -16,7 +16,7 @@ from qdexp.quant.network import FLOAT, execution_order, quantized_layers
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage, network_options
-from qdexp.stages.conditions import condition_inputs, read_conditions
+from qdexp.stages.conditions import read_conditions
 from qdexp.stages.conversion import CHECKPOINT
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.trajectory import heldout_trajectory
@@ -37,11 +37,8 @@ class LayersStage(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {
-            "quantization": QuantizationStage(self.config),
-            "trajectory": heldout_trajectory(self.config),
-            **condition_inputs(self.config),
-        }
+        trajectory = heldout_trajectory(self.config)
+        return {"quantization": QuantizationStage(self.config), "trajectory": trajectory, **trajectory.inputs}
 
     @property
     def options(self) -> dict[str, Any]:

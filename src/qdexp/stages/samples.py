@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from qdexp import models
-from qdexp.config import Config
+from qdexp.config import RANDOM, Config
 from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Sampling, Stream, missing_shards, read_shards, write_shards
@@ -34,14 +34,12 @@ class SamplesStage(Sharded, Stage):
     @property
     def inputs(self) -> dict[str, Stage]:
         quantized = {"quantization": QuantizationStage(self.config)} if self.quantized else {}
-        return {**quantized, **condition_inputs(self.config)}
+        return {**quantized, **condition_inputs(self.config, self.stream)}
 
     @property
     def options(self) -> dict[str, Any]:
         noise = {"seed": self.stream.seed, "n": self.stream.n}
-        stage = self.config.model.first_stage
-        decoder = {} if stage is None else {"first_stage": {**vars(stage), "network": identity(stage.network)}}
-        return {"noise": noise, **decoder, **network_options(self.config), **sampler_options(self.config)}
+        return {"noise": noise, **decoder_options(self.config), **network_options(self.config), **sampler_options(self.config)}
 
     @property
     def files(self) -> dict[str, Path]:
@@ -59,6 +57,15 @@ class SamplesStage(Sharded, Stage):
 
     def missing(self, folder: Path) -> list[int]:
         return missing_shards(self.stream, folder)
+
+
+def decoder_options(config: Config) -> dict[str, Any]:
+    """What defines the first stage, if there is one; weights come in as a file, unless they are random."""
+    stage = config.model.first_stage
+    if stage is None:
+        return {}
+    drawn = {"weights": RANDOM} if stage.weights == RANDOM else {}
+    return {"first_stage": {"network": identity(stage.network), "scale": stage.scale, "shift": stage.shift, **drawn}}
 
 
 def image_inputs(config: Config, quantized: bool = True) -> dict[str, Stage]:

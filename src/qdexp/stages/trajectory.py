@@ -26,7 +26,7 @@ class TrajectoryStage(Sharded, Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return condition_inputs(self.config)
+        return condition_inputs(self.config, self.stream)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from qdexp import files
 from qdexp.errors import UserError
 from qdexp.store import MANIFEST, Store
 
-HEAVY = ("trajectory", "calibration", "rounding")
+HEAVY = ("conditions", "trajectory", "calibration", "rounding")
 """Stages that only other stages read: left behind by a copy."""
 _PRUNED = ".pruned-"
 """How the names of folders begin that are on their way out."""

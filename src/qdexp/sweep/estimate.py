@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from qdexp import models
@@ -15,8 +16,10 @@ from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Model
 from qdexp.errors import UserError
+from qdexp.models.conditions import example_condition
 from qdexp.report.records import read_records
 from qdexp.stages.base import Sharded, Stage
+from qdexp.stages.conditions import ConditionsStage
 from qdexp.store import Store
 from qdexp.sweep.graph import Node
 from qdexp.sweep.worker import thaw
@@ -67,7 +70,7 @@ class Networks:
     """What is asked of networks again and again, counted once for each."""
 
     def __init__(self) -> None:
-        self._parameters, self._macs = dict[str, int](), dict[str, float]()
+        self._parameters, self._macs, self._conditions = dict[str, int](), dict[str, float](), dict[str, int]()
 
     def parameters(self, model: Model) -> int:
         """How many numbers it learned."""
@@ -83,13 +86,22 @@ class Networks:
             self._macs[name] = _count(model) or float(self.parameters(model))
         return self._macs[name]
 
+    def condition_numbers(self, model: Model) -> int:
+        """How many numbers tell it what one row is asked for."""
+        name = repr(model.network)
+        if name not in self._conditions:
+            asked = pytree.tree_leaves(example_condition(models.skeleton(model)))
+            self._conditions[name] = sum(part[0].numel() for part in asked)
+        return self._conditions[name]
+
 
 def _count(model: Model) -> float:
     network = models.skeleton(model)
     device = next(network.parameters()).device
     counter = FlopCounterMode(display=False)
     with suppress(Exception), counter, torch.no_grad():  # some networks cannot run without values: a guess may do without
-        network(torch.zeros(1, *model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+        x_t, t = torch.zeros(1, *model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        network(x_t, t, **example_condition(network))
     return counter.get_total_flops() / 2
 
 
@@ -112,9 +124,12 @@ def disk_bytes(stage: Stage, networks: Networks) -> float:
     if stage.name == "trajectory":
         assert isinstance(stage, Sharded)
         return 8.0 * len(stage.shards) * config.sampling.batch * config.protocol.steps * image  # x_t and eps, float32
+    numbers, branches = networks.condition_numbers(config.model), 1 if config.protocol.guidance == 1 else 2
+    if isinstance(stage, ConditionsStage):
+        return 4.0 * len(stage.wanted) * numbers
     weights = networks.parameters(config.model)
     sizes = {
-        "calibration": 4.0 * config.calib.timesteps * config.calib.rows * image,
+        "calibration": 4.0 * config.calib.timesteps * config.calib.rows * branches * (image + numbers),
         "rounding": weights * config.quant.weight_bits / 8,
         "quantization": weights * config.quant.weight_bits / 8,
         "samples": float(config.protocol.n * image),

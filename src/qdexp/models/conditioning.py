@@ -1,0 +1,100 @@
+"""What a conditional model is asked for: by class here, by prompt in ``qdexp.models.prompts``.
+
+``model.condition`` names a subclass of ``Conditioning``. Sample i of a noise stream is asked for entry i of what the stream
+wants, modulo their number, in every cell.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdexp.config import Config, Model
+from qdexp.errors import UserError
+from qdexp.models.conditions import Condition
+
+CALIBRATION = "calibration"
+"""The noise stream from which quantizers learn; on the others numbers are measured."""
+
+
+class Conditioning(ABC):
+    """A way to ask a model for something."""
+
+    @abstractmethod
+    def check(self, config: Config) -> None:
+        """Raises UserError where the model cannot be asked for what the config asks for."""
+
+    @abstractmethod
+    def wanted(self, config: Config, stream: str, samples: int) -> Sequence[Any]:
+        """What the first ``samples`` of a noise stream are asked for in turn; fewer where they begin anew."""
+
+    @abstractmethod
+    def named(self, config: Config, stream: str, samples: int) -> dict[str, Any]:
+        """The same, as keys and protocols name it."""
+
+    @abstractmethod
+    def identity(self, model: Model) -> dict[str, Any]:
+        """What of this object and the model, beside the files, changes the conditions."""
+
+    def files(self, model: Model) -> dict[str, Path]:
+        """The files that ``encode`` reads, by their roles; what the hub has is fetched. UserError where they are missing."""
+        return {}
+
+    @abstractmethod
+    def encode(self, wanted: Sequence[Any], model: Model, device: torch.device) -> Condition:
+        """What the network is called with, on the CPU: a row for each entry of ``wanted``."""
+
+    @abstractmethod
+    def nothing(self, model: Model, device: torch.device) -> Condition:
+        """Likewise, one row that asks for nothing; an empty dict where the model knows none."""
+
+
+@dataclass(frozen=True)
+class Classes(Conditioning):
+    """Conditions of a class-conditional model: ``protocol.classes``, or all ``classes`` in turn.
+
+    empty: the label that means "no class"; null where the model knows none. name: what the network calls its labels.
+    """
+
+    classes: int
+    empty: int | None = None
+    name: str = "class_labels"
+
+    def check(self, config: Config) -> None:
+        protocol = config.protocol
+        if any(not 0 <= label < self.classes for label in protocol.classes or []):
+            raise UserError(f"protocol.classes={protocol.classes}: choose from 0 to {self.classes - 1}")
+        if protocol.guidance != 1 and self.empty is None:
+            raise UserError(f"protocol.guidance={protocol.guidance}: the model has no label for no class; leave it at 1")
+        for option, value in text_options(config).items():
+            if value is not None:
+                raise UserError(f"{option}={value}: {config.model.name} is asked for classes; leave it out")
+
+    def wanted(self, config: Config, stream: str, samples: int) -> Sequence[int]:
+        return config.protocol.classes or range(self.classes)
+
+    def named(self, config: Config, stream: str, samples: int) -> dict[str, Any]:
+        return {"classes": config.protocol.classes}
+
+    def identity(self, model: Model) -> dict[str, Any]:
+        return asdict(self)
+
+    def encode(self, wanted: Sequence[int], model: Model, device: torch.device) -> Condition:
+        """Labels int64 [n]."""
+        return {self.name: torch.tensor(wanted)}
+
+    def nothing(self, model: Model, device: torch.device) -> Condition:
+        return {} if self.empty is None else {self.name: torch.tensor([self.empty])}
+
+
+def text_options(config: Config) -> dict[str, str | None]:
+    """The options that only models with prompts have."""
+    protocol = config.protocol
+    return {
+        "protocol.prompts": protocol.prompts,
+        "trajectory.prompts": config.trajectory.prompts,
+        "protocol.clip": protocol.clip,
+    }

@@ -1,0 +1,91 @@
+"""How well each image shows its prompt: CLIP score."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from qdexp import files
+from qdexp.config import Config
+from qdexp.errors import UserError
+from qdexp.metrics.clip import PIECE, ClipScore
+from qdexp.models.text import Files, clip_files, load, load_network
+from qdexp.models.weights import WeightFiles
+from qdexp.sampling.shards import read_shards
+from qdexp.stages.base import Stage, digest, short_hash
+from qdexp.stages.conditions import conditioning_of
+from qdexp.stages.samples import SamplesStage
+
+FILE = "alignment.safetensors"
+
+
+class AlignmentStage(Stage):
+    """``alignment.safetensors``: ``clip`` float32 [n], in the order of the samples."""
+
+    name = "alignment"
+    version = 1
+    sources = ("qdexp.stages.alignment", "qdexp.metrics.clip", "qdexp.models", "qdexp.sampling")
+    quick = True
+
+    def __init__(self, config: Config, quantized: bool) -> None:
+        super().__init__(config)
+        self.samples = SamplesStage(config, quantized)
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {"samples": self.samples}  # whose key knows the prompts
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"library": version("transformers"), "batch": PIECE}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return _files(self.config)
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        score = _load(self.config, self.files, self.device)
+        stream = self.samples.stream
+        prompts = conditioning_of(self.config).wanted(self.config, stream.name, stream.n)
+        found: list[torch.Tensor] = []
+        for shard, images in enumerate(read_shards(inputs["samples"], "images")):
+            samples = stream.samples(shard)[: len(images)]
+            found.append(score.scores(images, [prompts[sample % len(prompts)] for sample in samples]))
+        files.write_tensors(folder / FILE, {"clip": torch.cat(found)})
+
+
+def check(config: Config) -> None:
+    """UserError unless the CLIP model is there, whole, and takes such images."""
+    if config.protocol.clip is not None:
+        found = _files(config)
+        WeightFiles((path for role, path in found.items() if role.startswith("weights")), _option(config)).check_digests()
+        _load(config, found, torch.device("cpu"))
+
+
+def protocol_of(config: Config) -> dict[str, Any]:
+    """The CLIP model as a part of the protocol; nothing where images are not scored with one."""
+    if config.protocol.clip is None:
+        return {}
+    digests = {role: digest(path) for role, path in _files(config).items()}
+    return {"clip_digest": short_hash(digests), "transformers": version("transformers")}
+
+
+def _files(config: Config) -> Files:
+    try:
+        return clip_files(str(config.protocol.clip))
+    except FileNotFoundError as error:
+        raise UserError(f"{_option(config)}: {error}; name a folder or a hub name of a CLIP model, such as "
+                        f"openai/clip-vit-base-patch16, or leave it null") from error  # fmt: skip
+
+
+def _load(config: Config, found: Files, device: torch.device) -> ClipScore:
+    folder, option = found["config.json"].parent, _option(config)
+    model = load_network(transformers.CLIPModel, folder, option)
+    tokenizer = load(transformers.CLIPTokenizer, folder, option)
+    return ClipScore(model, tokenizer, load(transformers.CLIPImageProcessor, folder, option), device)
+
+
+def _option(config: Config) -> str:
+    return f"protocol.clip={config.protocol.clip}"
