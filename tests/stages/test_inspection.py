@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qdexp.cell import Cell
 from qdexp.metrics.inspection import BINS, input_ranges, layer_errors, shortcut_histograms
 from qdexp.metrics.similarity import structural_similarity
+from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
 
 Batch = tuple[Tensor, Tensor]
@@ -114,6 +115,16 @@ def test_the_stages_of_a_cell(cell_of: Callable[..., Cell]) -> None:
     ssim = load_file(store.folder(cell.stages["similarity"].entry) / "similarity.safetensors")["ssim"]
     assert ssim.shape == (20,)
     assert record["metrics"]["ssim"] == pytest.approx(ssim.double().mean().item())
+
+
+@pytest.mark.parametrize(("rows", "looked_at"), [(2, 2), (7, 7), (9, 8)])
+def test_rows_are_looked_at_whichever_shards_hold_them(cell_of: Callable[..., Cell], rows: int, looked_at: int) -> None:
+    """Of 8 trajectories, in shards of 3."""
+    cell = cell_of(f"inspection.rows={rows}", "sampling.batch=3", "protocol.heldout=8")
+    store = Store(cell.out)
+    seen = json.loads((cell.stages["activations"].make(store).folder / "activations.json").read_text())["ranges"]["conv_in"]
+    x_t = torch.cat(list(read_shards(store.folder(cell.stages["heldout"].entry), "x_t")))[:looked_at]
+    assert seen == {"low": x_t.amin((0, 2, 3, 4)).tolist(), "high": x_t.amax((0, 2, 3, 4)).tolist()}
 
 
 @pytest.mark.parametrize(
