@@ -1,14 +1,19 @@
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from diffusers import UNet2DModel
+from pytorch_lightning.callbacks import Callback
 from recon_helpers import batches, pair, recon
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from qdexp import device as devices
 from qdexp.quant import NormSearch, PerChannel, QParams, Scheme, Split, fake_quantize, qparams_from_range
 from qdexp.quant.blocks import Rows
 from qdexp.quant.layers import ActivationQuantizer, to_quantized
@@ -163,6 +168,27 @@ def test_all_scales_of_a_block_are_learned_at_once(tiny_unet: UNet2DModel, softm
         for log, quantizer in zip(module.parameters(), quantizers, strict=True):
             assert log.grad is not None
             assert log.grad.ne(0).all(), quantizer
+
+
+class Rates(Callback):
+    """The learning rate of every iteration."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("kind", [WeightReconstruction, ScaleReconstruction])
+def test_the_rate_of_scales_falls_to_zero_as_a_cosine_and_that_of_weights_stays(kind: type[Reconstruction]) -> None:
+    one = site(nn.Conv2d(6, 4, 1), torch.randn(ROWS, 6, 5, 5), Scheme(3, PerChannel()), Scheme(4))
+    options, rates = recon(iterations=10, rate=0.02), Rates()
+    module = kind(one, options.weights if kind is WeightReconstruction else options.scales, start=1.0)
+    index = cast("Dataset[Tensor]", list(torch.arange(10).view(10, 1)))
+    devices.fit(module, DataLoader(index, batch_size=None), torch.device("cpu"), rates)
+    cosine = [0.02 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert rates.seen == pytest.approx([0.02] * 10 if kind is WeightReconstruction else cosine)
 
 
 @pytest.mark.parametrize("kind", [WeightReconstruction, ScaleReconstruction])
