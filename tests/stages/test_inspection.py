@@ -76,6 +76,20 @@ def test_the_error_of_a_layer_is_its_own(tiny_unet: UNet2DModel, steps: list[Bat
     assert not tiny_unet.get_submodule("conv_out")._forward_hooks
 
 
+def test_a_layer_that_runs_twice_counts_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1, groups=2)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.conv(torch.relu(self.conv(x)))
+
+    network, batches = Twice(), [(torch.randn(rows, 2, 5, 4), torch.zeros(rows)) for rows in (3, 2)]
+    (errors,) = layer_errors(network, {"conv": copy.deepcopy(network.conv)}, batches).values()
+    assert errors.macs == 2 * (5 * 4 * 2) * 9
+
+
 def test_ssim_is_the_formula_and_one_for_equal_images() -> None:
     a = torch.randint(0, 256, (5, 3, 20, 24), dtype=torch.uint8)
     b = (a.float() * 0.8 + 20 * torch.rand(a.shape)).clamp(0, 255).to(torch.uint8)
