@@ -47,7 +47,7 @@ READERS = {"report", "tracking"}
 """Read records; they know nothing of the machinery, and only the sweep and their own commands know them."""
 
 CONVERSION = "qdexp.stages.conversion"
-SHARED = {"qdexp.stages.base", CONVERSION}
+SHARED = {"qdexp.stages.base", "qdexp.stages.own_code", CONVERSION}
 """Modules of stages that are no stage."""
 
 COMMON = {"qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.store", "qdexp.device", "qdexp.progress",

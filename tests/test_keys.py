@@ -192,6 +192,33 @@ def test_source_of_a_users_strategy(cell_of: CellOf, tmp_path: Path, monkeypatch
     assert changed(base, cell_of(*options)) == NONE
 
 
+HELPERS = {
+    "keys_helped.py": "import torch\nfrom keys_helpers.inner import START\n" + STRATEGY.format(start="START"),
+    "keys_helpers/__init__.py": "",
+    "keys_helpers/inner.py": "from . import numbers\nSTART = numbers.FIRST\n",
+    "keys_helpers/numbers.py": "import keys_helped\nFIRST = 0\n",
+    "keys_helpers/unused.py": "",
+}
+
+
+def test_source_of_what_a_users_strategy_imports(cell_of: CellOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, source in HELPERS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    options = ["calib.strategy._target_=keys_helped.pick"]
+    base = cell_of(*options)
+    assert base.stages["calibration"].options["strategy"]["imports"].keys() == {
+        "keys_helpers", "keys_helpers.inner", "keys_helpers.numbers"}  # fmt: skip
+    for name, expected in (("numbers", CALIBRATION), ("inner", CALIBRATION), ("unused", NONE)):
+        path = tmp_path / "keys_helpers" / f"{name}.py"
+        before = path.read_text()
+        path.write_text(f"{before}\n")
+        assert changed(base, cell_of(*options)) == expected
+        path.write_text(before)
+    assert changed(base, cell_of(*options)) == NONE
+
+
 def test_versions_of_what_computes(cell_of: CellOf, monkeypatch: pytest.MonkeyPatch) -> None:
     base = cell_of()
     before = {name: stage.key for name, stage in base.stages.items()}

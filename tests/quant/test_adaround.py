@@ -104,6 +104,13 @@ def test_weights_on_the_grid_stay_there() -> None:
     assert torch.equal(rounding.integers(), integers)
 
 
+def test_what_is_undecided_becomes_the_upper_level() -> None:
+    scheme = Scheme(4, PerTensor(), symmetric=True)
+    rounding = SoftRounding(torch.tensor([[0.5, -1.5]]), QParams(torch.ones(1), torch.zeros(1, dtype=torch.int32)), scheme)
+    assert rounding.alpha.eq(0).all()
+    assert rounding.integers().tolist() == [[1, -1]]
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_weights_beyond_the_grid_are_its_ends_and_cannot_leave_them(symmetric: bool) -> None:
     weight = torch.tensor([[-9.0, -2.0, 0.3, 2.0, 9.0]])

@@ -107,6 +107,45 @@ def test_half_precision_stays_half(tiny_unet: UNet2DModel, tiny_architecture: An
     assert torch.equal(output(again), output(tiny_unet))
 
 
+class Biasless(nn.Module):
+    """No parameter is left when its weights are quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(*channels, 3, padding=1, bias=False) for channels in ((1, 4), (4, 1)))
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+        return (self.last(torch.relu(self.first(x))),)
+
+
+class Shared(nn.Module):
+    """One layer under two names, and two layers with the same parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.other, self.last = (
+            nn.Conv2d(*channels, 3, padding=1) for channels in ((1, 4), (4, 4), (4, 4), (4, 1))
+        )
+        self.again = self.inner
+        self.other.weight, self.other.bias = self.inner.weight, self.inner.bias
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+        for layer in (self.first, self.inner, self.again, self.other):
+            x = torch.relu(layer(x))
+        return (self.last(x),)
+
+
+@pytest.mark.parametrize("bits", [4, 32])
+@pytest.mark.parametrize("network", [Biasless, Shared])
+def test_networks_without_biases_or_with_shared_layers(network: type[nn.Module], bits: int, tmp_path: Path) -> None:
+    made = quantized(network(), bits, 8)
+    for folder in (tmp_path / "once", tmp_path / "twice"):
+        checkpoint.save(folder, made, {"_target_": f"{__name__}.{network.__name__}"})
+        again = checkpoint.load(folder)
+        assert torch.equal(output(again), output(made))
+        made = again
+
+
 def test_the_size_is_that_of_the_bits(saved: Path) -> None:
     network = checkpoint.load(saved)
     payload = 0.0

@@ -208,3 +208,16 @@ def test_attention_follows_its_to_q(tiny_unet: UNet2DModel) -> None:
     assert not any(name.startswith("mid_block") for name in names)
     bits = {quantizer.scheme.bits for name, quantizer in activation_quantizers(tiny_unet) if name.endswith("probability")}
     assert bits == {16}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_softmax_has_the_grid_of_zero_to_one_whatever_the_others_have(tiny_unet: UNet2DModel, symmetric: bool) -> None:
+    quantized(tiny_unet, 8, 6, act_symmetric=symmetric)
+    inside = [(name, quantizer) for name, quantizer in activation_quantizers(tiny_unet) if ".processor." in name]
+    assert len(inside) == 4 * 4
+    for name, quantizer in inside:
+        if name.endswith("probability"):
+            assert quantizer.scheme == Scheme(8)
+            assert (quantizer.scale.item(), quantizer.zero_point.item()) == (pytest.approx(1 / 255), 0)
+        else:
+            assert quantizer.scheme == Scheme(6, symmetric=symmetric)

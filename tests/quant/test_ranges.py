@@ -62,6 +62,12 @@ def test_error_sums_equal_the_loop(symmetric: bool, p: float) -> None:
         assert torch.isclose(sums[group], expected, rtol=1e-3).float().mean() > 0.97  # a tie rounds differently in double
 
 
+def test_of_ranges_that_lose_as_much_the_widest_is_taken() -> None:
+    scheme, x = Scheme(2, PerChannel()), torch.tensor([[0.0, 1.0]])
+    _, hi = estimate(x, scheme, NormSearch(candidates=(3.0, 1.5)))  # levels 1 and 1/2 apart: nothing is lost by either
+    assert hi.tolist() == [3]
+
+
 def test_symmetric_schemes_search_symmetric_ranges() -> None:
     lo, hi = estimate(weights("positive"), Scheme(4, PerChannel(), symmetric=True), NormSearch())
     assert torch.equal(lo, -hi)

@@ -1,13 +1,19 @@
 import copy
+import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from diffusers import UNet2DModel
+from pytorch_lightning.callbacks import Callback
 from recon_helpers import batches, pair, recon
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from qdexp import device as devices
 from qdexp.quant import NormSearch, PerChannel, QParams, Scheme, Split, fake_quantize, qparams_from_range
 from qdexp.quant.blocks import Rows
 from qdexp.quant.layers import ActivationQuantizer, to_quantized
@@ -39,8 +45,14 @@ def conv_site(bits: int = 3, granularity: PerChannel | Split = PerChannel()) -> 
     return site(nn.Conv2d(6, 4, 3, padding=1), torch.randn(ROWS, 6, 5, 5), Scheme(bits, granularity))
 
 
-def tokens_site() -> Site:
-    return site(nn.Linear(6, 4), torch.randn(ROWS, 7, 6), Scheme(3, PerChannel()))
+SITES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "conv": (lambda: nn.Conv2d(6, 4, 3, padding=1), (6, 5, 5), 1),
+    "sequence": (lambda: nn.Conv1d(6, 4, 3, padding=1), (6, 9), 1),
+    "tokens": (lambda: nn.Linear(6, 4), (7, 6), -1),
+    "vectors": (lambda: nn.Linear(6, 4), (6,), -1),
+    "channels last": (lambda: nn.Linear(6, 4), (5, 5, 6), -1),
+}
+"""Layers, the shape of a row of their inputs, and where the channels of their outputs lie."""
 
 
 def moved(module: WeightReconstruction) -> tuple[Tensor, Tensor]:
@@ -50,12 +62,13 @@ def moved(module: WeightReconstruction) -> tuple[Tensor, Tensor]:
     return alpha, (1.2 * torch.sigmoid(alpha) - 0.1).clamp(0, 1)
 
 
-@pytest.mark.parametrize("kind", ["conv", "tokens"])
+@pytest.mark.parametrize("kind", SITES)
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("step", [0, 19, 20, 60, 99])
 def test_the_loss_of_weight_rounding(kind: str, balanced: bool, step: int) -> None:
     """Of 100 steps, the first 20 without regulariser; then beta falls from 20 to 2."""
-    one = conv_site() if kind == "conv" else tokens_site()
+    make, shape, channels = SITES[kind]
+    one = site(make(), torch.randn(ROWS, *shape), Scheme(3, PerChannel()))
     settings = recon(iterations=100, regulariser=0.7, warmup=0.2, beta=[20, 2], balanced=balanced).weights
     module = WeightReconstruction(one, settings, start=0.013)
     _, h = moved(module)
@@ -69,11 +82,8 @@ def test_the_loss_of_weight_rounding(kind: str, balanced: bool, step: int) -> No
     ((x,), _), target = one.rows.take(index), one.targets[index]
     difference = (soft(x) - target).double()
     squares, power = difference.square(), target.double().square().sum()
-    if balanced:
-        expected = squares.sum() / power / 0.013
-    else:
-        channels = squares.shape[1] if kind == "conv" else squares.shape[-1]
-        expected = squares.sum() / (squares.numel() / channels)
+    rows = squares.numel() / squares.shape[channels]
+    expected = squares.sum() / power / 0.013 if balanced else squares.sum() / rows
     if step >= 20:
         beta = 20 - 18 * (step - 20) / 80
         undecided = 1 - (2 * h.double() - 1).abs() ** beta
@@ -158,6 +168,27 @@ def test_all_scales_of_a_block_are_learned_at_once(tiny_unet: UNet2DModel, softm
         for log, quantizer in zip(module.parameters(), quantizers, strict=True):
             assert log.grad is not None
             assert log.grad.ne(0).all(), quantizer
+
+
+class Rates(Callback):
+    """The learning rate of every iteration."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("kind", [WeightReconstruction, ScaleReconstruction])
+def test_the_rate_of_scales_falls_to_zero_as_a_cosine_and_that_of_weights_stays(kind: type[Reconstruction]) -> None:
+    one = site(nn.Conv2d(6, 4, 1), torch.randn(ROWS, 6, 5, 5), Scheme(3, PerChannel()), Scheme(4))
+    options, rates = recon(iterations=10, rate=0.02), Rates()
+    module = kind(one, options.weights if kind is WeightReconstruction else options.scales, start=1.0)
+    index = cast("Dataset[Tensor]", list(torch.arange(10).view(10, 1)))
+    devices.fit(module, DataLoader(index, batch_size=None), torch.device("cpu"), rates)
+    cosine = [0.02 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert rates.seen == pytest.approx([0.02] * 10 if kind is WeightReconstruction else cosine)
 
 
 @pytest.mark.parametrize("kind", [WeightReconstruction, ScaleReconstruction])

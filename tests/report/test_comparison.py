@@ -7,10 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from study import Study
 
 from qdexp.errors import UserError
+from qdexp.files import sha256
 from qdexp.report import tables
 from qdexp.report.comparison import Comparison, compare
 from qdexp.report.evidence import Evidence
@@ -94,6 +97,18 @@ def test_a_changed_reference_gives_no_intervals(study: Study, tmp_path: Path) ->
     assert "fid" not in evidence.estimates(records[1])
     assert "ssim" in evidence.estimates(records[1])
     assert "is not there, or not what it was" in next(iter(evidence.gaps))
+
+
+def test_published_statistics_give_intervals_of_fid(study: Study, tmp_path: Path) -> None:
+    record = copy.deepcopy(study.records[1])
+    expected = Evidence(study.out).estimates(record)["fid"]
+    tensors = load_file(record["config"]["protocol"]["reference"])
+    path = tmp_path / "published.npz"
+    np.savez(path, mu=tensors["mu"], sigma=tensors["sigma"])
+    record["config"]["protocol"]["reference"], record["protocol"]["reference_digest"] = str(path), sha256(path)
+    found = Evidence(study.out).estimates(record)["fid"]
+    assert found.value == expected.value
+    assert found.replicates.tolist() == expected.replicates.tolist()
 
 
 def test_estimates_are_kept_and_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,3 +102,8 @@ def test_an_estimate_is_a_value() -> None:
     apart = Estimate(3.0, np.array([1.0, 2.0])) - Estimate(1.0, np.array([1.0, 1.0]))
     assert apart.value == 2.0
     assert apart.replicates.tolist() == [0.0, 1.0]
+
+
+def test_the_bias_of_an_estimate_is_no_variance() -> None:
+    """Replicates spread about their own mean: those of FID lie above it, the more the fewer images there are."""
+    assert Estimate(3.0, np.array([4.0, 5.0])).variance == Estimate(4.5, np.array([4.0, 5.0])).variance == 0.25

@@ -176,6 +176,19 @@ def test_the_first_element_is_the_noise() -> None:
     assert torch.equal(estimate_noise(Wrapped(), x_t, t), estimate_noise(Plain(), x_t, t))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["ddim", "solver"])
+def test_samples_that_are_not_finite_are_no_samples(tiny_model: Model, name: str, request: Any, value: float) -> None:
+    class Overflowing(Plain):
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x_t, t).index_fill(0, torch.tensor([1]), value)
+
+    sampler = Sampler(tiny_model, request.getfixturevalue(name))
+    assert run(sampler, Plain(), [0, 1, 2]).isfinite().all()
+    with pytest.raises(UserError, match=r"^model\.network: .*not finite; look into model\.weights, .*more bits$"):
+        run(sampler, Overflowing(), [0, 1, 2])
+
+
 def test_images() -> None:
     levels = torch.arange(256) / 127.5 - 1
     assert torch.equal(to_images(levels), torch.arange(256).to(torch.uint8))

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from qdexp import models
 from qdexp.cell import Cell
 from qdexp.errors import UserError
-from qdexp.quant import PerChannel, PerTensor, Split
+from qdexp.quant import PerChannel, PerTensor, Split, checkpoint, qparams_from_range
 from qdexp.quant.network import quantized_layers
 from qdexp.quant.shortcuts import concatenations
 from qdexp.stages import conversion
+from qdexp.stages.calibration import read_rows
+from qdexp.store import Store
 
 CellOf = Callable[..., Cell]
 
@@ -67,3 +69,16 @@ def test_a_network_that_needs_values_is_reported_by_the_stage(cell_of: CellOf) -
     conversion.check(config)
     with pytest.raises(UserError, match=r"^quantizer\.split=skip"):
         conversion.convert(Curious(), config, batches())
+
+
+@pytest.mark.parametrize("rows", [3, None])
+def test_activation_ranges_are_those_of_the_first_rows(cell_of: CellOf, rows: int | None) -> None:
+    """The first convolution reads x_t itself; of 8 rows, in batches of 2."""
+    cell = cell_of("quantizer=linear", f"quantizer.act.rows={'null' if rows is None else rows}", "sampling.batch=2")
+    store = Store(cell.out)
+    network: Any = checkpoint.load(cell.stages["quantization"].make(store).folder / "checkpoint")
+    x_t = read_rows(store.folder(cell.stages["calibration"].entry))[0][:rows]
+    scheme = network.conv_in.input_quantizer.scheme
+    expected = qparams_from_range(*(end.view(1) for end in x_t.aminmax()), scheme)
+    assert torch.equal(network.conv_in.input_quantizer.scale, expected.scale)
+    assert len(x_t) == (rows or 8)

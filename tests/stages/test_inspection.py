@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qdexp.cell import Cell
 from qdexp.metrics.inspection import BINS, input_ranges, layer_errors, shortcut_histograms
 from qdexp.metrics.similarity import structural_similarity
+from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
 
 Batch = tuple[Tensor, Tensor]
@@ -75,6 +76,20 @@ def test_the_error_of_a_layer_is_its_own(tiny_unet: UNet2DModel, steps: list[Bat
     assert not tiny_unet.get_submodule("conv_out")._forward_hooks
 
 
+def test_a_layer_that_runs_twice_counts_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1, groups=2)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.conv(torch.relu(self.conv(x)))
+
+    network, batches = Twice(), [(torch.randn(rows, 2, 5, 4), torch.zeros(rows)) for rows in (3, 2)]
+    (errors,) = layer_errors(network, {"conv": copy.deepcopy(network.conv)}, batches).values()
+    assert errors.macs == 2 * (5 * 4 * 2) * 9
+
+
 def test_ssim_is_the_formula_and_one_for_equal_images() -> None:
     a = torch.randint(0, 256, (5, 3, 20, 24), dtype=torch.uint8)
     b = (a.float() * 0.8 + 20 * torch.rand(a.shape)).clamp(0, 255).to(torch.uint8)
@@ -114,6 +129,16 @@ def test_the_stages_of_a_cell(cell_of: Callable[..., Cell]) -> None:
     ssim = load_file(store.folder(cell.stages["similarity"].entry) / "similarity.safetensors")["ssim"]
     assert ssim.shape == (20,)
     assert record["metrics"]["ssim"] == pytest.approx(ssim.double().mean().item())
+
+
+@pytest.mark.parametrize(("rows", "looked_at"), [(2, 2), (7, 7), (9, 8)])
+def test_rows_are_looked_at_whichever_shards_hold_them(cell_of: Callable[..., Cell], rows: int, looked_at: int) -> None:
+    """Of 8 trajectories, in shards of 3."""
+    cell = cell_of(f"inspection.rows={rows}", "sampling.batch=3", "protocol.heldout=8")
+    store = Store(cell.out)
+    seen = json.loads((cell.stages["activations"].make(store).folder / "activations.json").read_text())["ranges"]["conv_in"]
+    x_t = torch.cat(list(read_shards(store.folder(cell.stages["heldout"].entry), "x_t")))[:looked_at]
+    assert seen == {"low": x_t.amin((0, 2, 3, 4)).tolist(), "high": x_t.amax((0, 2, 3, 4)).tolist()}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 
 def uniform(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
-    """Evenly spaced over all steps: timestep-aware calibration (Q-Diffusion, sec. 4.1). Exactly ``timesteps`` positions."""
+    """Evenly spaced over all steps: timestep-aware calibration (Q-Diffusion, sec. 3.3.1). Exactly ``timesteps`` positions."""
     return [(2 * i + 1) * steps // (2 * timesteps) for i in range(timesteps)]
 
 
@@ -37,8 +37,10 @@ def random(steps: int, timesteps: int, generator: torch.Generator) -> list[int]:
 def normal(steps: int, timesteps: int, generator: torch.Generator, mean: float = 0.6, deviation: float = 0.5) -> list[int]:
     """Drawn from a normal distribution over the steps, with replacement, those outside the sampler drawn again.
 
-    ``mean`` and ``deviation`` are fractions of the steps: timesteps t ~ N(0.4 T, T/2), skewed towards the image
-    (PTQ4DM, Shang et al. 2023, sec. 3.3), count from the image, positions from the noise.
+    ``mean`` and ``deviation`` are fractions of the steps. After PTQ4DM (Shang et al. 2023, sec. 3.3.2), whose timesteps
+    t ~ N(mu, T/2) lie nearer the image: mu is 0.4 T in its scripts, counted from the image; positions count from the noise.
+    T/2 is the standard deviation here. In the paper it is the variance, and what lies outside is clamped; the scripts have a
+    deviation of 0.4 T.
     """
     density = torch.distributions.Normal(mean * steps, deviation * steps)
     edges = torch.arange(steps + 1, dtype=torch.float64)

@@ -105,25 +105,25 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
 
     One forward pass a layer and batch.
     """
-    truth = [_first(call(network, batch)) for batch in batches]
+    truth, rows = [_first(call(network, batch)) for batch in batches], sum(len(batch[0]) for batch in batches)
     errors = {}
     for name, layer in quantized.items():
-        swap = _Swap(layer, len(batches[0][0]))
+        swap = _Swap(layer)
         handle = network.get_submodule(name).register_forward_hook(swap)
         try:
             answers = [_first(call(network, batch)) for batch in batches]
         finally:
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))
-        errors[name] = LayerError(swap.error / swap.power if swap.power else 0.0, sensitivity, swap.macs)
+        errors[name] = LayerError(swap.error / swap.power if swap.power else 0.0, sensitivity, swap.macs // rows)
     return errors
 
 
 class _Swap:
     """Answers in a layer's place with another layer, and adds up how far the two are apart."""
 
-    def __init__(self, layer: nn.Module, rows: int) -> None:
-        self.layer, self.rows = layer, rows
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
         self.error, self.power, self.macs = 0.0, 0.0, 0
 
     def __call__(self, replaced: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class _Swap:
         self.error += (answer - output).double().square().sum().item()
         self.power += output.double().square().sum().item()
         weight: Any = replaced.weight
-        self.macs = self.macs or output.numel() // self.rows * (weight.numel() // len(weight))
+        self.macs += output.numel() * (weight.numel() // len(weight))
         return answer
 
 

@@ -18,6 +18,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def save(
     content = {
         "format": FORMAT,
         "architecture": dict(architecture),
-        "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(_dtype(network)).removeprefix("torch."),
         "channels_last": _is_channels_last(network),
         "layers": _grouped((name, {"weight": x.weight_scheme, "act": _act_scheme(x)}) for name, x in quantized_layers(network)),
         "attentions": _grouped((name, _schemes(x)) for name, x in _processors(network)),
@@ -124,7 +125,14 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
             parts["act_zero_point"].append(quantizer.zero_point)
     joined = {f"quantized.{name}": torch.cat(tensors) for name, tensors in parts.items()}
     joined |= {name: _narrow(values) for name, values in joined.items() if name.endswith("_zero_point")}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in (joined | network.state_dict()).items()}
+    contents = {name: tensor.detach().cpu() for name, tensor in (joined | network.state_dict()).items()}
+    # copies: a module that is registered under two names has one memory for both, which safetensors refuses
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in contents.items()}
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """Of the parameters, or of the quantized weights where no other parameter is left."""
+    return next(chain(network.parameters(), (layer.weight for _, layer in quantized_layers(network)))).dtype
 
 
 def _narrow(values: Tensor) -> Tensor:

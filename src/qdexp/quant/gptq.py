@@ -9,7 +9,7 @@ one after another, and what each loses is made good by those that are still free
 
     e_i = (w_i - x_hat(w_i)) / U_ii,    w_j -= e_i U_ij for j > i,    U^T U = (H + lambda I)^-1, U upper triangular
 
-(Frantar et al. 2022, arXiv 2210.17323, section 3 and algorithm 1). Columns go by falling H_ii: those that matter most first.
+(Frantar et al. 2022, arXiv 2210.17323, section 4 and algorithm 1). Columns go by falling H_ii: those that matter most first.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from qdexp.quant.affine import QParams
 from qdexp.quant.scheme import Scheme
 
 DAMPING = 0.01
-"""lambda, as a fraction of the mean of H's diagonal (the same paper, section 3.3)."""
+"""lambda, as a fraction of the mean of H's diagonal (the same paper, section 4, step 3)."""
 CHUNK = 128
 """Columns that are rounded before the error is carried on to the rest."""
 ELEMENTS = 2**24

@@ -120,16 +120,23 @@ class WeightReconstruction(Reconstruction):
         return torch.optim.Adam(self.parameters(), lr=self.settings.rate, fused=True)
 
     def training_step(self, index: Tensor, step: int) -> Tensor:
-        """The loss of one batch."""
+        """The loss of one batch; where it is not balanced, summed over the channels and the mean over the rest."""
         choices = [rounding.h() for rounding in self._roundings]
         parts = zip(self._names, self._roundings, choices, strict=True)
         overrides = {_parameter(name, "weight"): rounding.weight(h) for name, rounding, h in parts}
         difference, target = self.difference(index, overrides)
         if self.settings.balanced:
             loss = relative(difference.square().sum(), target.square().sum()) / self.start
-        else:  # summed over the channels, mean over the rest
-            loss = difference.square().sum(1 if difference.ndim == 4 else -1).mean()
+        else:
+            loss = difference.square().sum(self._channels(difference)).mean()
         return loss + self._regulariser(choices, step)
+
+    def _channels(self, output: Tensor) -> int:
+        """The dimension of the block's output along which its channels lie."""
+        (site,) = self._site
+        if isinstance(site.block, nn.Linear):
+            return -1
+        return 1 if output.ndim == 4 or isinstance(site.block, nn.Conv1d) else -1
 
     def _regulariser(self, choices: list[Tensor], step: int) -> Tensor | float:
         settings = self.settings

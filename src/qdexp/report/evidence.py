@@ -137,7 +137,15 @@ class Evidence:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             self.gaps.add(f"{path} is not there, or not what it was: FID and KID have no intervals")
             return None
-        return Reference(load_file(path), digest)
+        return Reference(_read_tensors(path), digest)
+
+
+def _read_tensors(path: Path) -> Arrays:
+    """Of a reference file, which may be a published one: means and covariances in numpy's format."""
+    if path.suffix != ".npz":
+        return load_file(path)
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
 def _distributional(reference: Reference | None, pool: NDArray[Any]) -> dict[str, Estimate]:

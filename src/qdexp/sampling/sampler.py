@@ -70,8 +70,15 @@ class Sampler:
         asked: Asked = NOTHING,
         observe: Observer | None = None,
     ) -> Tensor:
-        """x_0 [n, c, h, w] in about [-1, 1], on ``device``; one generator a sample gives all its noise."""
-        return self._walk(partial(asked.estimate, network), sources, device, self.shape, observe)
+        """x_0 [n, c, h, w] in about [-1, 1], on ``device``; one generator a sample gives all its noise.
+
+        Raises UserError where a number in it is not finite: as pixels it would look like any other.
+        """
+        x_0 = self._walk(partial(asked.estimate, network), sources, device, self.shape, observe)
+        if not x_0.isfinite().all():
+            raise UserError("model.network: its answers make samples whose numbers are not finite; look into model.weights, "
+                            "or, where full precision samples well, give quant more bits")  # fmt: skip
+        return x_0
 
     def _walk(
         self,

@@ -70,6 +70,17 @@ def read_shards(folder: Path, name: str) -> Iterator[Tensor]:
             yield shard.get_tensor(name)
 
 
+def first_rows(folder: Path, name: str, count: int) -> Tensor:
+    """The first ``count`` rows of the tensor ``name``, or all where there are fewer; no shard is read that has none of them."""
+    found: list[Tensor] = []
+    for part in read_shards(folder, name):
+        found.append(part[:count])
+        count -= len(part)
+        if count <= 0:
+            break
+    return torch.cat(found)
+
+
 class Images(Dataset[tuple[Tensor]]):
     """The images in the shards of ``folder``, in order, each as ``(image,)``; one shard at a time is held."""
 

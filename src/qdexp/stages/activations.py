@@ -9,7 +9,7 @@ import torch
 from qdexp import files, models
 from qdexp.metrics.inspection import Histogram, input_ranges, shortcut_histograms
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import read_shards
+from qdexp.sampling.shards import first_rows
 from qdexp.stages.base import Stage, network_options
 from qdexp.stages.conditions import read_conditions
 from qdexp.stages.trajectory import heldout_trajectory
@@ -18,7 +18,7 @@ FILE = "activations.json"
 
 
 class ActivationsStage(Stage):
-    """``activations.json``, from the first ``inspection.rows`` held-out trajectories.
+    """``activations.json``, from the first ``inspection.rows`` held-out trajectories, or all where there are fewer.
 
     ``timestep`` [steps]; ``ranges``: for each layer ``low`` and ``high`` [steps] of its input; ``shortcuts``: for each that
     reads a concatenation its bins' ``low`` and ``high`` end and, for each of its ``parts``, ``counts`` and ``range``.
@@ -44,7 +44,7 @@ class ActivationsStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
         timesteps = Sampler(self.config.model, self.config.protocol).timesteps
-        x_t = next(read_shards(inputs["trajectory"], "x_t"))[: self.config.inspection.rows].to(self.device)
+        x_t = first_rows(inputs["trajectory"], "x_t", self.config.inspection.rows).to(self.device)
         asked = read_conditions(inputs, self.config).of(range(len(x_t)), self.device)
         steps = [
             asked.batch(x, torch.full((len(x),), t, device=self.device)) for x, t in zip(x_t.unbind(1), timesteps, strict=True)

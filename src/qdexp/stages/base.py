@@ -20,6 +20,7 @@ from qdexp import device as devices
 from qdexp.config import RANDOM, Config, Target
 from qdexp.errors import UserError
 from qdexp.files import sha256
+from qdexp.stages import own_code
 from qdexp.store import Entry, Store
 
 _KNOWN = ("qdexp.", "diffusers.", "torch.")
@@ -31,14 +32,18 @@ def short_hash(value: object) -> str:
 
 
 def identity(target: Target) -> dict[str, Any]:
-    """A target with the digest of the module that defines it, where that is the user's own and has no version in the key."""
+    """A target with the digest of the module that defines it, where that is the user's own and has no version in the key; and
+    with those of the user's other modules that this one imports, if it imports any."""
     name = target["_target_"]
     try:
         found = get_object(name)
         source = inspect.getsourcefile(found)
     except Exception as error:
         raise UserError(f"_target_={name}: cannot be imported ({error}); check the name and PYTHONPATH") from error
-    return {**target, "source": None if name.startswith(_KNOWN) or source is None else sha256(Path(source))}
+    if name.startswith(_KNOWN) or source is None:
+        return {**target, "source": None}
+    others = own_code.imported(Path(source), getattr(inspect.getmodule(found), "__package__", None) or "")
+    return {**target, "source": sha256(Path(source)), **({"imports": others} if others else {})}
 
 
 def digest(path: Path) -> str:

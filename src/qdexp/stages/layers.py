@@ -14,7 +14,7 @@ from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import FLOAT, execution_order, quantized_layers
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import read_shards
+from qdexp.sampling.shards import first_rows
 from qdexp.stages.base import Stage, network_options
 from qdexp.stages.conditions import read_conditions
 from qdexp.stages.conversion import CHECKPOINT
@@ -61,7 +61,7 @@ class LayersStage(Stage):
 
     def _rows(self, inputs: dict[str, Path]) -> Batch:
         """Rows of the first trajectories, the steps in turn, as they are asked for."""
-        walks = next(read_shards(inputs["trajectory"], "x_t"))
+        walks = first_rows(inputs["trajectory"], "x_t", self.config.inspection.rows)
         timesteps = torch.tensor(Sampler(self.config.model, self.config.protocol).timesteps)
         numbers = torch.arange(self.config.inspection.rows)
         sample, step = numbers % len(walks), numbers % len(timesteps)
