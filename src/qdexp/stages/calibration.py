@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from qdexp import files
@@ -53,14 +54,24 @@ class CalibrationStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         pairs = torch.tensor(chosen_rows(self.config))
         position, sample = pairs.unbind(dim=1)
-        walks = torch.cat(list(read_shards(inputs["trajectory"], "x_t")))
         timesteps = torch.tensor(Sampler(self.config.model, self.config.protocol).timesteps)
         conditions = read_conditions(inputs, self.config)
         asked = conditions.of(sample.tolist(), torch.device("cpu"))
         condition = pytree.tree_map(lambda *branches: torch.stack(branches, 1).flatten(0, 1), *asked.branches)
         sample, position = (part.repeat_interleave(conditions.branches) for part in (sample, position))
-        rows = {"x_t": walks[sample, position].contiguous(), "t": timesteps[position].contiguous()}
+        rows = {"x_t": _rows(inputs["trajectory"], sample, position), "t": timesteps[position].contiguous()}
         files.write_tensors(folder / FILE, rows | flatten(condition, CONDITION))
+
+
+def _rows(trajectory: Path, sample: Tensor, position: Tensor) -> Tensor:
+    """x_t of each pair of sample and position, in their order; one shard at a time is held: all may be tens of GB."""
+    numbers, found, first = [], [], 0
+    for walks in read_shards(trajectory, "x_t"):
+        (here,) = ((first <= sample) & (sample < first + len(walks))).nonzero(as_tuple=True)
+        numbers.append(here)
+        found.append(walks[sample[here] - first, position[here]])
+        first += len(walks)
+    return torch.cat(found)[torch.cat(numbers).argsort()].contiguous()
 
 
 def chosen_rows(config: Config) -> list[tuple[int, int]]:
