@@ -25,7 +25,7 @@ class ActivationsStage(Stage):
     """
 
     name = "activations"
-    version = 2
+    version = 3
     sources = ("qdexp.stages.activations", "qdexp.metrics.inspection", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
     @property

@@ -32,7 +32,7 @@ class LayersStage(Stage):
     """
 
     name = "layers"
-    version = 2
+    version = 3
     sources = ("qdexp.stages.layers", "qdexp.metrics.inspection", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
     @property
