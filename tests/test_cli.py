@@ -164,6 +164,39 @@ def test_stopped_while_it_samples(qdexp: Command, small: list[str], tmp_path: Pa
     assert [len(entries) for entries in lines] == [2, 2]
 
 
+LITTERING = """\
+import signal
+import torch
+
+class Litter:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+class Net(torch.nn.Conv2d):
+    def __init__(self, **architecture):
+        super().__init__(1, 1, 3, padding=1)
+        self.calls = 0
+
+    def forward(self, x_t, t):
+        self.calls += 1
+        if self.calls == 1:
+            Litter()
+        return super().forward(x_t)
+"""
+
+
+def test_an_interrupt_that_meets_a_finalizer_is_not_lost(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "littering.py").write_text(LITTERING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    network = ["model.network._target_=littering.Net", "model.weights=random", "method=fp", "protocol.n=4000"]
+    process = start([*(option for option in small if not option.startswith("protocol.n=")), *network], tmp_path)
+    _, err = process.communicate()
+    assert err == "qdexp: stopped; finished stages are kept, the same command goes on\n"
+    assert process.returncode == 1
+
+
 def test_a_sweep_through_submitit(qdexp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each cell in a process of its own; what comes back is the same table."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+from _thread import interrupt_main
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,6 +35,17 @@ def _line(error: Exception) -> str:
     return f"qdexp: {' '.join(str(error).split())}"  # Hydra's messages have many lines
 
 
+def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Python drops a Ctrl-C that it happens to raise in a finalizer, such as that of Lightning's profiler, which the garbage
+    collector runs at any time: it is sent once more, a moment later."""
+    if dropped.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(dropped)
+        return
+    later = threading.Timer(0.1, interrupt_main)  # here it would be dropped too
+    later.daemon = True
+    later.start()
+
+
 def main() -> None:
     # Hydra shall pass errors on: what a user can mend is printed below in one line
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -45,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.unraisablehook = send_again
     main()
