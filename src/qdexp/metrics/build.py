@@ -8,7 +8,6 @@ the order of its paths. Then: protocol.reference=cifar10.safetensors protocol.ex
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from torch_fidelity.registry import DATASETS_REGISTRY
 
 from qdexp.device import resolve
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.metrics import reference
 from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, find
 from qdexp.metrics.features import extract_from
@@ -68,10 +67,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="only the first n images")
     parser.add_argument("--keep", type=int, default=10_000, help="features kept for KID, precision and recall")
     parser.add_argument("--root", type=Path, help="where torch-fidelity's data sets lie")
-    try:
+    with one_line():
         build(parser.parse_args())
-    except UserError as error:
-        sys.exit(f"qdexp: {error}")
 
 
 if __name__ == "__main__":

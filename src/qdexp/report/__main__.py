@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qdexp import files
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.report import page, tables
 from qdexp.report.comparison import compare
 from qdexp.report.conformance import Paper, to_markdown
@@ -81,7 +81,5 @@ def _missing(labels: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except UserError as error:
-        sys.exit(f"qdexp.report: {error}")
