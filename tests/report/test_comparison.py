@@ -7,10 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from study import Study
 
 from qdexp.errors import UserError
+from qdexp.files import sha256
 from qdexp.report import tables
 from qdexp.report.comparison import Comparison, compare
 from qdexp.report.evidence import Evidence
@@ -94,6 +97,26 @@ def test_a_changed_reference_gives_no_intervals(study: Study, tmp_path: Path) ->
     assert "fid" not in evidence.estimates(records[1])
     assert "ssim" in evidence.estimates(records[1])
     assert "is not there, or not what it was" in next(iter(evidence.gaps))
+
+
+def test_a_published_reference_gives_the_interval_of_fid(study: Study, tmp_path: Path) -> None:
+    record = copy.deepcopy(study.records[0])
+    held = load_file(record["config"]["protocol"]["reference"])
+    np.savez(tmp_path / "published.npz", mu=held["mu"], sigma=held["sigma"])
+    record["config"]["protocol"]["reference"] = str(tmp_path / "published.npz")
+    record["protocol"]["reference_digest"] = sha256(tmp_path / "published.npz")
+    found, known = Evidence(study.out).estimates(record)["fid"], Evidence(study.out).estimates(study.records[0])["fid"]
+    assert found.value == pytest.approx(known.value)
+    assert found.replicates == pytest.approx(known.replicates)
+
+
+def test_a_damaged_entry_is_named(study: Study, tmp_path: Path) -> None:
+    record = study.records[0]
+    folder = tmp_path / "store" / f"evaluation-{record['keys']['evaluation']}"
+    folder.mkdir(parents=True)
+    (folder / "features.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"features\.safetensors is damaged .*: run the sweep again"):
+        Evidence(tmp_path).estimates(record)
 
 
 def test_estimates_are_kept_and_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
