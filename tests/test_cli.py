@@ -67,6 +67,9 @@ MISTAKES = {
     "calib.rows=17": ["calib.rows=17", "trajectory.samples"],
     "calib.strategy._target_=qdexp.calib.strategies.nosuch": ["_target_=qdexp.calib.strategies.nosuch", "PYTHONPATH"],
     "recon.heldout=0": ["recon.heldout=0"],
+    "quantizer.act.range.p=0": ["quantizer.act.range: ", "p=0"],
+    "quantizer.rounding=adaruond": ["quantizer.rounding=adaruond", "adaround"],
+    "protocol.steps=1001": ["protocol.steps=1001", "1000 timesteps"],
     "quantizer.act.range._target_=nosuch.Range": ["_target_=nosuch.Range", "PYTHONPATH"],
     "protocol.scheduler._target_=diffusers.NoSuch": ["_target_=diffusers.NoSuch"],
     "model.network._target_=nosuch.Net": ["_target_=nosuch.Net"],
@@ -132,6 +135,15 @@ def test_rows_to_learn_from_must_be_left(qdexp: Command, tmp_path: Path, method:
         "qdexp: recon.heldout=8: leaves none of the 8 rows of the calibration set to learn from; lower it, or raise calib.rows"
     )
     assert (tmp_path / "out" / "store").exists() is not refused
+
+
+def test_a_torn_list_of_cells_is_one_line(qdexp: Command, tmp_path: Path) -> None:
+    cells = tmp_path / "out" / "sweeps" / "trial" / "cells.json"
+    cells.parent.mkdir(parents=True)
+    cells.write_text('{"tiny-')
+    code, out, err = qdexp("-m", "method=fp")
+    assert (code, out) == (1, "")
+    assert err == f"qdexp: sweep=trial: {cells} is torn; delete it, or choose another name"
 
 
 def test_a_mistake_in_a_process_of_its_own(small: list[str], tmp_path: Path) -> None:
