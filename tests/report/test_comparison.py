@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from study import Study
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.report import tables
-from qdexp.report.comparison import Comparison, compare
+from qdexp.report.comparison import Comparison, compare, grouped
 from qdexp.report.evidence import Evidence
 from qdexp.report.statistics.frechet import Frechet
 
@@ -66,6 +67,14 @@ def test_differences_are_to_the_baseline_of_the_same_seed(study: Study, comparis
 def test_bit_operations_of_full_precision_are_counted_by_the_others(comparison: Comparison) -> None:
     fp, ptq = comparison.lines[0].numbers["gbops"].value, comparison.lines[1].numbers["gbops"].value
     assert 10 < fp / ptq < 32  # 4 x 8 bits but for the first layer (8 x 8) and the last (untouched)
+
+
+def test_where_a_seed_was_run_does_not_part_it_from_the_others(make: Callable[..., Record]) -> None:
+    here = make("ptq", config={"seed": 0, "cluster": {"name": "here", "parts": 1}, "recon": {"cache_gb": None, "batch": 4}})
+    there = make("ptq", seed=1, config={"seed": 1, "cluster": {"name": "mine"}, "recon": {"cache_gb": 2.0, "batch": 4}})
+    assert grouped([here, there]) == [[here, there]]
+    there["config"]["recon"]["batch"] = 8
+    assert grouped([here, there]) == [[here], [there]]
 
 
 def test_another_protocol_is_refused(study: Study) -> None:
