@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torch_fidelity.registry import DATASETS_REGISTRY
 
+from qdexp import files
 from qdexp.device import resolve
 from qdexp.errors import UserError, one_line
 from qdexp.metrics import reference
@@ -41,7 +42,12 @@ def images_of(args: argparse.Namespace) -> Dataset[tuple[Tensor]]:
 
 
 def build(args: argparse.Namespace) -> None:
-    """Extracts features and writes the reference."""
+    """Extracts features and writes the reference. Raises UserError before that where something is missing or cannot be."""
+    for option, least in (("n", 2), ("size", 1), ("keep", 0)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            raise UserError(f"--{option} {value}: choose at least {least}")
+    files.require_writable(args.out.parent, f"--out {args.out}")
     extractor = find(args.extractor, args.weights)
     images = images_of(args)
     if args.n is not None:
