@@ -171,6 +171,12 @@ def test_the_table_of_reconstruction(run: Script, seeds: list[Path]) -> None:
     assert any(row[3] == f"{mean:.3f} ({max(ratios):.3f})" for row in body)
 
 
+def test_a_coverage_of_nothing_is_refused(run: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("coverage.py", "--repetitions", "0")
+    assert "--repetitions and --variants must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_coverage_of_intervals(run: Script) -> None:
     body = rows(run("coverage.py", "--repetitions", "2", "--variants", "1", "--n", "200"))[2:]  # after the title and the header
