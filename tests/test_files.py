@@ -1,5 +1,6 @@
 import hashlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_the_umask_says_who_may_read(tmp_path: Path, umask: int, mode: int) -> N
 def test_a_folder_that_can_be_written_to(tmp_path: Path) -> None:
     files.require_writable(tmp_path / "a" / "b", "out=a/b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_that_takes_empty_files_alone(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"^out=here: File too large; choose a folder that can be written to$"):
+            files.require_writable(tmp_path, "out=here")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "/proc/qdexp"])

@@ -24,11 +24,13 @@ def sha256(path: Path) -> str:
 
 def require_writable(folder: Path, given: str) -> None:
     """Makes ``folder``. Raises UserError where it cannot be written to; ``given`` is how the user named it."""
+    probe = folder / f".probe-{uuid4().hex[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid4().hex[:12]}"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_text("a full disk still takes empty files")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{given}: {error.strerror}; choose a folder that can be written to") from error
 
