@@ -72,6 +72,14 @@ def test_jobs_of_another_shell_of_this_machine_are_not_said_to_be_cancelled(cell
         sweep_command(["cancel", "--out", str(sweep.out)])
 
 
+def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
+    manifest = tmp_path / "sweeps" / "trial" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"format": 1, "sw')
+    with pytest.raises(UserError, match=r"manifest\.json is torn: delete it and submit the sweep again"):
+        sweep_command(["status", "--out", str(tmp_path)])
+
+
 def test_a_word_that_is_no_command_gets_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sweep_command(["plna"])
