@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--variants", type=int, default=8, help="corruptions of each image in the population")
     parser.add_argument("--n", type=int, default=1024, help="images a repetition draws")
     args = parser.parse_args()
+    if min(args.repetitions, args.variants) < 1 or args.n < 2 or not args.images.is_file():
+        parser.error("--repetitions and --variants must be at least 1, --n at least 2, --images a file")
     torch.set_num_threads(1)
     margin = 100 * 1.96 * math.sqrt(0.95 * 0.05 / args.repetitions)
     print(f"n = {args.n:,}, {args.repetitions:,} repetitions: coverage to ± {margin:.1f} points\n")

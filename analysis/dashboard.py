@@ -16,6 +16,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
+from qdexp.errors import UserError, one_line
 from qdexp.tracking.log import Run, read
 from qdexp.tracking.sync import runs_in
 
@@ -89,12 +90,7 @@ def keys_of(specification: Any, field: str = "") -> Iterator[Key]:
 
 
 def _key(text: str, field: str) -> Iterator[Key]:
-    for prefix, kind in (
-        ("summary_metrics.", "summary"),
-        ("summary:", "summary"),
-        ("config:", "config"),
-        ("config.", "config"),
-    ):
+    for prefix, kind in PREFIXES.items():
         if text.startswith(prefix):
             yield kind, text.removeprefix(prefix).removesuffix(".value")
             return
@@ -112,8 +108,13 @@ def logged(runs: Sequence[Run]) -> set[Key]:
 
 
 def read_runs(place: Path, sweep: str) -> list[Run]:
-    """The runs in ``place`` that belong to the sweep."""
-    runs = [read(next(folder.glob("run-*.wandb"))) for folder in runs_in(place)]
+    """The runs in ``place`` that belong to the sweep. Raises UserError where a log is not whole: its keys are not known."""
+    runs = []
+    for folder in runs_in(place):
+        try:
+            runs += [read(log) for log in folder.glob("run-*.wandb")]
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}; remove it and run its sweep again, which writes it anew") from error
     return [run for run in runs if run.config.get("sweep") == sweep]
 
 
@@ -144,4 +145,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line():
+        sys.exit(main())

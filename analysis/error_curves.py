@@ -8,6 +8,7 @@ Left, teacher-forced: the step's own error. Right, free-running: what has accumu
 from drawing import arguments
 from matplotlib import rc_context
 
+from qdexp.errors import one_line
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures.methods import curves
@@ -27,4 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.report.records import Record, read_records
 from qdexp.report.statistics.estimate import over_seeds
 from qdexp.report.table import common_protocol
@@ -81,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

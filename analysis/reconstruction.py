@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from qdexp.errors import one_line
 from qdexp.report.records import Record, read_records
 from qdexp.report.table import row_names
 
@@ -49,4 +50,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

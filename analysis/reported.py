@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qdexp.errors import one_line
 from qdexp.report.records import Record, read_records
 
 REPORTED = Path(__file__).with_suffix(".json")
@@ -54,4 +55,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -11,7 +11,7 @@ from collections import defaultdict
 import matplotlib.pyplot as plt
 from drawing import arguments
 
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.report.records import Record, read_records
 from qdexp.report.table import common_protocol
 
@@ -65,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import qdexp
+from qdexp.errors import one_line
 from qdexp.report.records import read_records
 
 
@@ -41,4 +42,5 @@ def span(weight: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

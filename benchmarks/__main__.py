@@ -23,12 +23,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from benchmarks import data_path, growth, overhead, quantizing, range_search, sampling
 from benchmarks.subject import Subject, config_of
 from qdexp import device as devices
 from qdexp import provenance
 from qdexp.config import UNTOUCHED, Config
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 
 ROWS = {"data_path": 1024, "range_search": 64, "sampling": 64, "quantization": 5120, "growth": 1024, "overhead": 64}
 """Calibration rows of each part."""
@@ -111,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no part is called {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     if options.repetitions < 1 or (options.rows is not None and options.rows < 1):
         parser.error("--rows and --repetitions must be at least 1")
-    try:
+    with one_line(HydraException, OmegaConfBaseException):
         devices.make_repeatable()
         config = config_of(options.overrides)
         parts = {part: options.rows or ROWS[part] for part in options.parts or ROWS}
@@ -119,8 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(head(config), flush=True)
         for part, rows in parts.items():
             show(part, config, rows, options.repetitions)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

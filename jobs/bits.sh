@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Every bit-width, on your cluster: jobs/bits.sh cluster=mine model=ddpm_fashion
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python -m qdexp -m experiment=bits hydra/launcher=slurm "hydra.searchpath=[file://jobs${CONF:+,file://$CONF}]" sweep=bits "$@"
+jobs="$(cd "$(dirname "$0")" && pwd)"
+python -m qdexp -m experiment=bits hydra/launcher=slurm "hydra.searchpath=['file://$jobs'${CONF:+,'file://$CONF'}]" sweep=bits "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Every calibration strategy, on your cluster: jobs/calibration.sh cluster=mine model=ddpm_fashion
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python -m qdexp -m experiment=calibration hydra/launcher=slurm "hydra.searchpath=[file://jobs${CONF:+,file://$CONF}]" sweep=calibration "$@"
+jobs="$(cd "$(dirname "$0")" && pwd)"
+python -m qdexp -m experiment=calibration hydra/launcher=slurm "hydra.searchpath=['file://$jobs'${CONF:+,'file://$CONF'}]" sweep=calibration "$@"

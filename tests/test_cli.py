@@ -23,7 +23,14 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "qdexp", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=listen_to_interrupts
+    )
+
+
+def listen_to_interrupts() -> None:
+    """Tests that a shell runs in the background ignore Ctrl-C, and what they start would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_help_names_every_axis_and_choice(tmp_path: Path) -> None:
@@ -60,6 +67,9 @@ MISTAKES = {
     "calib.rows=17": ["calib.rows=17", "trajectory.samples"],
     "calib.strategy._target_=qdexp.calib.strategies.nosuch": ["_target_=qdexp.calib.strategies.nosuch", "PYTHONPATH"],
     "recon.heldout=0": ["recon.heldout=0"],
+    "quantizer.act.range.p=0": ["quantizer.act.range: ", "p=0"],
+    "quantizer.rounding=adaruond": ["quantizer.rounding=adaruond", "adaround"],
+    "protocol.steps=1001": ["protocol.steps=1001", "1000 timesteps"],
     "quantizer.act.range._target_=nosuch.Range": ["_target_=nosuch.Range", "PYTHONPATH"],
     "protocol.scheduler._target_=diffusers.NoSuch": ["_target_=diffusers.NoSuch"],
     "model.network._target_=nosuch.Net": ["_target_=nosuch.Net"],
@@ -127,6 +137,15 @@ def test_rows_to_learn_from_must_be_left(qdexp: Command, tmp_path: Path, method:
     assert (tmp_path / "out" / "store").exists() is not refused
 
 
+def test_a_torn_list_of_cells_is_one_line(qdexp: Command, tmp_path: Path) -> None:
+    cells = tmp_path / "out" / "sweeps" / "trial" / "cells.json"
+    cells.parent.mkdir(parents=True)
+    cells.write_text('{"tiny-')
+    code, out, err = qdexp("-m", "method=fp")
+    assert (code, out) == (1, "")
+    assert err == f"qdexp: sweep=trial: {cells} is torn; delete it, or choose another name"
+
+
 def test_a_mistake_in_a_process_of_its_own(small: list[str], tmp_path: Path) -> None:
     process = start([*small, "quant=w9a9"], tmp_path)  # found before torch is loaded
     out, err = process.communicate()
@@ -162,6 +181,39 @@ def test_stopped_while_it_samples(qdexp: Command, small: list[str], tmp_path: Pa
     assert digests[0] == digests[1]
     lines = [(tmp_path / out / "executions.jsonl").read_text().splitlines() for out in ("out", "undisturbed")]
     assert [len(entries) for entries in lines] == [2, 2]
+
+
+LITTERING = """\
+import signal
+import torch
+
+class Litter:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+class Net(torch.nn.Conv2d):
+    def __init__(self, **architecture):
+        super().__init__(1, 1, 3, padding=1)
+        self.calls = 0
+
+    def forward(self, x_t, t):
+        self.calls += 1
+        if self.calls == 1:
+            Litter()
+        return super().forward(x_t)
+"""
+
+
+def test_an_interrupt_that_meets_a_finalizer_is_not_lost(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "littering.py").write_text(LITTERING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    network = ["model.network._target_=littering.Net", "model.weights=random", "method=fp", "protocol.n=4000"]
+    process = start([*(option for option in small if not option.startswith("protocol.n=")), *network], tmp_path)
+    _, err = process.communicate()
+    assert err == "qdexp: stopped; finished stages are kept, the same command goes on\n"
+    assert process.returncode == 1
 
 
 def test_a_sweep_through_submitit(qdexp: Command, monkeypatch: pytest.MonkeyPatch) -> None:

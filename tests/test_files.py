@@ -1,5 +1,6 @@
 import hashlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from qdexp import files
+from qdexp.errors import UserError
 
 
 def test_sha256(tmp_path: Path) -> None:
@@ -82,3 +84,30 @@ def test_the_umask_says_who_may_read(tmp_path: Path, umask: int, mode: int) -> N
         os.umask(before)
     for name in ("text", "tensors"):
         assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+def test_a_folder_that_can_be_written_to(tmp_path: Path) -> None:
+    files.require_writable(tmp_path / "a" / "b", "out=a/b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_that_takes_empty_files_alone(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"^out=here: File too large; choose a folder that can be written to$"):
+            files.require_writable(tmp_path, "out=here")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "/proc/qdexp"])
+def test_a_folder_that_cannot(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("x")
+    out = tmp_path / where
+    with pytest.raises(UserError) as caught:
+        files.require_writable(out, f"out={out}")
+    assert str(caught.value).startswith(f"out={out}: ")
+    assert str(caught.value).endswith("choose a folder that can be written to")
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,9 @@
 
 import os
 import sys
+import threading
+from _thread import interrupt_main
+from contextlib import AbstractContextManager
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -10,39 +13,45 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qdexp.errors import UserError
+from qdexp.errors import one_line
 from qdexp.paths import conf_folder
-
-MENDABLE = (UserError, HydraException, OmegaConfBaseException)
-"""What a user can mend: printed in one line, without a traceback."""
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def app(cfg: DictConfig) -> str:
     from qdexp.sweep.results import run  # torch is loaded here, not for --help
 
-    try:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run(cfg)  # what it raises is Hydra's: the other cells go on
+    with _one_line():  # not by way of Hydra, which would print the overrides before it
         return run(cfg)
-    except MENDABLE as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the other cells go on
-        sys.exit(_line(error))  # not by way of Hydra, which would print the overrides before it
 
 
-def _line(error: Exception) -> str:
-    return f"qdexp: {' '.join(str(error).split())}"  # Hydra's messages have many lines
+def _one_line() -> AbstractContextManager[None]:
+    return one_line(HydraException, OmegaConfBaseException)
+
+
+def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Python drops a Ctrl-C that it happens to raise in a finalizer, such as that of Lightning's profiler, which the garbage
+    collector runs at any time: it is sent once more, a moment later."""
+    if dropped.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(dropped)
+        return
+    later = threading.Timer(0.1, interrupt_main)  # here it would be dropped too
+    later.daemon = True
+    later.start()
 
 
 def main() -> None:
     # Hydra shall pass errors on: what a user can mend is printed below in one line
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        app()
-    except MENDABLE as error:
-        sys.exit(_line(error))
+        with _one_line():
+            app()
     except KeyboardInterrupt:
         sys.exit("qdexp: stopped; finished stages are kept, the same command goes on")
 
 
 if __name__ == "__main__":
+    sys.unraisablehook = send_again
     main()

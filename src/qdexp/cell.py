@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from qdexp import device as devices
-from qdexp import models, provenance
+from qdexp import files, models, provenance
 from qdexp import record as records
 from qdexp.config import RANDOM, Config, Model
 from qdexp.errors import UserError
@@ -35,7 +35,7 @@ from qdexp.stages.perceptual import PerceptualStage
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.samples import SamplesStage
 from qdexp.stages.similarity import SimilarityStage
-from qdexp.store import Store, require_writable
+from qdexp.store import Store
 
 _LEARNED = {"weights": "rounding", "scales": "quantization"}
 """Which stage learns what."""
@@ -266,7 +266,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
             work()
             known.add(key)
 
-    check(lambda: require_writable(Path(config.out)), "out", config.out)
+    check(lambda: files.require_writable(Path(config.out), f"out={config.out}"), "out", config.out)
     devices.resolve(config.device)
     check(lambda: models.check_weights(model), "weights", model)
     check(lambda: identity(model.network), "network", model)  # it can be imported

@@ -1,4 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and how a command says it."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -7,3 +11,13 @@ class UserError(Exception):
 
 class NothingToSplitError(UserError):
     """Split shortcuts were asked of a network that has none: a ladder goes on without this rung."""
+
+
+@contextlib.contextmanager
+def one_line(*others: type[Exception]) -> Iterator[None]:
+    """Ends the process with one line, exit code 1, where what a user can mend is raised: a UserError, or one of ``others``."""
+    mendable: tuple[type[Exception], ...] = (UserError, *others)
+    try:
+        yield
+    except mendable as error:
+        sys.exit(f"qdexp: {' '.join(str(error).split())}")  # messages of Hydra have many lines

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from qdexp.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,6 +20,19 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(folder: Path, given: str) -> None:
+    """Makes ``folder``. Raises UserError where it cannot be written to; ``given`` is how the user named it."""
+    probe = folder / f".probe-{uuid4().hex[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_text("a full disk still takes empty files")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{given}: {error.strerror}; choose a folder that can be written to") from error
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:

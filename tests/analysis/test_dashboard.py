@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from qdexp.errors import UserError
+
 SCRIPTS = Path(__file__).parents[2] / "analysis"
 
 
@@ -48,6 +50,15 @@ def test_a_key_that_no_run_holds_is_named(dashboard: Callable[..., tuple[int, st
     assert code == 1
     for key in ("summary key size_on_the_moon", "config key phase", "history key curves/orbit"):
         assert f"no run has the {key}:" in said
+
+
+def test_a_torn_run_is_named(dashboard: Callable[..., tuple[int, str]], runs: Path, tmp_path: Path) -> None:
+    log = next(runs.glob("offline-run-*/run-*.wandb"))
+    torn = tmp_path / log.parent.name / log.name
+    torn.parent.mkdir()
+    torn.write_bytes(log.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"offline-run-\S+: .*; remove it and run its sweep again"):
+        dashboard("trial", "--runs", tmp_path)
 
 
 def test_another_sweep_has_no_dashboard_of_these_runs(dashboard: Callable[..., tuple[int, str]], runs: Path) -> None:

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from qdexp.errors import UserError
-
 SCRIPTS = Path(__file__).parents[2] / "analysis"
 YAML = """\
 defaults: [tiny, _self_]
@@ -92,7 +90,7 @@ def test_the_table_of_shortcut_modes_says_what_the_records_say(run: Script, stud
 
 
 def test_records_of_two_studies_are_not_drawn_as_one(run: Script, study: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give one study's"):
+    with pytest.raises(SystemExit, match=r"^qdexp: .* give one study's"):
         run("shortcut_modes.py", study[0], study[0], "--out", tmp_path / "modes.png")
     assert not (tmp_path / "modes.png").exists()
 
@@ -114,6 +112,16 @@ def test_ranges_of_shortcuts_are_a_gain_apart(run: Script, study: list[Path]) ->
 def test_error_curves(run: Script, study: list[Path], tmp_path: Path) -> None:
     assert run("error_curves.py", *study, "--out", tmp_path / "curves.png") == ""
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "script", ["error_curves.py", "gaps.py", "reconstruction.py", "reported.py", "shortcut_modes.py", "shortcut_ranges.py"]
+)
+def test_a_torn_record_is_one_line(run: Script, script: str, tmp_path: Path) -> None:
+    (tmp_path / "torn.json").write_text('{"format": 1')
+    drawn = ["--out", tmp_path / "x.png"] if script in ("error_curves.py", "shortcut_modes.py") else []
+    with pytest.raises(SystemExit, match=r"^qdexp: \S+torn\.json is torn or no JSON: delete it and run the sweep again$"):
+        run(script, tmp_path / "torn.json", *drawn)
 
 
 @pytest.fixture
@@ -161,6 +169,12 @@ def test_the_table_of_reconstruction(run: Script, seeds: list[Path]) -> None:
     ratios += [1.0] * blocks["kept"].count(False)
     mean = torch.tensor(ratios).log().mean().exp()
     assert any(row[3] == f"{mean:.3f} ({max(ratios):.3f})" for row in body)
+
+
+def test_a_coverage_of_nothing_is_refused(run: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("coverage.py", "--repetitions", "0")
+    assert "--repetitions and --variants must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -97,13 +97,17 @@ def test_a_reference_is_built_from_a_folder(
         (["cifar10-train", "--root", "empty"], "cifar10-train: not in empty; put it there"),
         (["."], "--size is missing"),
         ([".", "--size", "8"], r"holds no image"),
+        ([".", "--size", "0"], "--size 0: choose at least 1"),
+        ([".", "--n", "1"], "--n 1: choose at least 2"),
+        ([".", "--out", "file/made"], "--out file/made: .*; choose a folder that can be written to"),
     ],
 )
 def test_what_is_missing_is_one_line(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["build", *arguments, "--out", "made", "--extractor", "fashion-cnn"])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["build", "--out", "made", "--extractor", "fashion-cnn", *arguments])
     with pytest.raises(SystemExit, match=f"qdexp: .*{message}"):
         build.main()
 

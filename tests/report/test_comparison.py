@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from study import Study
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.report import tables
-from qdexp.report.comparison import Comparison, compare
+from qdexp.report.comparison import Comparison, compare, grouped
 from qdexp.report.evidence import Evidence
 from qdexp.report.statistics.frechet import Frechet
 
@@ -68,6 +69,14 @@ def test_bit_operations_of_full_precision_are_counted_by_the_others(comparison: 
     assert 10 < fp / ptq < 32  # 4 x 8 bits but for the first layer (8 x 8) and the last (untouched)
 
 
+def test_where_a_seed_was_run_does_not_part_it_from_the_others(make: Callable[..., Record]) -> None:
+    here = make("ptq", config={"seed": 0, "cluster": {"name": "here", "parts": 1}, "recon": {"cache_gb": None, "batch": 4}})
+    there = make("ptq", seed=1, config={"seed": 1, "cluster": {"name": "mine"}, "recon": {"cache_gb": 2.0, "batch": 4}})
+    assert grouped([here, there]) == [[here, there]]
+    there["config"]["recon"]["batch"] = 8
+    assert grouped([here, there]) == [[here], [there]]
+
+
 def test_another_protocol_is_refused(study: Study) -> None:
     other = copy.deepcopy(study.records[0])
     other["protocol"] |= {"hash": "0ddba11", "n": 5000}
@@ -109,6 +118,15 @@ def test_published_statistics_give_intervals_of_fid(study: Study, tmp_path: Path
     found = Evidence(study.out).estimates(record)["fid"]
     assert found.value == expected.value
     assert found.replicates.tolist() == expected.replicates.tolist()
+
+
+def test_a_damaged_entry_is_named(study: Study, tmp_path: Path) -> None:
+    record = study.records[0]
+    folder = tmp_path / "store" / f"evaluation-{record['keys']['evaluation']}"
+    folder.mkdir(parents=True)
+    (folder / "features.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"features\.safetensors is damaged .*: run the sweep again"):
+        Evidence(tmp_path).estimates(record)
 
 
 def test_estimates_are_kept_and_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

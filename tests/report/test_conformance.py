@@ -73,7 +73,17 @@ def test_the_list_as_markdown(line: Line, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cells": [{"where": {}}]}, {"cells": 3}, {"settings": {"a": {"rumour": 1}}}, {"settings": {"a": 1}}]
+    "changes",
+    [
+        {"cells": [{"where": {}}]},
+        {"cells": 3},
+        {"cells": [CELL | {"where": "ptq"}]},
+        {"cells": [CELL | {"numbers": ["fid"]}]},
+        {"cells": [CELL | {"numbers": {"fid": "4.9"}}]},
+        {"cells": [CELL | {"numbers": {"fud": 4.9}}]},
+        {"settings": {"a": {"rumour": 1}}},
+        {"settings": {"a": 1}},
+    ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--reported"):

@@ -69,6 +69,24 @@ def test_while_a_sweep_runs_the_report_says_what_is_missing(report: Report, stud
     assert waiting["cell"] in (tmp_path / "reports" / "half" / "index.html").read_text()
 
 
+def test_what_cannot_be_made_is_told_before_anything_is_written(report: Report, study: Study, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--to .*file/below: .*; choose a folder that can be written to"):
+        report(study.name, "--out", study.out, "--to", tmp_path / "file" / "below")
+    cell = {"where": {"method": "squant"}, "numbers": {"fid": 1}}
+    (tmp_path / "paper.json").write_text(json.dumps({"title": "A paper", "source": "here", "cells": [cell]}))
+    with pytest.raises(UserError, match="A paper reports none of these cells"):
+        report(study.name, "--out", study.out, "--to", tmp_path / "to", "--reported", tmp_path / "paper.json")
+    assert not list((tmp_path / "to").iterdir())
+
+
+def test_a_torn_list_of_cells_is_named(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "sweeps" / "half").mkdir(parents=True)
+    (tmp_path / "sweeps" / "half" / "cells.json").write_text('{"a": {"la')
+    with pytest.raises(UserError, match=r"cells\.json is torn: delete it and run the sweep again"):
+        report("half", "--out", tmp_path)
+
+
 def test_one_of_several_protocols_is_chosen(report: Report, study: Study, tmp_path: Path) -> None:
     records = tmp_path / "records"
     records.mkdir()

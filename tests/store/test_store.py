@@ -13,8 +13,7 @@ import pytest
 from filelock import FileLock
 
 from qdexp import files
-from qdexp.errors import UserError
-from qdexp.store import MANIFEST, Entry, Store, require_writable
+from qdexp.store import MANIFEST, Entry, Store
 
 PROCESSES = multiprocessing.get_context("forkserver")  # new processes that share nothing but the time torch takes to load
 PROCESSES.set_forkserver_preload(["qdexp.sampling.shards", "qdexp.store"])
@@ -225,22 +224,6 @@ def test_damage_is_found_and_mended(made: Path, work: Callable[[Path], None], fi
     assert [line["entry"] for line in executions(made)] == [NAME, NAME]
     assert entries(made) == [NAME]
     assert not list((made / "store").glob(".damaged-*"))
-
-
-def test_a_folder_that_can_be_written_to(tmp_path: Path) -> None:
-    require_writable(tmp_path / "a" / "b")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-
-
-@pytest.mark.parametrize("where", ["file", "file/below", "/proc/qdexp"])
-def test_a_folder_that_cannot(tmp_path: Path, where: str) -> None:
-    (tmp_path / "file").write_text("x")
-    out = tmp_path / where
-    with pytest.raises(UserError) as caught:
-        require_writable(out)
-    assert str(caught.value).startswith(f"out={out}: ")
-    assert str(caught.value).endswith("choose a folder that can be written to")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_kill_between_manifest_and_rename_costs_nothing(tmp_path: Path) -> None:

@@ -127,6 +127,19 @@ def test_a_sweep_that_does_not_say_what_it_needs_stops_prune(out: Path) -> None:
         main(["prune", "--out", str(out), "--yes"])
 
 
+@pytest.mark.parametrize("text", ['{"cell": "a', "{}", "[1]"])
+def test_what_is_no_record_is_named(out: Path, text: str) -> None:
+    (out / "records" / "other.json").write_text(text)
+    with pytest.raises(UserError, match=r"other\.json is torn, or no record: delete it"):
+        main(["du", "--out", str(out)])
+
+
+def test_a_copy_to_where_nothing_can_be_written(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"copy trial .*/file: .*; choose a folder that can be written to"):
+        main(["copy", "trial", str(tmp_path / "file"), "--out", str(out)])
+
+
 @pytest.mark.parametrize(("arguments", "named"), [(["du"], "holds no store"), (["copy", "other", "-"], "no record of such")])
 def test_mistakes(out: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):

@@ -1,6 +1,7 @@
 """The launchers of one machine, and cells one by one."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from qdexp.cell import Cell
+from qdexp.errors import UserError
 from qdexp.paths import conf_folder
 from qdexp.sweep.__main__ import main as sweep_command
 from qdexp.sweep.freeze import Composer, freeze
+from qdexp.sweep.launch import Frozen
+from qdexp.sweep.manifest import Registry
+from qdexp.sweep.queue import HERE
 
 Command = Callable[..., tuple[int, str, str]]
 Executed = Callable[..., list[str]]
@@ -57,6 +63,29 @@ def test_several_processes_at_once(qdexp: Command, executed: Executed, tmp_path:
     assert {name: alone[name] for name in ("metrics", "keys")} == {name: record[name] for name in ("metrics", "keys")}
 
 
+def test_jobs_of_another_shell_of_this_machine_are_not_said_to_be_cancelled(cell_of: Callable[..., Cell]) -> None:
+    sweep = Frozen([cell_of("method=fp")])
+    sweep.write()
+    for node in sweep.nodes:
+        Registry(sweep.out).submitted(node.id, f"{HERE}{os.getpid()}", sweep.out / "log", "trial")
+    with pytest.raises(UserError, match="cancel trial: it runs on this machine; press Ctrl-C"):
+        sweep_command(["cancel", "--out", str(sweep.out)])
+
+
+def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
+    manifest = tmp_path / "sweeps" / "trial" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"format": 1, "sw')
+    with pytest.raises(UserError, match=r"manifest\.json is torn: delete it and submit the sweep again"):
+        sweep_command(["status", "--out", str(tmp_path)])
+
+
+def test_a_word_that_is_no_command_gets_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sweep_command(["plna"])
+    assert re.search("plan.*status.*collect.*logs.*cancel", capsys.readouterr().err)
+
+
 def test_plan_does_nothing(qdexp: Command, tmp_path: Path) -> None:
     code, out, err = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
     assert (code, err) == (0, "")
@@ -97,7 +126,8 @@ def test_cells_one_by_one_and_exclusions(qdexp: Command, tmp_path: Path, options
         (['hydra.sweeper.exclude=["quant=w2a2"]'], "hydra.sweeper.exclude=quant=w2a2: no cell"),
         (["method=ptq", 'hydra.sweeper.exclude=["method=ptq"]'], "leaves no cell"),
         (['hydra.sweeper.cells=["method=ptq"]', "method=fp"], "method is named beside the list too"),
-        (["hydra/launcher=local", "hydra.launcher.jobs=0"], "hydra.launcher.jobs=0"),
+        (["hydra/launcher=local", "hydra.launcher.jobs=0"], "qdexp: hydra.launcher.jobs=0: choose"),
+        (["hydra/launcher=local", "+cluster.stages.roundign.minutes=5"], "cluster.stages.roundign: no stage is called so"),
         (["hydra/launcher=slurm", "seed=0,1", "out=a,b"], "out: one sweep has one out"),
         (["cluster.parts=0"], "cluster.parts=0"),
         (["cluster.device=tpu"], "cluster.device=tpu"),

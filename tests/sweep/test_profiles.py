@@ -1,6 +1,7 @@
 """What a cluster user edits and runs, as it lies in jobs/."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -43,14 +44,21 @@ def arguments(tmp_path: Path) -> Callable[..., list[str]]:
 def test_every_script_submits_its_study(script: Path, arguments: Callable[..., list[str]]) -> None:
     module, name, *rest = arguments(script, "cluster=mine", "seed=0,1")
     assert (module, name) == ("-m", "qdexp")
-    assert {"-m", "hydra/launcher=slurm", "hydra.searchpath=[file://jobs]", f"sweep={script.stem}"} <= set(rest)
+    assert {"-m", "hydra/launcher=slurm", f"hydra.searchpath=['file://{JOBS}']", f"sweep={script.stem}"} <= set(rest)
     assert rest[-2:] == ["cluster=mine", "seed=0,1"]
 
 
 def test_a_script_with_configs_of_ones_own(
-    arguments: Callable[..., list[str]], qdexp: Callable[..., tuple[int, str, str]], own_conf: Path
+    arguments: Callable[..., list[str]],
+    qdexp: Callable[..., tuple[int, str, str]],
+    own_conf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = arguments(JOBS / "calibration.sh", "cluster=one_machine", "calib=last,first", CONF=str(own_conf))[2:]
+    """In a folder of one's own, whose paths are one's own too."""
+    shutil.copytree(own_conf, tmp_path / "own study" / "my conf, mine")
+    monkeypatch.chdir(tmp_path / "own study")
+    given = arguments(JOBS / "calibration.sh", "cluster=one_machine", "calib=last,first", CONF="my conf, mine")[2:]
     code, out, err = qdexp(*given, "hydra.launcher.dry=true")
     assert (code, err) == (0, "")
     assert "sweep calibration: 2 cells" in out

@@ -84,9 +84,12 @@ class SequentialLauncher(CellLauncher):
 class LocalLauncher(CellLauncher):
     def __init__(self, jobs: int, dry: bool = False) -> None:
         super().__init__(dry)
-        if jobs < 1:
-            raise UserError(f"hydra.launcher.jobs={jobs}: choose at least 1")
         self.jobs = jobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if self.jobs < 1:  # raised by the constructor, it would come wrapped in Hydra's own words
+            raise UserError(f"hydra.launcher.jobs={self.jobs}: choose at least 1")
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def run(self, cells: "Sequence[Cell]") -> Any:
         from qdexp.sweep.launch import local

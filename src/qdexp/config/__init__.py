@@ -74,7 +74,8 @@ class Config:
     def __post_init__(self) -> None:
         devices = ("auto", "cpu", "cuda")
         require(self.device in devices, "device", self.device, f"choose one of {', '.join(devices)}")
-        require(self.seed >= 0, "seed", self.seed, "choose 0 or more")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "choose 0 to 2^32 - 1")
+        require(self.out != "", "out", self.out, "name a folder")
         plain = self.sweep not in ("", "..") and Path(self.sweep).name == self.sweep
         require(plain, "sweep", self.sweep, "give a plain name, without slashes")
 

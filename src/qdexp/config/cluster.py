@@ -1,5 +1,6 @@
 """Options of where the jobs of a sweep go."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ class Resources:
         require(self.minutes > 0, "cluster.stages.*.minutes", self.minutes, "choose at least 1")
         require(self.gpus >= 0, "cluster.stages.*.gpus", self.gpus, "choose 0 or more")
         require(self.cpus > 0, "cluster.stages.*.cpus", self.cpus, "choose at least 1")
+        some = self.memory_gb is None or 0 < self.memory_gb < math.inf
+        require(some, "cluster.stages.*.memory_gb", self.memory_gb, "choose more than 0, or null for what the cluster gives")
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Cluster:
         require(self.device in known, "cluster.device", self.device, f"choose one of {', '.join(known)}")
         for option in ("parts", "parallel"):
             require(getattr(self, option) > 0, f"cluster.{option}", getattr(self, option), "choose at least 1")
+        require(self.restarts >= 0, "cluster.restarts", self.restarts, "choose 0 or more")
         require("default" in self.stages, "cluster.stages", sorted(self.stages), "add the resources of default")
 
     def resources(self, stage: str) -> Resources:

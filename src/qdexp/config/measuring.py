@@ -1,5 +1,6 @@
 """Options of what is measured, and how: trajectories, protocol, sampling, what is looked at, where records go."""
 
+import math
 from dataclasses import dataclass
 
 from qdexp.config.checks import Target, require
@@ -39,7 +40,7 @@ class Protocol:
     extractor_weights: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.guidance >= 0, "protocol.guidance", self.guidance, "choose 1 for none, or more")
+        require(0 <= self.guidance < math.inf, "protocol.guidance", self.guidance, "choose 1 for none, or more")
         require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")
         require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
         require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")

@@ -125,8 +125,8 @@ class WeightLearning:
     def __post_init__(self) -> None:
         option = "recon.weights"
         require(self.iterations > 0, f"{option}.iterations", self.iterations, "choose at least 1")
-        require(self.rate > 0, f"{option}.rate", self.rate, "choose a learning rate above 0")
-        require(self.regulariser >= 0, f"{option}.regulariser", self.regulariser, "choose 0 or more")
+        require(0 < self.rate < math.inf, f"{option}.rate", self.rate, "choose a learning rate above 0")
+        require(0 <= self.regulariser < math.inf, f"{option}.regulariser", self.regulariser, "choose 0 or more")
         require(
             0 <= self.warmup < 1, f"{option}.warmup", self.warmup, "choose a fraction of the iterations, 0 or more, below 1"
         )
@@ -148,8 +148,8 @@ class ScaleLearning:
     def __post_init__(self) -> None:
         option = "recon.scales"
         require(self.iterations > 0, f"{option}.iterations", self.iterations, "choose at least 1")
-        require(self.rate > 0, f"{option}.rate", self.rate, "choose a learning rate above 0")
-        require(self.power >= 1, f"{option}.power", self.power, "choose 1 or more; 2 is the mean squared error")
+        require(0 < self.rate < math.inf, f"{option}.rate", self.rate, "choose a learning rate above 0")
+        require(1 <= self.power < math.inf, f"{option}.power", self.power, "choose 1 or more; 2 is the mean squared error")
 
 
 @dataclass

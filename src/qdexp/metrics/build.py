@@ -8,7 +8,6 @@ the order of its paths. Then: protocol.reference=cifar10.safetensors protocol.ex
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torch_fidelity.registry import DATASETS_REGISTRY
 
+from qdexp import files
 from qdexp.device import resolve
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.metrics import reference
 from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, find
 from qdexp.metrics.features import extract_from
@@ -42,7 +42,12 @@ def images_of(args: argparse.Namespace) -> Dataset[tuple[Tensor]]:
 
 
 def build(args: argparse.Namespace) -> None:
-    """Extracts features and writes the reference."""
+    """Extracts features and writes the reference. Raises UserError before that where something is missing or cannot be."""
+    for option, least in (("n", 2), ("size", 1), ("keep", 0)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            raise UserError(f"--{option} {value}: choose at least {least}")
+    files.require_writable(args.out.parent, f"--out {args.out}")
     extractor = find(args.extractor, args.weights)
     images = images_of(args)
     if args.n is not None:
@@ -68,10 +73,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="only the first n images")
     parser.add_argument("--keep", type=int, default=10_000, help="features kept for KID, precision and recall")
     parser.add_argument("--root", type=Path, help="where torch-fidelity's data sets lie")
-    try:
+    with one_line():
         build(parser.parse_args())
-    except UserError as error:
-        sys.exit(f"qdexp: {error}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdexp import models
 from qdexp.config import Config, Model, Quant
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.models.describe import Block, Description, describe
 from qdexp.paths import conf_folder
 from qdexp.quant.checkpoint import nominal_bytes
@@ -24,17 +24,18 @@ quant.layers, quant.softmax_bits and quant.first_last_bits count.
 
 def main(arguments: list[str]) -> None:
     """Prints the description. Exits with one line where an option is wrong."""
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if not arguments:
         sys.exit(HELP)
-    try:
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
+    with one_line(HydraException, OmegaConfBaseException):
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
             quants = [Config.of(compose("config", [*arguments, f"quant={choice}"])).quant for choice in choices]
             model = Config.of(compose("config", arguments)).model
         description = describe(model)
         print("\n".join([*summary(model, description), "", *costs(description, quants), "", *block_lines(description.blocks)]))
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"qdexp: {' '.join(str(error).split())}")
 
 
 def summary(model: Model, description: Description) -> Iterator[str]:

@@ -8,6 +8,7 @@ An estimator of your own needs one file on the Python path and its `_target_` in
 as an example, under "Extending".
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,11 @@ class NormSearch(RangeEstimator):
 
     p: float = 2.4
     candidates: tuple[float, ...] = tuple(percent / 100 for percent in range(100, 20, -1))
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where no least error can be told."""
+        if not 0 < self.p < math.inf or not self.candidates or min(self.candidates) <= 0:
+            raise ValueError(f"p={self.p} and candidates={list(self.candidates)} must be above 0")
 
     def start(self, scheme: Scheme, groups: int) -> "NormSearchStream":
         """A stream of two passes."""

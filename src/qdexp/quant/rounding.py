@@ -35,5 +35,5 @@ def resolve(name: str) -> Rounding:
         rounding: Rounding = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError):
         known = ", ".join([*ROUNDINGS, "adaround", "gptq"])  # which need rows, see their modules
-        raise UserError(f"rounding {name!r} is unknown: use {known}, or the dotted path of an importable function") from None
+        raise UserError(f"quantizer.rounding={name}: choose {known}, or the dotted path of an importable function") from None
     return rounding

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qdexp import files
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.report import page, tables
 from qdexp.report.comparison import compare
 from qdexp.report.conformance import Paper, to_markdown
@@ -45,14 +45,15 @@ def main() -> None:
         source = replace(source, records=of_protocol(source.records, args.protocol))
     paper = Paper.read(args.reported) if args.reported else None
     evidence = Evidence(source.out)
-    comparison = compare(source.records, evidence, args.baseline)
     folder: Path = args.to or source.out / "reports" / source.name
-    folder.mkdir(parents=True, exist_ok=True)
+    files.require_writable(folder, f"--to {folder}")
+    comparison = compare(source.records, evidence, args.baseline)
+    listed = to_markdown(paper, comparison.lines) if paper else None
     Console(width=None if sys.stdout.isatty() else WIDTH).print(tables.to_terminal(comparison))
     for name, text in (("md", tables.to_markdown), ("tex", tables.to_latex), ("csv", tables.to_csv)):
         files.write_text(folder / f"table.{name}", text(comparison))
-    if paper is not None:
-        files.write_text(folder / "conformance.md", to_markdown(paper, comparison.lines))
+    if listed is not None:
+        files.write_text(folder / "conformance.md", listed)
     page.write(content(source, evidence, comparison, paper), folder / "index.html")
     drawn = [] if args.no_figures else draw_all(comparison, evidence, folder)
     for line in [*(f"note     {gap}" for gap in sorted(evidence.gaps)), *_missing(source.missing)]:
@@ -60,7 +61,7 @@ def main() -> None:
     print(f"tables   {folder / 'table'}.md .tex .csv")
     if drawn:
         print(f"figures  {folder}: {', '.join(drawn)} (.pdf .png)")
-    if paper is not None:
+    if listed is not None:
         print(f"paper    {folder / 'conformance.md'}")
     print(f"page     {folder / 'index.html'}")
 
@@ -81,7 +82,5 @@ def _missing(labels: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except UserError as error:
-        sys.exit(f"qdexp.report: {error}")

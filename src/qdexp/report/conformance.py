@@ -52,12 +52,13 @@ class Paper:
             found = json.loads(path.read_text())
             paper = cls(found["title"], found["source"], found.get("settings", {}), found["cells"])
             settings = [paper.settings, *(cell.get("settings", {}) for cell in paper.cells)]
-            whole = all(cell["where"] and cell["numbers"] for cell in paper.cells)
+            whole = all(cell["where"].items() and _numeric(cell["numbers"]) for cell in paper.cells)
             known = all(value and value.keys() <= set(SIDES) for one in settings for value in one.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"--reported {path}: {type(error).__name__}: {error}; see qdexp.report.conformance") from error
         if not (whole and known):
-            raise UserError(f"--reported {path}: cells need where and numbers, settings are of paper or code")
+            metrics = ", ".join(metric.key for metric in METRICS)
+            raise UserError(f"--reported {path}: cells need where and numbers (of {metrics}), settings are of paper or code")
         return paper
 
     def rows(self, line: Line) -> list[Row]:
@@ -69,6 +70,12 @@ class Paper:
         settings = {**self.settings, **cell.get("settings", {})}
         deviations = [row for name, values in settings.items() if (row := _deviation(name, values, config))]
         return [*_numbers(cell["numbers"], line), *deviations]
+
+
+def _numeric(reported: dict[str, Any]) -> bool:
+    """Whether these are numbers, at least one, each of a metric that there is."""
+    known = reported.keys() <= {metric.key for metric in METRICS}
+    return bool(reported) and known and all(isinstance(value, int | float) for value in reported.values())
 
 
 def _numbers(reported: dict[str, float], line: Line) -> list[Row]:

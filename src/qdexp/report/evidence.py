@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from qdexp import files
+from qdexp.errors import UserError
 from qdexp.report.records import Record
 from qdexp.report.statistics.estimate import Estimate, of_mean
 from qdexp.report.statistics.frechet import Frechet
@@ -73,7 +75,7 @@ class Evidence:
         folder = self.folder(record, "samples")
         shards: list[NDArray[np.uint8]] = []
         for path in sorted(folder.glob("shard-*.safetensors")) if folder else []:
-            shards.append(load_file(path)["images"])
+            shards.append(_arrays(path)["images"])
             if sum(map(len, shards)) >= count:
                 break
         return np.concatenate(shards)[:count] if shards else None
@@ -92,7 +94,7 @@ class Evidence:
         kept = self._kept(record, reference)
         if kept.is_file():
             return {name: Estimate(value, np.array(rest)) for name, (value, rest) in json.loads(kept.read_text()).items()}
-        arrays = load_file(folder / "features.safetensors")
+        arrays = _arrays(folder / "features.safetensors")
         found = {**_distributional(reference, arrays["pool"]), **self._means(record, ALONE)}
         found |= self._paired(record, arrays["distance"])
         plain = {name: (estimate.value, estimate.replicates.tolist()) for name, estimate in found.items()}
@@ -122,7 +124,7 @@ class Evidence:
         """By metric, of the stages that are in the store."""
         there = {stage: self.folder(record, stage) for stage in measured}
         return {
-            measured[stage]: of_mean(load_file(folder / f"{stage}.safetensors")[measured[stage]])
+            measured[stage]: of_mean(_arrays(folder / f"{stage}.safetensors")[measured[stage]])
             for stage, folder in there.items()
             if folder is not None
         }
@@ -137,15 +139,18 @@ class Evidence:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             self.gaps.add(f"{path} is not there, or not what it was: FID and KID have no intervals")
             return None
-        return Reference(_read_tensors(path), digest)
+        return Reference(_arrays(path), digest)
 
 
-def _read_tensors(path: Path) -> Arrays:
-    """Of a reference file, which may be a published one: means and covariances in numpy's format."""
-    if path.suffix != ".npz":
+def _arrays(path: Path) -> Arrays:
+    """What a file of the store, or a reference, holds. Raises UserError where it is damaged."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
         return load_file(path)
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}): run the sweep again, which makes it anew") from error
 
 
 def _distributional(reference: Reference | None, pool: NDArray[Any]) -> dict[str, Estimate]:

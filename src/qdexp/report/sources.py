@@ -42,7 +42,10 @@ def open_source(given: Sequence[str], out: Path) -> Source:
 
 def _sweep(folder: Path) -> Source:
     out = folder.resolve().parents[1]
-    cells: dict[str, dict[str, Any]] = json.loads((folder / CELLS).read_text())
+    try:
+        cells: dict[str, dict[str, Any]] = json.loads((folder / CELLS).read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / CELLS} is torn: delete it and run the sweep again") from error
     paths = {cell: out / "records" / f"{cell}.json" for cell in cells}
     records = read_records([path for path in paths.values() if path.exists()])
     if not records:

@@ -23,7 +23,7 @@ LADDER = ("fp", "ptq", "timestep_aware", "reconstruction", "qdiffusion")
 
 SHOWN = {"method", "weight_bits", "act_bits", "calib", "protocol"}
 """Axes that the fixed columns, or the caption, already tell."""
-UNTOLD = ("out", "sweep", "tracker", "device")
+UNTOLD = ("out", "sweep", "tracker", "device", "cluster", "recon.cache_gb")
 """Options that do not tell one measurement from another."""
 LINE = 100
 """Characters of the longest line that tells of a failed cell."""

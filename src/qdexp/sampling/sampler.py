@@ -27,9 +27,15 @@ Observer = Callable[[int, Tensor, Tensor], None]
 
 
 class Sampler:
-    """Holds what the protocol fixes: the scheduler, and the ``timesteps`` of its ``steps`` calls of the network."""
+    """Holds what the protocol fixes: the scheduler, and the ``timesteps`` of its ``steps`` calls of the network.
+
+    Raises UserError where the scheduler cannot be made with its options and steps.
+    """
 
     def __init__(self, model: Model, protocol: Protocol) -> None:
+        trained = model.schedule.get("num_train_timesteps")
+        if trained is not None and protocol.steps > trained:
+            raise UserError(f"protocol.steps={protocol.steps}: {model.name} has {trained} timesteps; choose at most as many")
         self.shape = tuple(model.shape)
         self._wanted = protocol.steps
         self._name = protocol.scheduler["_target_"]

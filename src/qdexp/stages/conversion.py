@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
@@ -103,8 +104,11 @@ def check(config: Config) -> None:
     if quantizer.released:
         _check_released(config)
         return
-    instantiate(quantizer.weight.range)
-    instantiate(quantizer.act.range)
+    for part, target in (("weight", quantizer.weight.range), ("act", quantizer.act.range)):
+        try:
+            instantiate(target)
+        except InstantiationException as error:
+            raise UserError(f"quantizer.{part}.range: {' '.join(str(error).split())}") from error
     if not quantizer.learns_rounding:
         resolve(quantizer.rounding)
     rows = config.calib.timesteps * config.calib.rows

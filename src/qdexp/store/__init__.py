@@ -19,7 +19,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qdexp import files
-from qdexp.errors import UserError
 
 MANIFEST = "manifest.json"
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -165,14 +164,3 @@ def _costs(work: Path) -> dict[str, float]:
     whole["peak_memory_mb"] = max(part["peak_memory_mb"] for part in parts)
     lost = len(list(work.glob(f"{_BEGUN}*"))) > len(parts) or any("resumed" in part for part in parts)
     return whole | ({"resumed": 1.0} if lost else {})
-
-
-def require_writable(out: Path) -> None:
-    """Raises UserError where ``out`` cannot be written to."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"out={out}: {error.strerror}; choose a folder that can be written to") from error

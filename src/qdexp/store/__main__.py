@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.store import Store, tool
 
 
@@ -51,7 +51,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"qdexp: {error}")

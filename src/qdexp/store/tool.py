@@ -86,6 +86,7 @@ def copy(store: Store, sweep: str, to: str, everything: bool) -> None:
             for path in paths:
                 stream.add(path, str(path.relative_to(store.out)))
         return
+    files.require_writable(Path(to), f"copy {sweep} {to}")
     for path in paths:
         target = Path(to) / path.relative_to(store.out)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +130,10 @@ def _records(out: Path) -> dict[Path, dict[str, Any]]:
     found = {}
     for path in sorted((out / "records").glob("*.json")):
         try:
-            found[path] = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is torn or no JSON: delete it and run the sweep again") from error
+            record = json.loads(path.read_text())
+            found[path] = {name: record[name] for name in ("cell", "config", "keys")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is torn, or no record: delete it and run the sweep again") from error
     return found
 
 

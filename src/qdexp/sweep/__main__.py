@@ -14,7 +14,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from qdexp.errors import UserError
+from qdexp.errors import UserError, one_line
 from qdexp.sweep import manifest, queue
 from qdexp.sweep.manifest import Manifest
 from qdexp.sweep.status import Status, log_of, show
@@ -51,6 +51,8 @@ def cancel(sweep: Manifest) -> None:
     for name in manifest.names(sweep.out):
         if name != sweep.sweep:
             others |= _live(manifest.read(sweep.out, name))
+    if any(job.startswith(queue.HERE) for job in own.values()):
+        raise UserError(f"cancel {sweep.sweep}: it runs on this machine; press Ctrl-C in the shell that started it")
     kept = own.keys() & others.keys()
     queue.cancel({job for node, job in own.items() if node not in kept})
     print(f"cancelled {len(own) - len(kept)} jobs of {sweep.sweep}" + (f"; {len(kept)} go on for other sweeps" if kept else ""))
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m qdexp.sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("plan")  # for the list of commands alone: what follows it is Hydra's
     for name in ("status", "collect", "logs", "cancel"):
         command = commands.add_parser(name)
         if name == "logs":
@@ -104,8 +107,7 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"qdexp: {error}")
+        with one_line():
+            main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit("qdexp: stopped looking; the jobs go on")

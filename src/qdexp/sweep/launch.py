@@ -16,7 +16,9 @@ from qdexp import files, progress
 from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Cluster
+from qdexp.errors import UserError
 from qdexp.record import Record
+from qdexp.stages.base import Stage
 from qdexp.store import Store
 from qdexp.sweep import manifest, queue, results
 from qdexp.sweep.collect import settle
@@ -72,6 +74,9 @@ class Frozen:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.cells, self.config = {cell.key: cell for cell in cells}, cells[0].config
+        known = {stage.name for stage in Stage.__subclasses__()}
+        for stage in self.cluster.stages.keys() - known - {"default"}:
+            raise UserError(f"cluster.stages.{stage}: no stage is called so; there are {', '.join(sorted(known))}")
         self.out = Path(self.config.out)
         self.store = Store(self.out)
         self.nodes = plan(cells, self.store, self.cluster.parts)

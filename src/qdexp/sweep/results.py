@@ -51,7 +51,10 @@ def enlist(cells: Sequence[Cell]) -> None:
     """Writes the cells' labels, and what they need of the store, into the sweep's folder, beside those of earlier runs."""
     path = cells[0].out / "sweeps" / cells[0].config.sweep / CELLS
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        before = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"sweep={cells[0].config.sweep}: {path} is torn; delete it, or choose another name") from error
     listed = {cell.name: {"label": cell.label, "entries": [one.entry for one in cell.stages.values()]} for cell in cells}
     files.write_text(path, json.dumps(before | listed, indent=1))
 
