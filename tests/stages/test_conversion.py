@@ -79,6 +79,7 @@ def test_activation_ranges_are_those_of_the_first_rows(cell_of: CellOf, rows: in
     network: Any = checkpoint.load(cell.stages["quantization"].make(store).folder / "checkpoint")
     x_t = read_rows(store.folder(cell.stages["calibration"].entry))[0][:rows]
     scheme = network.conv_in.input_quantizer.scheme
-    expected = qparams_from_range(*(end.view(1) for end in x_t.aminmax()), scheme)
+    low, high = x_t.aminmax()
+    expected = qparams_from_range(low.view(1), high.view(1), scheme)
     assert torch.equal(network.conv_in.input_quantizer.scale, expected.scale)
     assert len(x_t) == (rows or 8)
