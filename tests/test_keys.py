@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from qdexp.cell import Cell
 from qdexp.metrics import reference
 from qdexp.metrics.extractors import EXTRACTORS, FASHION_CNN
+from qdexp.stages.base import identity
 from qdexp.stages.calibration import CalibrationStage
 
 CellOf = Callable[..., Cell]
@@ -190,6 +191,16 @@ def test_source_of_a_users_strategy(cell_of: CellOf, tmp_path: Path, monkeypatch
     assert changed(base, cell_of(*options)) == CALIBRATION
     source.write_text(STRATEGY.format(start=0))
     assert changed(base, cell_of(*options)) == NONE
+
+
+def test_source_of_targets_among_a_targets_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "keys_nested.py").write_text("def inner() -> None: ...\n")
+    inner = {"_target_": "keys_nested.inner"}
+    plain, listed = (identity({"_target_": "torch.nn.Sequential", "size": 3, "inner": given}) for given in (inner, [inner]))
+    assert plain == {"_target_": "torch.nn.Sequential", "size": 3, "inner": identity(inner), "source": None}
+    assert listed["inner"] == [identity(inner)]
+    assert identity(inner)["source"] is not None
 
 
 HELPERS = {

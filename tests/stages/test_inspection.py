@@ -1,6 +1,7 @@
 """What the stages that look inside see: ranges, histograms, errors of single layers, structural similarity."""
 
 import copy
+import itertools
 import json
 from collections.abc import Callable
 
@@ -26,30 +27,37 @@ def steps() -> list[Batch]:
     return [(torch.randn(3, 1, 8, 8), torch.full((3,), t)) for t in (900, 500, 100)]
 
 
-def seen_by(network: nn.Module, name: str, steps: list[Batch]) -> list[Tensor]:
+def halved(steps: list[Batch]) -> list[list[Batch]]:
+    """Each step in two batches, of 2 rows and of 1."""
+    return [[(x[:2], t[:2]), (x[2:], t[2:])] for x, t in steps]
+
+
+def seen_by(network: nn.Module, name: str, steps: list[list[Batch]]) -> list[Tensor]:
+    """What the layer reads at each step."""
     inputs: list[Tensor] = []
     handle = network.get_submodule(name).register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
-    for batch in steps:
+    for batch in itertools.chain.from_iterable(steps):
         network(*batch)
     handle.remove()
-    return inputs
+    read = iter(inputs)
+    return [torch.cat(list(itertools.islice(read, len(step)))) for step in steps]
 
 
 def test_ranges_are_those_of_what_each_layer_reads(tiny_unet: UNet2DModel, steps: list[Batch]) -> None:
-    ranges = input_ranges(tiny_unet, steps)
+    ranges = input_ranges(tiny_unet, halved(steps))
     assert list(ranges)[:2] == ["time_embedding.linear_1", "time_embedding.linear_2"]
     assert list(ranges)[-1] == "conv_out"
     for name in ("conv_in", "up_blocks.1.resnets.0.conv_shortcut"):
-        inputs = seen_by(tiny_unet, name, steps)
+        inputs = seen_by(tiny_unet, name, halved(steps))
         assert ranges[name].low == [x.min().item() for x in inputs]
         assert ranges[name].high == [x.max().item() for x in inputs]
 
 
 def test_histograms_count_the_two_parts_of_a_concatenation(tiny_unet: UNet2DModel, steps: list[Batch]) -> None:
-    histograms = shortcut_histograms(tiny_unet, steps, input_ranges(tiny_unet, steps))
+    histograms = shortcut_histograms(tiny_unet, halved(steps), input_ranges(tiny_unet, halved(steps)))
     assert len(histograms) == 4
     name = "up_blocks.1.resnets.1.conv_shortcut"
-    x, parts = torch.cat(seen_by(tiny_unet, name, steps)), histograms[name]
+    x, parts = torch.cat(seen_by(tiny_unet, name, halved(steps))), histograms[name]
     sizes = (8, 8)
     for part, truth in zip(parts, x.split(sizes, dim=1), strict=True):
         assert part.range == (truth.min().item(), truth.max().item())
@@ -139,6 +147,17 @@ def test_rows_are_looked_at_whichever_shards_hold_them(cell_of: Callable[..., Ce
     seen = json.loads((cell.stages["activations"].make(store).folder / "activations.json").read_text())["ranges"]["conv_in"]
     x_t = torch.cat(list(read_shards(store.folder(cell.stages["heldout"].entry), "x_t")))[:looked_at]
     assert seen == {"low": x_t.amin((0, 2, 3, 4)).tolist(), "high": x_t.amax((0, 2, 3, 4)).tolist()}
+
+
+@pytest.mark.parametrize(("rows", "batches"), [(2, [2]), (7, [3, 3, 1]), (40, [3] * 10 + [2])])
+def test_layers_are_looked_at_on_different_rows(cell_of: Callable[..., Cell], rows: int, batches: list[int]) -> None:
+    """Of 8 trajectories of 4 steps, in batches of 3."""
+    cell = cell_of(f"inspection.rows={rows}", "sampling.batch=3", "protocol.heldout=8")
+    stage, store = cell.stages["layers"], Store(cell.out)
+    found = stage._batches({"trajectory": cell.stages["heldout"].make(store).folder})  # type: ignore[attr-defined]
+    assert [len(x) for x, _ in found] == batches
+    assert len({x.numpy().tobytes() for batch, _ in found for x in batch}) == sum(batches)
+    assert len({t.item() for _, steps in found for t in steps}) == min(rows, 4)
 
 
 @pytest.mark.parametrize(

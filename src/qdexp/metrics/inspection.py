@@ -6,6 +6,7 @@ All of it is observed by hooks on forward passes of the full-precision network, 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ class Ranges:
         self.low.append(x.min().item())
         self.high.append(x.max().item())
 
+    def joined(self, batches: Sequence[int]) -> "Ranges":
+        """With one range a step, of what was added batch by batch; ``batches``: how many of each step."""
+        low, high = iter(self.low), iter(self.high)
+        return Ranges([min(islice(low, count)) for count in batches], [max(islice(high, count)) for count in batches])
+
 
 @dataclass
 class Histogram:
@@ -45,19 +51,22 @@ class Histogram:
 
 
 @torch.inference_mode()
-def input_ranges(network: nn.Module, steps: Sequence[Batch]) -> dict[str, Ranges]:
-    """The range of every layer's input at every step, by the layers' names in execution order; a batch a step."""
-    order = execution_order(network, first_row(steps[0]))
-    ranges = {name: Ranges() for name in order}
+def input_ranges(network: nn.Module, steps: Sequence[Sequence[Batch]]) -> dict[str, Ranges]:
+    """The range of every layer's input at every step, over the step's batches, by the layers' names in execution order."""
+    order = execution_order(network, first_row(steps[0][0]))
+    ranges, batches = {name: Ranges() for name in order}, [len(step) for step in steps]
     with _watching(network, order, lambda name, _, inputs: ranges[name].add(inputs[0])):
-        _run(network, steps)
-    return {name: found for name, found in ranges.items() if len(found.low) == len(steps)}  # not those that run twice
+        _run(network, chain.from_iterable(steps))
+    once = {name: found for name, found in ranges.items() if len(found.low) == sum(batches)}  # not those that run twice
+    return {name: found.joined(batches) for name, found in once.items()}
 
 
 @torch.inference_mode()
-def shortcut_histograms(network: nn.Module, steps: Sequence[Batch], ranges: dict[str, Ranges]) -> dict[str, list[Histogram]]:
+def shortcut_histograms(
+    network: nn.Module, steps: Sequence[Sequence[Batch]], ranges: dict[str, Ranges]
+) -> dict[str, list[Histogram]]:
     """Histograms of the parts of every concatenation that a convolution reads directly, over all steps, on common bins."""
-    found = concatenations(network, first_row(steps[0]))
+    found = concatenations(network, first_row(steps[0][0]))
     sizes = {name: read.sizes for name, read in found.items() if read.direct and name in ranges}
     histograms = {name: [Histogram(min(ranges[name].low), max(ranges[name].high)) for _ in sizes[name]] for name in sizes}
 
@@ -66,7 +75,7 @@ def shortcut_histograms(network: nn.Module, steps: Sequence[Batch], ranges: dict
             histogram.add(part)
 
     with _watching(network, sizes, count):
-        _run(network, steps)
+        _run(network, chain.from_iterable(steps))
     return histograms
 
 

@@ -45,9 +45,11 @@ class ActivationsStage(Stage):
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
         timesteps = Sampler(self.config.model, self.config.protocol).timesteps
         x_t = first_rows(inputs["trajectory"], "x_t", self.config.inspection.rows).to(self.device)
-        asked = read_conditions(inputs, self.config).of(range(len(x_t)), self.device)
+        conditions, parts = read_conditions(inputs, self.config), torch.arange(len(x_t)).split(self.config.sampling.batch)
+        asked = [(part, conditions.of(part.tolist(), self.device)) for part in parts]
         steps = [
-            asked.batch(x, torch.full((len(x),), t, device=self.device)) for x, t in zip(x_t.unbind(1), timesteps, strict=True)
+            [of.batch(x_t[part, position], torch.full((len(part),), t, device=self.device)) for part, of in asked]
+            for position, t in enumerate(timesteps)
         ]
         ranges = input_ranges(network, steps)
         shortcuts = {name: _plain(parts) for name, parts in shortcut_histograms(network, steps, ranges).items()}

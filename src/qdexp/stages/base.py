@@ -32,18 +32,25 @@ def short_hash(value: object) -> str:
 
 
 def identity(target: Target) -> dict[str, Any]:
-    """A target with the digest of the module that defines it, where that is the user's own and has no version in the key; and
-    with those of the user's other modules that this one imports, if it imports any."""
-    name = target["_target_"]
+    """A target, and those among its arguments, with the digest of the module that defines it, where that is the user's own and
+    has no version in the key; and with those of the user's other modules that this one imports, if it imports any."""
+    name, given = target["_target_"], {key: _identified(value) for key, value in target.items()}
     try:
         found = get_object(name)
         source = inspect.getsourcefile(found)
     except Exception as error:
         raise UserError(f"_target_={name}: cannot be imported ({error}); check the name and PYTHONPATH") from error
     if name.startswith(_KNOWN) or source is None:
-        return {**target, "source": None}
+        return {**given, "source": None}
     others = own_code.imported(Path(source), getattr(inspect.getmodule(found), "__package__", None) or "")
-    return {**target, "source": sha256(Path(source)), **({"imports": others} if others else {})}
+    return {**given, "source": sha256(Path(source)), **({"imports": others} if others else {})}
+
+
+def _identified(value: Any) -> Any:
+    """An argument of a target: it may be a target too, or hold some."""
+    if isinstance(value, dict):
+        return identity(value) if "_target_" in value else {key: _identified(inner) for key, inner in value.items()}
+    return [_identified(inner) for inner in value] if isinstance(value, list) else value
 
 
 def digest(path: Path) -> str:

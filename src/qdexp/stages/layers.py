@@ -25,7 +25,7 @@ FILE = "layers.json"
 
 
 class LayersStage(Stage):
-    """``layers.json``, from ``inspection.rows`` rows spread over the steps of held-out trajectories.
+    """``layers.json``, from ``inspection.rows`` rows spread over the steps of held-out trajectories, or all if there are fewer.
 
     A list in execution order, of each layer ``name``, ``weight_bits``, ``act_bits``, ``macs`` (for one image), ``error`` and
     ``sensitivity``; layers that stayed in full precision have errors of 0. Products inside attention are no layers.
@@ -50,23 +50,28 @@ class LayersStage(Stage):
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
-        batch = self._rows(inputs)
+        batches = self._batches(inputs)
         quantized = checkpoint.load(inputs["quantization"] / CHECKPOINT).to(self.device)
         converted = dict(quantized_layers(quantized))
-        order = execution_order(network, first_row(batch))
+        order = execution_order(network, first_row(batches[0]))
         layers = {name: quantized.get_submodule(name) for name in order}
-        errors = layer_errors(network, layers, [batch])
+        errors = layer_errors(network, layers, batches)
         found = [{"name": name, **_bits(converted.get(name)), **asdict(error)} for name, error in errors.items()]
         files.write_text(folder / FILE, json.dumps(found))
 
-    def _rows(self, inputs: dict[str, Path]) -> Batch:
-        """Rows of the first trajectories, the steps in turn, as they are asked for."""
-        walks = first_rows(inputs["trajectory"], "x_t", self.config.inspection.rows)
+    def _batches(self, inputs: dict[str, Path]) -> list[Batch]:
+        """Rows of the first trajectories, no two alike, the steps in turn, as they are asked for."""
         timesteps = torch.tensor(Sampler(self.config.model, self.config.protocol).timesteps)
-        numbers = torch.arange(self.config.inspection.rows)
-        sample, step = numbers % len(walks), numbers % len(timesteps)
-        asked = read_conditions(inputs, self.config).of(sample.tolist(), self.device)
-        return asked.batch(walks[sample, step].to(self.device), timesteps[step].to(self.device))
+        walks = first_rows(inputs["trajectory"], "x_t", self.config.inspection.rows)
+        numbers = torch.arange(min(self.config.inspection.rows, len(walks) * len(timesteps)))
+        steps = numbers % len(timesteps)
+        samples = (numbers // len(timesteps) + steps) % len(walks)
+        conditions = read_conditions(inputs, self.config)
+        batches: list[Batch] = []
+        for sample, step in zip(*(part.split(self.config.sampling.batch) for part in (samples, steps)), strict=True):
+            asked = conditions.of(sample.tolist(), self.device)
+            batches.append(asked.batch(walks[sample, step].to(self.device), timesteps[step].to(self.device)))
+        return batches
 
 
 def _bits(layer: QuantizedLayer | None) -> dict[str, int]:
