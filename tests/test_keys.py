@@ -204,7 +204,8 @@ def test_source_of_targets_among_a_targets_arguments(tmp_path: Path, monkeypatch
 
 
 HELPERS = {
-    "keys_helped.py": "import torch\nfrom keys_helpers.inner import START\n" + STRATEGY.format(start="START"),
+    "keys_helped.py": "try:\n    from . import nothing\nexcept ImportError:\n    import torch\n"
+    "from keys_helpers.inner import START\n" + STRATEGY.format(start="START"),
     "keys_helpers/__init__.py": "",
     "keys_helpers/inner.py": "from . import numbers\nSTART = numbers.FIRST\n",
     "keys_helpers/numbers.py": "import keys_helped\nFIRST = 0\n",

@@ -38,7 +38,10 @@ def _names(path: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = resolve_name("." * node.level + (node.module or ""), package)
+            try:
+                module = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # relative, in a file that was imported by its own name: the attempt is somewhere caught
+                continue
             yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
 
 
