@@ -1,12 +1,13 @@
 """What goes on inside a network: ranges and histograms of what its layers read, and what quantizing each layer does.
 
-All of it is observed by hooks on forward passes of the full-precision network, so any architecture will do.
+All of it is observed by hooks on forward passes of the full-precision network, so any architecture will do. The hooks add up
+on the device: it is waited for once a layer, not once a call.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,51 +15,55 @@ from torch import Tensor, nn
 
 from qdexp.quant.blocks import Batch, call, first_row
 from qdexp.quant.network import execution_order
+from qdexp.quant.ranges import MinMaxStream
 from qdexp.quant.shortcuts import concatenations
 
 BINS = 64
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ranges:
     """Smallest and largest value of a layer's input at each step, [steps]."""
 
-    low: list[float] = field(default_factory=list)
-    high: list[float] = field(default_factory=list)
+    low: list[float]
+    high: list[float]
 
-    def add(self, x: Tensor) -> None:
-        self.low.append(x.min().item())
-        self.high.append(x.max().item())
-
-    def joined(self, batches: Sequence[int]) -> "Ranges":
-        """With one range a step, of what was added batch by batch; ``batches``: how many of each step."""
-        low, high = iter(self.low), iter(self.high)
-        return Ranges([min(islice(low, count)) for count in batches], [max(islice(high, count)) for count in batches])
+    @classmethod
+    def of(cls, ends: Sequence[Tensor], batches: Sequence[int]) -> "Ranges":
+        """Of the ends, [2], of what was read batch by batch; ``batches``: how many of each step."""
+        low, high = torch.stack(list(ends)).cpu().unbind(1)
+        sizes = list(batches)
+        return cls([part.min().item() for part in low.split(sizes)], [part.max().item() for part in high.split(sizes)])
 
 
-@dataclass
 class Histogram:
     """Counts of a part of a concatenation over ``BINS`` equal bins from ``low`` to ``high``, and the part's own range."""
 
-    low: float
-    high: float
-    counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
-    range: tuple[float, float] = (float("inf"), float("-inf"))
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.counts = torch.zeros((), dtype=torch.float64)  # [BINS] once something was added, where that lies
+        self._extremes = MinMaxStream()
 
     def add(self, x: Tensor) -> None:
-        self.counts += torch.histc(x.float(), BINS, self.low, self.high).double().cpu()
-        self.range = min(self.range[0], x.min().item()), max(self.range[1], x.max().item())
+        self.counts = self.counts + torch.histc(x.float(), BINS, self.low, self.high)
+        self._extremes.observe(x.reshape(1, -1))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        low, high = self._extremes.range()
+        return low.item(), high.item()
 
 
 @torch.inference_mode()
 def input_ranges(network: nn.Module, steps: Sequence[Sequence[Batch]]) -> dict[str, Ranges]:
     """The range of every layer's input at every step, over the step's batches, by the layers' names in execution order."""
     order = execution_order(network, first_row(steps[0][0]))
-    ranges, batches = {name: Ranges() for name in order}, [len(step) for step in steps]
-    with _watching(network, order, lambda name, _, inputs: ranges[name].add(inputs[0])):
+    ends: dict[str, list[Tensor]] = {name: [] for name in order}
+    with _watching(network, order, lambda name, _, inputs: ends[name].append(torch.stack(inputs[0].aminmax()))):
         _run(network, chain.from_iterable(steps))
-    once = {name: found for name, found in ranges.items() if len(found.low) == sum(batches)}  # not those that run twice
-    return {name: found.joined(batches) for name, found in once.items()}
+    batches = [len(step) for step in steps]
+    once = {name: found for name, found in ends.items() if len(found) == sum(batches)}  # not those that run twice
+    return {name: Ranges.of(found, batches) for name, found in once.items()}
 
 
 @torch.inference_mode()
@@ -124,7 +129,8 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
         finally:
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))
-        errors[name] = LayerError(swap.error / swap.power if swap.power else 0.0, sensitivity, swap.macs // rows)
+        error, power = swap.error.item(), swap.power.item()
+        errors[name] = LayerError(error / power if power else 0.0, sensitivity, swap.macs // rows)
     return errors
 
 
@@ -133,12 +139,13 @@ class _Swap:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.error, self.power, self.macs = 0.0, 0.0, 0
+        self.error = self.power = torch.zeros((), dtype=torch.float64)
+        self.macs = 0
 
     def __call__(self, replaced: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         answer: Tensor = self.layer(*inputs)
-        self.error += (answer - output).double().square().sum().item()
-        self.power += output.double().square().sum().item()
+        self.error = self.error + (answer - output).double().square().sum()
+        self.power = self.power + output.double().square().sum()
         weight: Any = replaced.weight
         self.macs += output.numel() * (weight.numel() // len(weight))
         return answer
@@ -151,5 +158,8 @@ def _first(output: Any) -> Tensor:
 
 def _ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """sum |a - b|^2 / sum |b|^2."""
-    sums = [((a - b).double().square().sum().item(), b.double().square().sum().item()) for a, b in pairs]
-    return sum(error for error, _ in sums) / sum(power for _, power in sums)
+    error = power = torch.zeros((), dtype=torch.float64)
+    for a, b in pairs:
+        error = error + (a - b).double().square().sum()
+        power = power + b.double().square().sum()
+    return (error / power).item()
