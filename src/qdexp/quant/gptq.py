@@ -43,10 +43,11 @@ class InputMoments:
     def __init__(self, layer: Any, rows: int) -> None:
         """layer: Linear, Conv1d or Conv2d; rows: of all inputs that will be seen."""
         self.layer = layer
-        self.total = self.shift = torch.zeros((), device=layer.weight.device)
+        device = layer.weight.device
+        self.total = self.shift = torch.zeros((), device=device)
         self._columns = layer.weight[0].numel()
         self._share = -(-SAMPLES * self._columns // rows)
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator(device).manual_seed(0)
 
     def observe(self, x: Tensor, exact: Tensor) -> None:
         """Take in an input of the layer, as it reads it, and the full-precision layer's: [n, ..., features] or [n, c, ...]."""
@@ -54,16 +55,17 @@ class InputMoments:
         count = min(len(read), self._share)
         rows = max(1, ELEMENTS // (count * read.shape[1] * places.shape[2]))
         for part, other in zip(x.split(rows), exact.split(rows), strict=True):
-            chosen = self._chosen(len(part), len(read), count).to(x.device)
+            chosen = self._chosen(len(part), len(read), count)
             one, same = (self._gather(self._places(each.float())[0], read[chosen]) for each in (part, other))
             self.total = self.total + one @ one.mT
             self.shift = self.shift + (same - one) @ one.mT
 
     def _chosen(self, rows: int, outputs: int, count: int) -> Tensor:
         """Which output values of each row are taken, int64 [rows, count]."""
+        device = self._generator.device
         if count == outputs:
-            return torch.arange(outputs).expand(rows, -1)
-        return torch.rand(rows, outputs, generator=self._generator).topk(count).indices
+            return torch.arange(outputs, device=device).expand(rows, -1)
+        return torch.rand(rows, outputs, generator=self._generator, device=device).topk(count).indices
 
     def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The padded input, [n, places, channels], and which of its places each output value reads, int64 [values, kernel]."""
