@@ -38,6 +38,7 @@ FAULTS = {
     "recon.compile": ["recon.compile=perhaps"],
     "recon.weights": ["recon.weights=null"],
     "recon.weights.iterations": ["recon.weights.iterations=0", "recon.weights.iterations=1e3.5"],
+    "recon.weights.start": ["recon.weights.start=adaround", "recon.weights.start=null"],
     "recon.weights.rate": [f"recon.weights.rate={rate}" for rate in ("0", "-1", "inf", "fast")],
     "recon.weights.regulariser": ["recon.weights.regulariser=-0.1", "recon.weights.regulariser=inf"],
     "recon.weights.warmup": ["recon.weights.warmup=1", "recon.weights.warmup=-0.1"],

@@ -95,6 +95,7 @@ LEARNING_OPTIONS = {
     "recon.weights.iterations=5": LEARNED,
     "recon.weights.rate=0.5": LEARNED,
     "recon.weights.regulariser=1": LEARNED,
+    "recon.weights.start=nearest": LEARNED,
     "recon.weights.warmup=0.5": LEARNED,
     "recon.weights.beta=[10,2]": LEARNED,
     "recon.weights.balanced=false": LEARNED,

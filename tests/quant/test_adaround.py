@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from qdexp.quant import MinMax, NormSearch, PerChannel, PerTensor, QParams, Scheme, Split, dequantize, qparams_from_range
-from qdexp.quant.adaround import SoftRounding, undecided
+from qdexp.quant.adaround import LEEWAY, SoftRounding, undecided
 from qdexp.quant.ranges import estimate
 from qdexp.quant.rounding import nearest
 from qdexp.quant.scheme import Granularity
@@ -54,6 +54,27 @@ def test_it_starts_at_the_weight_itself_and_would_end_at_the_nearest_level(
     assert torch.allclose(rounding.weight(h), held, atol=1e-5 * float(scale.max()))
     assert torch.equal(rounding.integers(), nearest(weight, qparams, rounding.scheme))
     assert rounding.integers().dtype == rounding.scheme.dtype
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("shrink", [1.0, 0.4])
+def test_it_starts_near_levels_found_otherwise_and_may_go_one_further_towards_the_weight(
+    granularity: Granularity, shrink: float
+) -> None:
+    weight = torch.randn(5, 6, 3)
+    plain, qparams = rounding_of(weight, 3, granularity=granularity, shrink=shrink)
+    scheme, scale = plain.scheme, scales(qparams, plain)
+    levels = torch.randint(0, 8, weight.shape, dtype=scheme.dtype)
+    rounding = SoftRounding(weight, qparams, scheme, levels)
+    assert torch.equal(rounding.integers(), levels)
+    exact = weight / scale + granularity.expand(qparams.zero_point, 3)
+    towards = torch.where(exact < levels, -1, 1)
+    soft = rounding.weight(rounding.h())
+    expected = (levels + towards * (exact - levels).abs().clamp_max(LEEWAY)).clamp(0, 7)
+    assert torch.allclose(soft, (expected - granularity.expand(qparams.zero_point, 3)) * scale, atol=1e-5 * float(scale.max()))
+    rounding.alpha.data.neg_()
+    other = rounding.integers().float()
+    assert torch.equal(other, (levels + towards).clamp(0, 7).float())
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -129,17 +150,20 @@ def test_weights_beyond_the_grid_are_its_ends_and_cannot_leave_them(symmetric: b
 def test_an_all_zero_channel_stays_zero(estimator: MinMax | NormSearch) -> None:
     weight, scheme = torch.randn(3, 6), Scheme(4, PerChannel())
     weight[1] = 0
-    rounding = SoftRounding(weight, qparams_from_range(*estimate(weight, scheme, estimator), scheme), scheme)
-    assert rounding.alpha.isfinite().all()
-    assert rounding.weight(rounding.h())[1].abs().max() < 1e-6
-    assert rounding.weight((rounding.alpha >= 0).float())[1].eq(0).all()
+    qparams = qparams_from_range(*estimate(weight, scheme, estimator), scheme)
+    for levels in (None, nearest(weight, qparams, scheme)):
+        rounding = SoftRounding(weight, qparams, scheme, levels)
+        assert rounding.alpha.isfinite().all()
+        assert rounding.weight(rounding.h())[1].abs().max() < 1e-6
+        assert rounding.weight((rounding.alpha >= 0).float())[1].eq(0).all()
 
 
 def test_strides_of_the_weight_are_kept() -> None:
     weight = torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last)
-    rounding, _ = rounding_of(weight, granularity=Split((2, 4), PerChannel()))
-    for tensor in (rounding.alpha, rounding.weight(rounding.h()), rounding.integers()):
-        assert tensor.stride() == weight.stride()
+    plain, qparams = rounding_of(weight, granularity=Split((2, 4), PerChannel()))
+    for rounding in (plain, SoftRounding(weight, qparams, plain.scheme, plain.integers())):
+        for tensor in (rounding.alpha, rounding.weight(rounding.h()), rounding.integers()):
+            assert tensor.stride() == weight.stride()
 
 
 @pytest.mark.parametrize("beta", [20.0, 7.3, 2.0])

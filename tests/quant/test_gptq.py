@@ -1,5 +1,6 @@
 """GPTQ against its definition: layer errors, a slow version column by column, and every kind of layer."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.quant import MinMax, PerChannel, PerTensor, QParams, Scheme, Split, dequantize, qparams_from_range
-from qdexp.quant.gptq import CHUNK, DAMPING, InputMoments, gptq
+from qdexp.quant.gptq import CHUNK, DAMPING, SAMPLES, InputMoments, gptq
 from qdexp.quant.ranges import estimate
 from qdexp.quant.rounding import nearest
 from qdexp.quant.scheme import Granularity
@@ -36,7 +37,7 @@ def test_moments_tell_the_squared_output_error_of_any_change_of_the_weight(name:
     layer, shape = LAYERS[name]
     x, change = torch.randn(shape), torch.randn_like(layer.weight)
     exact = x + 0.3 * torch.randn(shape)
-    moments = InputMoments(layer)
+    moments = InputMoments(layer, len(x))
     for part, other in zip(x.split(2), exact.split(2), strict=True):
         moments.observe(part, other)
     rows, weight = (values.reshape(len(moments.total), -1, moments.total.shape[-1]) for values in (change, layer.weight))
@@ -47,6 +48,35 @@ def test_moments_tell_the_squared_output_error_of_any_change_of_the_weight(name:
         layer.weight += change
         assert torch.allclose((layer(x) - target).square().sum() - before, predicted, rtol=1e-4)
         layer.weight -= change
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(2, 3, 3, padding=1), (2, 24, 24)),
+        (nn.Conv1d(6, 3, 3, padding=1), (6, 576)),
+        (nn.Linear(18, 3), (576, 18)),
+    ],
+)
+def test_of_rows_with_many_output_values_some_are_taken(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(40, *shape)
+    few, again, whole = InputMoments(layer, 40), InputMoments(layer, 40), InputMoments(layer, 1)
+    for part in x.split(8):
+        for moments in (few, again, whole):
+            moments.observe(part, 1.5 * part)
+    share = math.ceil(SAMPLES * 18 / 40)
+    ratios = few.total.diagonal(dim1=1, dim2=2) / whole.total.diagonal(dim1=1, dim2=2)
+    assert ratios.mean().item() == pytest.approx(share / 576, rel=0.1)
+    assert torch.allclose(few.shift, 0.5 * few.total, rtol=1e-4, atol=1e-3)
+    assert torch.equal(few.total, again.total)
+
+
+def test_no_output_value_is_taken_twice() -> None:
+    moments = InputMoments(nn.Linear(576, 3), rows=64)
+    moments.observe(torch.eye(576)[None], torch.eye(576)[None])
+    taken = moments.total[0].diagonal()
+    assert taken.unique().tolist() == [0, 1]
+    assert taken.sum() == SAMPLES * 576 / 64
 
 
 def slow(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ RECON = Recon(
     name="test",
     batch=4,
     heldout=8,
-    weights=WeightLearning(iterations=4, rate=0.1, regulariser=3.0, warmup=0.2, beta=[20, 2], balanced=True),
+    weights=WeightLearning(start="nearest", iterations=4, rate=0.1, regulariser=3.0, warmup=0.2, beta=[20, 2], balanced=True),
     scales=ScaleLearning(iterations=4, rate=0.01, power=2.0),
 )
 

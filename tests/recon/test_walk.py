@@ -18,8 +18,16 @@ from torch import Tensor, nn
 from qdexp.config import Recon
 from qdexp.errors import UserError
 from qdexp.files import PART
+from qdexp.quant import MinMax, PerChannel, Scheme, qparams_from_range
+from qdexp.quant.blocks import Rows
+from qdexp.quant.gptq import InputMoments, gptq
+from qdexp.quant.layers import to_quantized
 from qdexp.quant.network import activation_quantizers, quantized_layers
+from qdexp.quant.ranges import estimate
+from qdexp.quant.rounding import nearest
 from qdexp.quant.shortcuts import split_sizes
+from qdexp.recon.learning import Site
+from qdexp.recon.second_order import round_block
 
 ATTENTION = "mid_block.attentions.0"
 
@@ -77,6 +85,60 @@ def test_second_order_rounding_beats_nearest_in_every_block_and_is_resumed(tiny_
         path.unlink()
     again.walk(tmp_path, recon(heldout=16)).round_weights(data)
     assert equal(again.state(), learned.state())
+
+
+def test_learning_goes_on_from_second_order_rounding(tiny_unet: UNet2DModel, tmp_path: Path) -> None:
+    data = batches(16, 16, 16)
+    rounded, learned, again, worse = (pair(tiny_unet, data, 4) for _ in range(4))
+    rounded.walk(tmp_path / "rounded", recon(batch=8, heldout=16)).round_weights(data)
+    options = recon(batch=8, heldout=16, start="gptq", iterations=60)
+    learned.walk(tmp_path / "learned", options).learn_weights(data)
+    assert learned.error() < 0.95 * rounded.error()
+    rows = table(tmp_path / "learned")
+    for name, error in held_out_errors(learned, 16).items():
+        row = next(row for row in rows if row["block"] == name)
+        assert error == pytest.approx(min(row["before"], row["learned"]), rel=1e-3)
+
+    (tmp_path / "again").mkdir()
+    for path in sorted((tmp_path / "learned").glob("weights-*"))[:7]:
+        shutil.copy(path, tmp_path / "again")
+    again.walk(tmp_path / "again", options).learn_weights(data)
+    assert equal(again.state(), learned.state())
+
+    worse.walk(tmp_path / "worse", recon(batch=8, heldout=16, start="gptq", rate=1e3)).learn_weights(data)
+    assert equal(worse.state(), rounded.state()), "what learning makes worse stays as second order has rounded it"
+
+
+class Twice(nn.Module):
+    """A block that runs a layer on two inputs, and changes one of them in place afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).relu_()
+        return self.last(self.layer(y.mul_(2)).relu_())
+
+
+def test_second_order_rounding_of_a_layer_that_runs_twice() -> None:
+    original = Twice().requires_grad_(False)
+    block: Any = copy.deepcopy(original)
+    x, exact, scheme = torch.randn(24, 6), torch.randn(24, 6), Scheme(3, PerChannel(0))
+    for name in ("layer", "last"):
+        layer = to_quantized(block.get_submodule(name), scheme, None)
+        qparams = qparams_from_range(*estimate(layer.weight, scheme, MinMax()), scheme)
+        layer.set_weight(nearest(layer.weight, qparams, scheme), qparams)
+    before = copy.deepcopy(block)
+    rows, paired = (Rows([((values,), {})], [24]) for values in (x, exact))
+    state = round_block(Site(block, original, rows, original(exact), paired), batch=8)
+
+    moments = InputMoments(original.layer, 24)
+    moments.observe(x, exact)
+    moments.observe(2 * before.layer(x).relu(), 2 * original.layer(exact).relu())
+    expected = gptq(original.layer.weight, before.layer.weight_qparams, scheme, moments.total, moments.shift)
+    assert torch.equal(state["layer"], expected)
+    assert not torch.equal(state["layer"], before.layer.weight_int)
 
 
 def test_second_order_rounding_of_transformer_blocks(tmp_path: Path) -> None:
@@ -162,14 +224,14 @@ class Backwards(nn.Module):
 def test_blocks_are_visited_in_execution_order(data: Batches, tmp_path: Path) -> None:
     """A block that was visited before one that runs earlier would have learned from other inputs than it gets."""
     one = pair(Backwards(), data, 3, layers={"*": {"weight_bits": 3}})
-    nearest = copy.deepcopy(one)
+    start = copy.deepcopy(one)
     one.walk(tmp_path, recon(iterations=30)).learn_weights(data)
     rows = table(tmp_path)
     assert [row["block"] for row in rows] == ["first", "middle", "last"]
     told = {row["block"]: min(row["before"], row["learned"]) for row in rows}
     assert held_out_errors(one, 8) == pytest.approx(told, rel=1e-3)
     assert rows[1]["kept"]
-    assert rows[2]["before"] != pytest.approx(held_out_errors(nearest, 8)["last"], rel=1e-3), "its inputs have changed"
+    assert rows[2]["before"] != pytest.approx(held_out_errors(start, 8)["last"], rel=1e-3), "its inputs have changed"
 
 
 def test_layers_left_in_floating_point_are_passed_by(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
@@ -441,8 +503,8 @@ def test_limited_memory_changes_no_bit(tiny_unet: UNet2DModel, tmp_path: Path, n
 
 def test_limited_memory_and_second_order_rounding(tiny_unet: UNet2DModel, data: Batches, tmp_path: Path) -> None:
     whole, limited = (pair(tiny_unet, data, 4) for _ in range(2))
-    whole.walk(tmp_path / "whole").round_weights(data)
-    limited.walk(tmp_path / "limited", recon(cache_gb=1e-4)).round_weights(data)
+    whole.walk(tmp_path / "whole", recon(start="gptq")).learn_weights(data)
+    limited.walk(tmp_path / "limited", recon(start="gptq", cache_gb=1e-4)).learn_weights(data)
     assert equal(limited.state(), whole.state())
 
 

@@ -113,8 +113,10 @@ class WeightLearning:
     After the fraction ``warmup`` of the iterations the regulariser sets in; its exponent falls from ``beta[0]`` to ``beta[1]``.
     ``balanced``: the loss is relative to the start's and ``regulariser`` weighs the mean over the weights, so that one value
     fits blocks of every size; else it weighs the sum over the weights, beside an absolute loss, as in Q-Diffusion's code.
+    ``start``: from the weights themselves, whose hard rounding is ``nearest``, or from what ``gptq`` gives.
     """
 
+    start: str
     iterations: int
     rate: float
     regulariser: float
@@ -124,6 +126,7 @@ class WeightLearning:
 
     def __post_init__(self) -> None:
         option = "recon.weights"
+        require(self.start in ("nearest", "gptq"), f"{option}.start", self.start, "choose nearest or gptq")
         require(self.iterations > 0, f"{option}.iterations", self.iterations, "choose at least 1")
         require(0 < self.rate < math.inf, f"{option}.rate", self.rate, "choose a learning rate above 0")
         require(0 <= self.regulariser < math.inf, f"{option}.regulariser", self.regulariser, "choose 0 or more")

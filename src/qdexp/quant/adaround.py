@@ -2,7 +2,8 @@
 
     w_int = floor(w / s) + h(alpha),  h(alpha) = clamp(1.2 sigmoid(alpha) - 0.1, 0, 1)
 
-alpha starts where h is the fractional part of w / s, so that the start is the weight itself; the regulariser
+alpha starts where h is the fractional part of w / s, so that the start is the weight itself. Or it starts from levels found
+otherwise: then the choice is between each and the next one towards the weight, and the start near it. The regulariser
 
     1 - |2 h - 1|^beta,  beta falling
 
@@ -16,6 +17,8 @@ from qdexp.quant.affine import QParams
 from qdexp.quant.scheme import Scheme
 
 LOW, HIGH = -0.1, 1.1
+LEEWAY = 0.1
+"""How far from a level that was found otherwise the start is at most, in levels: nearly there, and still with a gradient."""
 
 
 class SoftRounding(nn.Module):
@@ -25,17 +28,25 @@ class SoftRounding(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, weight: Tensor, qparams: QParams, scheme: Scheme) -> None:
-        """weight: the full-precision one, any strides (kept)."""
+    def __init__(self, weight: Tensor, qparams: QParams, scheme: Scheme, levels: Tensor | None = None) -> None:
+        """weight: the full-precision one, any strides (kept); levels: the integers to start from."""
         super().__init__()
         self.scheme = scheme
         scale, zero_point = (scheme.granularity.expand(value, weight.ndim) for value in qparams)
         exact = weight.detach() * scale.reciprocal()
-        floor = exact.floor()
+        if levels is None:
+            floor = exact.floor()
+            h = exact - floor
+        else:
+            level = levels - zero_point
+            upper = level > exact
+            floor = torch.where(upper, level - 1, level).to(exact.dtype)
+            away = (exact - level).abs().clamp_max(LEEWAY)
+            h = torch.where(upper, 1 - away, away)
         self.register_buffer("floor", floor)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        self.alpha = nn.Parameter(torch.logit((exact - floor - LOW) / (HIGH - LOW)))
+        self.alpha = nn.Parameter(torch.logit((h - LOW) / (HIGH - LOW)))
 
     def h(self) -> Tensor:
         """The soft choice between the lower level, 0, and the upper one, 1; of the weight's shape."""

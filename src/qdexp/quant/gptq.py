@@ -25,49 +25,67 @@ DAMPING = 0.01
 """lambda, as a fraction of the mean of H's diagonal (the same paper, section 4, step 3)."""
 CHUNK = 128
 """Columns that are rounded before the error is carried on to the rest."""
+SAMPLES = 32
+"""Output values a column that moments are taken from, where a layer gives more."""
 ELEMENTS = 2**24
-"""Numbers of unfolded input at a time."""
+"""Numbers of gathered input at a time."""
 
 
 class InputMoments:
-    """Sums over all inputs seen: `total` of x x^T, `shift` of (x' - x) x^T, float32 [groups, columns, columns]; x is what one
+    """Sums over the inputs seen: `total` of x x^T, `shift` of (x' - x) x^T, float32 [groups, columns, columns]; x is what one
     output value reads.
 
-    For a linear layer x has `in_features` columns; for a convolution `in_channels / groups` times the kernel's size.
+    For a linear layer x has `in_features` columns; for a convolution `in_channels / groups` times the kernel's size. Neighbours
+    in an image are much alike: where a row gives more than its share of `SAMPLES` output values a column, some are taken, at
+    random.
     """
 
-    def __init__(self, layer: Any) -> None:
-        """layer: Linear, Conv1d or Conv2d."""
+    def __init__(self, layer: Any, rows: int) -> None:
+        """layer: Linear, Conv1d or Conv2d; rows: of all inputs that will be seen."""
         self.layer = layer
-        self.total = self.shift = torch.zeros((), device=layer.weight.device)
+        device = layer.weight.device
+        self.total = self.shift = torch.zeros((), device=device)
+        self._columns = layer.weight[0].numel()
+        self._share = -(-SAMPLES * self._columns // rows)
+        self._generator = torch.Generator(device).manual_seed(0)
 
     def observe(self, x: Tensor, exact: Tensor) -> None:
-        """Take in an input of the layer, as it reads it, and the full-precision layer's: [..., features] or [n, c, ...]."""
-        rows = max(1, ELEMENTS * len(x) // max(1, self._unfolded_size(x)))
+        """Take in an input of the layer, as it reads it, and the full-precision layer's: [n, ..., features] or [n, c, ...]."""
+        places, read = self._places(x[:1])
+        count = min(len(read), self._share)
+        rows = max(1, ELEMENTS // (count * read.shape[1] * places.shape[2]))
         for part, other in zip(x.split(rows), exact.split(rows), strict=True):
-            columns = self._columns(part.float())
-            self.total = self.total + columns @ columns.mT
-            self.shift = self.shift + self._columns((other - part).float()) @ columns.mT
+            chosen = self._chosen(len(part), len(read), count)
+            one, same = (self._gather(self._places(each.float())[0], read[chosen]) for each in (part, other))
+            self.total = self.total + one @ one.mT
+            self.shift = self.shift + (same - one) @ one.mT
 
-    def _unfolded_size(self, x: Tensor) -> int:
-        return x.numel() * self.layer.weight[0, 0].numel() if self._convolves else x.numel()
+    def _chosen(self, rows: int, outputs: int, count: int) -> Tensor:
+        """Which output values of each row are taken, int64 [rows, count]."""
+        device = self._generator.device
+        if count == outputs:
+            return torch.arange(outputs, device=device).expand(rows, -1)
+        return torch.rand(rows, outputs, generator=self._generator, device=device).topk(count).indices
 
-    @property
-    def _convolves(self) -> bool:
-        return isinstance(self.layer, nn.Conv1d | nn.Conv2d)
-
-    def _columns(self, x: Tensor) -> Tensor:
-        """[groups, columns, output values]."""
-        if not self._convolves:
-            return x.flatten(0, -2).mT[None]
+    def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The padded input, [n, places, channels], and which of its places each output value reads, int64 [values, kernel]."""
         layer = self.layer
+        if isinstance(layer, nn.Linear):
+            x = x.unflatten(0, (-1, 1)).flatten(1, -2)
+            return x, torch.arange(x.shape[1], device=x.device)[:, None]
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode)
         kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
         if isinstance(layer, nn.Conv1d):
             x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
-        unfolded = F.unfold(x, kernel, dilation, 0, stride)  # [n, c * kernel, positions]
-        return unfolded.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+        numbers = torch.arange(x[0, 0].numel(), dtype=torch.float64, device=x.device).view(1, 1, *x.shape[2:])
+        return x.permute(0, 2, 3, 1).flatten(1, 2), F.unfold(numbers, kernel, dilation, 0, stride)[0].mT.long()
+
+    def _gather(self, places: Tensor, read: Tensor) -> Tensor:
+        """[groups, columns, output values] of [n, places, channels] and int64 [n, output values, kernel]."""
+        row = torch.arange(len(places), device=places.device)[:, None, None]
+        found = places[row, read].flatten(0, 1).mT  # [output values, channels, kernel]
+        return found.reshape(len(found), -1, self._columns).permute(1, 2, 0)
 
 
 def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor) -> Tensor:

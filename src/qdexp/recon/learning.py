@@ -87,7 +87,7 @@ class Reconstruction(pl.LightningModule):
 
 
 class WeightReconstruction(Reconstruction):
-    """AdaRound of all weights of a block, which start at nearest rounding."""
+    """AdaRound of all weights of a block, from the levels that it has, or from its original weights."""
 
     title, part = "weight rounding", "weights"
     settings: WeightLearning
@@ -98,10 +98,14 @@ class WeightReconstruction(Reconstruction):
         originals = dict(site.original.named_parameters(remove_duplicate=False))
         self._names = list(layers)
         self._roundings = [
-            SoftRounding(originals[_parameter(name, "weight")], layer.weight_qparams, layer.weight_scheme)
+            SoftRounding(originals[_parameter(name, "weight")], layer.weight_qparams, layer.weight_scheme, self._levels(layer))
             for name, layer in layers.items()
         ]
         self._registered = nn.ModuleList(self._roundings)
+
+    def _levels(self, layer: Any) -> Tensor | None:
+        levels: Tensor = layer.weight_int
+        return None if self.settings.start == "nearest" else levels
 
     @staticmethod
     def state(block: nn.Module) -> State:

@@ -1,13 +1,13 @@
 """GPTQ of a block: its layers one after another, in the order in which they run, each by what it reads once those before it are
 rounded, towards what it gives in the full-precision network."""
 
-from collections import deque
+from contextlib import suppress
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from qdexp.quant.blocks import run
+from qdexp.quant.blocks import Call, run
 from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import execution_order
@@ -30,17 +30,34 @@ def round_block(site: Site, batch: int) -> State:
 def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, batch: int) -> InputMoments:
     """Of what the layer reads when the block runs, beside what the original layer reads in the full-precision network."""
     assert site.exact is not None
-    seen, exact = InputMoments(layer), deque[Tensor]()
-    handles = [
-        original.register_forward_pre_hook(lambda _, args: exact.append(args[0].clone())),  # what follows may work in place
-        layer.register_forward_pre_hook(lambda _, args: seen.observe(layer.input_quantizer(args[0]), exact.popleft())),
-    ]
+    moments, times = InputMoments(layer, len(site.rows)), None
+    for start in range(0, len(site.rows), batch):
+        rows = slice(start, start + batch)
+        exact = _read(site.original, original, site.exact.take(rows), times)
+        seen = _read(site.block, layer, site.rows.take(rows), times)
+        for x, other in zip(seen, exact, strict=True):
+            moments.observe(layer.input_quantizer(x), other)
+        times = len(seen)
+    return moments
+
+
+class _Enough(Exception):  # noqa: N818 - no error
+    """The rest of the pass is not needed."""
+
+
+def _read(block: nn.Module, layer: nn.Module, call: Call, times: int | None) -> list[Tensor]:
+    """What the layer reads when the block runs, which stops where the layer has run so many `times`."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].clone())  # what follows may work in place
+        if len(seen) == times:
+            raise _Enough
+
+    handle = layer.register_forward_pre_hook(look)
     try:
-        for start in range(0, len(site.rows), batch):
-            rows = slice(start, start + batch)
-            run(site.original, site.exact.take(rows))
-            run(site.block, site.rows.take(rows))
+        with suppress(_Enough):
+            run(block, call)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     return seen

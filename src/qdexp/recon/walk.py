@@ -52,11 +52,11 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Way:
-    """How a block's state is found. `dtype`: what floats of the rows that are learned from are kept as; `paired`: beside them
-    stands what the full-precision block is called with."""
+    """How a block's state is found: by one step after another, each from the best so far. `dtype`: what floats of the rows that
+    are learned from are kept as; `paired`: beside them stands what the full-precision block is called with."""
 
     kind: type[Reconstruction]
-    find: Callable[[_Task], State]
+    steps: Sequence[Callable[[_Task], State]]
     dtype: torch.dtype | None = None
     paired: bool = False
 
@@ -72,18 +72,22 @@ class Walk:
         self.recon, self.seed, self.folder = recon, seed, folder
 
     def learn_weights(self, batches: Batches) -> None:
-        """The rounding of all weights, from nearest rounding on; activations must not be quantized yet."""
-        self._walk(
-            _Way(WeightReconstruction, partial(self._fit, WeightReconstruction, self.recon.weights), self._dtype), batches
-        )
+        """The rounding of all weights, from nearest rounding on or by way of GPTQ; activations must not be quantized yet."""
+        learn = partial(self._fit, WeightReconstruction, self.recon.weights)
+        paired = self.recon.weights.start == "gptq"
+        self._walk(_Way(WeightReconstruction, [self._round, learn] if paired else [learn], self._dtype, paired), batches)
 
     def round_weights(self, batches: Batches) -> None:
         """The same by GPTQ: in one pass, without iterations."""
-        self._walk(_Way(WeightReconstruction, lambda task: round_block(task.site, self.recon.batch), paired=True), batches)
+        self._walk(_Way(WeightReconstruction, [self._round], paired=True), batches)
 
     def learn_scales(self, batches: Batches) -> None:
         """The scales of all activations, from the observed ranges on."""
-        self._walk(_Way(ScaleReconstruction, partial(self._fit, ScaleReconstruction, self.recon.scales), self._dtype), batches)
+        learn = partial(self._fit, ScaleReconstruction, self.recon.scales)
+        self._walk(_Way(ScaleReconstruction, [learn], self._dtype), batches)
+
+    def _round(self, task: _Task) -> State:
+        return round_block(task.site, self.recon.batch)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -153,10 +157,15 @@ class Walk:
                             f"the weights or the calibration rows hold values that are not finite")  # fmt: skip
         if 0 in (start, before):  # nothing to gain, or nothing to measure a loss against
             return old, BlockErrors(name, before, before)
-        learned = way.find(_Task(site, name, start, progress))
-        way.kind.restore(site.block, learned)
-        errors = BlockErrors(name, before, self._error(heldout))
-        return learned if errors.kept else old, errors
+        best, errors = old, BlockErrors(name, before, math.inf)
+        for step in way.steps:
+            way.kind.restore(site.block, best)
+            learned = step(_Task(site, name, start, progress))
+            way.kind.restore(site.block, learned)
+            tried = BlockErrors(name, before, self._error(heldout))
+            if tried.learned < errors.learned:
+                best, errors = (learned if tried.kept else best), tried
+        return best, errors
 
     def _fit(self, kind: type[Reconstruction], settings: Settings, task: _Task) -> State:
         """What the iterations of `kind` learn of a block."""

@@ -23,7 +23,7 @@ class RoundingStage(Stage):
     """``checkpoint/``: the network with quantized weights alone; ``blocks.json``: what reconstruction did for each block."""
 
     name = "rounding"
-    version = 2
+    version = 3
     sources = ("qdexp.stages.rounding", "qdexp.stages.conversion", "qdexp.recon", "qdexp.quant", "qdexp.models")
 
     def __init__(self, config: Config) -> None:
