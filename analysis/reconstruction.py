@@ -2,8 +2,9 @@
 
     python analysis/reconstruction.py outputs/records/*.json
 
-The ratio is the geometric mean over the blocks, the worst block in brackets; a block that did not gain counts as 1. `noise
-error` is the mean over the sampler's steps on held-out trajectories; `seconds` are those of learning rounding and scales.
+Errors and ratios are geometric means over the blocks, the worst ratio in brackets; a block that did not gain keeps its error.
+Of weights the error itself stands there too, since "before" depends on the blocks before. `noise error` is the mean over the
+sampler's steps on held-out trajectories; `seconds` are those of learning rounding and scales.
 """
 
 import argparse
@@ -15,28 +16,31 @@ from qdexp.errors import one_line
 from qdexp.report.records import Record, read_records
 from qdexp.report.table import row_names
 
-HEADER = ["cell", "iterations", "rate", "weights: error / before", "no gain", "scales: error / before", "no gain",
-          "noise error", "seconds"]  # fmt: skip
+HEADER = ["cell", "start", "iterations", "rate", "weights: error", "error / before", "no gain", "scales: error / before",
+          "no gain", "noise error", "seconds"]  # fmt: skip
 
 
 def row(name: str, record: Record) -> list[str]:
     """The cells of a record's row."""
     weights, costs = record["config"]["recon"]["weights"], record["costs"]
     seconds = sum(costs[stage]["seconds"] for stage in ("rounding", "quantization") if stage in costs)
-    learned = [text for what in ("weights", "scales") for text in _gain(record["reconstruction"].get(what))]
+    rounded, scaled = (_gain(record["reconstruction"].get(what)) for what in ("weights", "scales"))
     error = f"{record['metrics']['noise_error']:.3g}"
-    iterated = record["config"]["quantizer"]["rounding"] == "adaround"
-    how = [f"{weights['iterations']:,}", f"{weights['rate']:g}"] if iterated else ["-", "-"]
-    return [name, *how, *learned, error, f"{seconds:.0f}"]
+    rounding = record["config"]["quantizer"]["rounding"]
+    start = weights.get("start", "nearest")  # records of old have no other
+    how = [start, f"{weights['iterations']:,}", f"{weights['rate']:g}"] if rounding == "adaround" else [rounding, "-", "-"]
+    return [name, *how, *rounded, *scaled[1:], error, f"{seconds:.0f}"]
 
 
 def _gain(blocks: dict[str, list[Any]] | None) -> list[str]:
+    """Error, error / before, and where there was no gain."""
     if blocks is None:
-        return ["-", "-"]
-    pairs = zip(blocks["before"], blocks["learned"], blocks["kept"], strict=True)
+        return ["-", "-", "-"]
+    pairs = list(zip(blocks["before"], blocks["learned"], blocks["kept"], strict=True))
+    errors = [learned if kept else before for before, learned, kept in pairs]
     ratios = [learned / before if kept else 1.0 for before, learned, kept in pairs]
-    mean = statistics.geometric_mean(ratios) if min(ratios) > 0 else 0.0
-    return [f"{mean:.3f} ({max(ratios):.3f})", f"{blocks['kept'].count(False)} of {len(ratios)}"]
+    mean, gain = (statistics.geometric_mean(values) if min(values) > 0 else 0.0 for values in (errors, ratios))
+    return [f"{mean:.3g}", f"{gain:.3f} ({max(ratios):.3f})", f"{blocks['kept'].count(False)} of {len(ratios)}"]
 
 
 def main() -> None:

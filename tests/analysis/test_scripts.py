@@ -161,14 +161,15 @@ def test_a_share_is_claimed_only_of_a_gap_that_is_there(monkeypatch: pytest.Monk
 
 def test_the_table_of_reconstruction(run: Script, seeds: list[Path]) -> None:
     header, *body = rows(run("reconstruction.py", *seeds))
-    assert header[:3] == ["cell", "iterations", "rate"]
+    assert header[:4] == ["cell", "start", "iterations", "rate"]
     assert len(body) == 4  # reconstruction and qdiffusion, two seeds: what learns nothing is left out
     record = next(record for path in seeds if (record := json.loads(path.read_text()))["axes"]["method"] == "qdiffusion")
     blocks = record["reconstruction"]["weights"]
     ratios = [new / old for old, new, kept in zip(blocks["before"], blocks["learned"], blocks["kept"], strict=True) if kept]
     ratios += [1.0] * blocks["kept"].count(False)
     mean = torch.tensor(ratios).log().mean().exp()
-    assert any(row[3] == f"{mean:.3f} ({max(ratios):.3f})" for row in body)
+    error = torch.tensor([min(pair) for pair in zip(blocks["before"], blocks["learned"], strict=True)]).log().mean().exp()
+    assert any(row[4:6] == [f"{error:.3g}", f"{mean:.3f} ({max(ratios):.3f})"] for row in body)
 
 
 def test_a_coverage_of_nothing_is_refused(run: Script, capsys: pytest.CaptureFixture[str]) -> None:
