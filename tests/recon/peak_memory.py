@@ -23,7 +23,7 @@ def main(folder: Path, batches: int, cache_gb: float | None) -> float:
     ).eval()  # fmt: skip
     data = [(torch.randn(32, 1, 32, 32), torch.randint(0, 1000, (32,))) for _ in range(batches)]
     one = pair(network, [data[0]], 4)
-    walk = one.walk(folder, recon(batch=8, heldout=8, iterations=2, cache_gb=cache_gb))
+    walk = one.walk(folder, recon(batch=8, heldout=8, start="gptq", iterations=2, cache_gb=cache_gb))
     return devices.measure(torch.device("cpu"), lambda: walk.learn_weights(data))["peak_memory_mb"]
 
 
