@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 from study import Study
 
@@ -162,3 +163,13 @@ def test_tables_say_n_protocol_and_extractor(comparison: Comparison) -> None:
     assert [line.split(" & ")[0] for line in body] == ["fp", "ptq", r"timestep\_aware", "qdiffusion"]
     assert len({line.count(" & ") for line in body}) == 1
     assert r"$\pm$" in body[0]
+
+
+def test_a_long_name_of_a_baseline_hides_no_column(study: Study) -> None:
+    against = compare(study.records, Evidence(study.out), baseline=study.records[-1]["cell"])
+    out = io.StringIO()
+    Console(file=out, width=150).print(tables.to_terminal(against))
+    body = [line for line in out.getvalue().splitlines() if "W4A" in line]
+    assert [line.split()[0] for line in body] == [line.name.split()[0] for line in against.lines if "w4a" in line.axes["quant"]]
+    for line, shown in zip(against.lines[1:], body, strict=True):
+        assert f"{line.numbers['fid'].value:.2f} ± {line.numbers['fid'].half:.2f}" in shown

@@ -80,7 +80,8 @@ def to_terminal(comparison: Comparison) -> Table:
     table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     shown = columns(comparison)
     for column in shown:
-        table.add_column(column.header, justify="right" if column.number else "left", no_wrap=column.number, overflow="fold")
+        widest = max((len(column.text(line)) for line in comparison.lines), default=0) if column.number else None
+        table.add_column(column.header, justify="right" if column.number else "left", min_width=widest, overflow="fold")
     for line in comparison.lines:
         table.add_row(*(escape(column.text(line)) for column in shown))
     return table
