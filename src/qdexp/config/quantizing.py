@@ -111,8 +111,9 @@ class WeightLearning:
     """How weight rounding is learned: ``iterations`` of Adam at ``rate`` for each block.
 
     After the fraction ``warmup`` of the iterations the regulariser sets in; its exponent falls from ``beta[0]`` to ``beta[1]``.
-    ``balanced``: the loss is relative to the start's and ``regulariser`` weighs the mean over the weights, so that one value
-    fits blocks of every size; else it weighs the sum over the weights, beside an absolute loss, as in Q-Diffusion's code.
+    ``balanced``: the loss is relative to that of nearest rounding and ``regulariser`` weighs the mean over the weights, so that
+    one value fits blocks of every size; else it weighs the sum over the weights, beside an absolute loss, as in Q-Diffusion's
+    code.
     ``start``: from the weights themselves, whose hard rounding is ``nearest``, or from what ``gptq`` gives.
     """
 
