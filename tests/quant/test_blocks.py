@@ -111,6 +111,14 @@ def test_rows_keep_their_values_and_their_memory_format() -> None:
             assert taken.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_rows_kept_in_fewer_bits_keep_their_timesteps() -> None:
+    x, t = torch.randn(4, 3), torch.tensor([999.0, 964.55, 930.1, 0.5])
+    rows = Rows([((x, t), {}) for x, t in zip(x.split(2), t.split(2), strict=True)], [2, 2], dtype=torch.bfloat16)
+    (kept, timesteps), _ = rows.take(slice(0, 4))
+    assert torch.equal(kept, x.bfloat16().float())
+    assert torch.equal(timesteps, t)
+
+
 def test_what_differs_from_batch_to_batch_must_have_an_entry_a_row() -> None:
     """Such as two entries a row, of classifier-free guidance inside the network: no row could be run alone."""
     x = torch.randn(8, 3)

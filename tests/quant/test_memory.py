@@ -266,8 +266,25 @@ def test_a_file_that_is_not_what_it_was(tmp_path: Path, fault: str, reader: str)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
 
 
+def test_two_memories_in_one_folder_read_what_is_theirs(tmp_path: Path) -> None:
+    """Two processes may be at one entry where a file system has no locks."""
+    network, data = Chain(), [rows_of(), rows_of()]
+    with (
+        Memory(1, tmp_path, [network]) as one,
+        Memory(1, tmp_path, [network]) as other,
+        streaming(network, LAYERS, data[0], one) as mine,
+        streaming(network, LAYERS, data[1], other) as theirs,
+    ):
+        results = [mine.advance(), theirs.advance()]
+        for memory, parts, batches in zip((one, other), results, data, strict=True):
+            expected = torch.cat([network.first(x) for (x,) in batches])
+            assert torch.equal(memory.join(parts)[:], expected)
+        del results
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    (tmp_path / f"{PART}cache-0").write_bytes(b"old")
+    (tmp_path / f"{PART}cache-killed-0").write_bytes(b"old")
     (tmp_path / "weights-0000.safetensors").write_bytes(b"kept")
     network, data = Chain(), rows_of()
     assert equal(outputs(network, data, Memory(1, tmp_path, [network])), outputs(network, data, Memory()))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -27,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qdexp.files import PART
 from qdexp.quant.filed import Filed, bytes_of, joined, reported
 
-_NAME = PART + "cache-{}"
+_NAME = PART + "cache-{}-{}"
 _SMALLEST = 4096
 """Bytes of the smallest storage that counts: less is not worth a file, and may be read without an operation (as a list)."""
 
@@ -50,18 +51,19 @@ class Memory:
 
     def __init__(self, limit: int | None = None, folder: Path = Path(), networks: Sequence[nn.Module] = ()) -> None:
         self._limit, self._folder, self._networks = limit, folder, networks
+        self._own = uuid4().hex[:12]  # where a file system has no locks, another process may be at the same entry
         self._held: dict[int, _Held] = {}  # the one used last comes last
         self._numbers = count()
 
     def __enter__(self) -> "Memory":
-        self._clear()  # what a killed process left
+        self._clear("*")  # what a killed process left
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
         if error is None:
             self._fill_all()
         self._held.clear()
-        self._clear()
+        self._clear(self._own)
 
     def _fill_all(self) -> None:
         """What outlives the passes, such as a table that a function remembers, is for others to read."""
@@ -69,8 +71,8 @@ class Memory:
         for held in list(self._held.values()):
             self.read(_storage(held))
 
-    def _clear(self) -> None:
-        for path in self._folder.glob(_NAME.format("*")):
+    def _clear(self, whose: str) -> None:
+        for path in self._folder.glob(_NAME.format(whose, "*")):
             path.unlink(missing_ok=True)
 
     @contextmanager
@@ -111,9 +113,10 @@ class Memory:
                 storage.resize_(0)
 
     def join(self, parts: Sequence[Tensor], rows: slice = slice(None), dtype: torch.dtype | None = None) -> "Tensor | Filed":
-        """`torch.cat(parts)[rows]`, floats as `dtype` if it is given. May be parked; lies in a file if it has no room."""
+        """`torch.cat(parts)[rows]`, floats as `dtype` if it is given, but for single numbers: a timestep needs its digits, and
+        no room. May be parked; lies in a file if it has no room."""
         whole = joined(parts)[rows]
-        if dtype is not None and whole.is_floating_point():
+        if dtype is not None and whole.is_floating_point() and whole.ndim > 1:
             whole = whole.to(dtype)
         size = whole.numel() * whole.element_size()
         if self._limit is not None and size + self._count(hot=True) > self._limit:
@@ -177,7 +180,7 @@ class Memory:
         storage.resize_(0)
 
     def _path(self) -> Path:
-        return self._folder / _NAME.format(next(self._numbers))
+        return self._folder / _NAME.format(self._own, next(self._numbers))
 
 
 UNLIMITED = Memory()
