@@ -91,29 +91,33 @@ class InputMoments:
 def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor) -> Tensor:
     """Integers of the weight's shape, dtype `scheme.dtype`. moments, shift: `total` and `shift` of an `InputMoments`."""
     groups, columns, _ = moments.shape
-    inverse = _inverse(moments)
-    rows = weight.reshape(groups, -1, columns).double()
-    target = (rows + rows @ shift.double() @ inverse).float().view(weight.shape)
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    ordered = inverse.gather(1, order[:, :, None].expand_as(inverse)).gather(2, order[:, None].expand_as(inverse))
-    factor = torch.linalg.cholesky(ordered, upper=True).float()
+
+    def sort(values: Tensor) -> Tensor:
+        """Along the last dimension."""
+        return values.gather(2, order[:, None].expand_as(values))
 
     def sorted_columns(values: Tensor) -> Tensor:
-        rows = values.expand_as(weight).reshape(groups, -1, columns).float()
-        return rows.gather(2, order[:, None].expand_as(rows))
+        return sort(values.expand_as(weight).reshape(groups, -1, columns).float())
 
+    inverse = _inverse(sort(sort(moments).mT))  # H^T = H
+    rows = weight.reshape(groups, -1, columns).double()
+    target = (sort(rows) + sort(rows @ shift.double()) @ inverse).float()
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
     scale, zero_point = (sorted_columns(scheme.granularity.expand(values, weight.ndim)) for values in qparams)
-    levels = _levels(sorted_columns(target), scale, zero_point, factor, scheme)
+    levels = _levels(target, scale, zero_point, factor, scheme)
     return torch.empty_like(levels).scatter_(2, order[:, None].expand_as(levels), levels).view(weight.shape).to(scheme.dtype)
 
 
 def _inverse(moments: Tensor) -> Tensor:
-    """(H + lambda I)^-1, float64."""
+    """(H + lambda I)^-1, float64. Its matrices are the largest of all: none is held for longer than it is needed."""
     exact = moments.double()
     mean = exact.diagonal(dim1=1, dim2=2).mean(1)
     damping = torch.where(mean > 0, DAMPING * mean, 1.0)  # a layer that reads nothing but zeros: nearest rounding
     exact.diagonal(dim1=1, dim2=2).add_(damping[:, None])
-    return torch.cholesky_inverse(torch.linalg.cholesky(exact))
+    factor = torch.linalg.cholesky(exact)
+    del exact
+    return torch.cholesky_inverse(factor)
 
 
 def _levels(weight: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, scheme: Scheme) -> Tensor:
