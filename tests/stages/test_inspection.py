@@ -84,6 +84,27 @@ def test_the_error_of_a_layer_is_its_own(tiny_unet: UNet2DModel, steps: list[Bat
     assert not tiny_unet.get_submodule("conv_out")._forward_hooks
 
 
+def test_a_variance_that_the_network_answers_too_is_no_noise() -> None:
+    class Learned(nn.Module):
+        """Answers with the noise estimate, from the first layer, and a variance, from the second."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise, self.variance = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.cat([self.noise(x), self.variance(x)], dim=1)
+
+    network, doubled = Learned(), nn.Conv2d(2, 2, 1)
+    with torch.no_grad():
+        for mine, theirs in zip(doubled.parameters(), network.noise.parameters(), strict=True):
+            mine.copy_(2 * theirs)
+    quantized = {"noise": doubled, "variance": nn.Conv2d(2, 2, 1)}
+    errors = layer_errors(network, quantized, [(torch.randn(3, 2, 5, 4), torch.zeros(3))])
+    assert errors["noise"].sensitivity == pytest.approx(1)
+    assert errors["variance"].sensitivity == 0 < errors["variance"].error
+
+
 def test_a_layer_that_runs_twice_counts_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

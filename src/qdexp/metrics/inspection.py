@@ -105,7 +105,7 @@ def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
 class LayerError:
     """Relative squared errors that come of one quantized layer in a network of full precision.
 
-    ``error``: of the layer's own output. ``sensitivity``: of the network's output. ``macs``: multiplications for one image.
+    ``error``: of the layer's own output. ``sensitivity``: of the noise estimate. ``macs``: multiplications for one image.
     """
 
     error: float
@@ -119,13 +119,13 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
 
     One forward pass a layer and batch.
     """
-    truth, rows = [_first(call(network, batch)) for batch in batches], sum(len(batch[0]) for batch in batches)
+    truth, rows = [_estimate(network, batch) for batch in batches], sum(len(batch[0]) for batch in batches)
     errors = {}
     for name, layer in quantized.items():
         swap = _Swap(layer)
         handle = network.get_submodule(name).register_forward_hook(swap)
         try:
-            answers = [_first(call(network, batch)) for batch in batches]
+            answers = [_estimate(network, batch) for batch in batches]
         finally:
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))
@@ -151,9 +151,11 @@ class _Swap:
         return answer
 
 
-def _first(output: Any) -> Tensor:
+def _estimate(network: nn.Module, batch: Batch) -> Tensor:
+    """The noise estimate alone: a variance that the network answers with it is not what the sampler reads."""
+    output = call(network, batch)
     answer: Tensor = output if isinstance(output, Tensor) else output[0]
-    return answer
+    return answer[:, : batch[0].shape[1]]
 
 
 def _ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -32,7 +32,7 @@ class LayersStage(Stage):
     """
 
     name = "layers"
-    version = 3
+    version = 4
     sources = ("qdexp.stages.layers", "qdexp.metrics.inspection", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
     @property
