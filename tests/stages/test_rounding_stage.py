@@ -1,11 +1,13 @@
 """Learned rounding as a stage: who shares it, what of it ends in the quantized network, and what a killed process leaves."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from qdexp import files
 from qdexp.cell import Cell
 from qdexp.quant import checkpoint
 from qdexp.quant.network import activation_quantizers, quantized_layers
+from qdexp.recon.walk import Walk
 
 CellOf = Callable[..., Cell]
 Command = Callable[..., tuple[int, str, str]]
@@ -92,7 +95,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(qdexp: Command, small
         [sys.executable, "-m", "qdexp", *arguments], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True
     )
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out" / "store").glob(".work-rounding-*/weights-*.safetensors"))) < 3:
+    while len(list((tmp_path / "out" / "store").glob(".work-rounding-*/.weights-*.safetensors"))) < 3:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -110,3 +113,27 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(qdexp: Command, small
         assert files.sha256(resumed / tensors) == files.sha256(whole / tensors)
         costs = json.loads((resumed / "manifest.json").read_text())["costs"]
         assert ("resumed" in costs) == (stage == "rounding")
+        assert not list(resumed.rglob(".*"))
+
+
+def test_stopped_once_all_is_learned_nothing_is_learned_again(cell_of: CellOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, learned = files.sha256, Counter[str]()
+
+    def full_disk(path: Path) -> str:
+        if ".work-rounding" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return digest(path)
+
+    def learn(walk: Walk, *arguments: Any) -> Any:
+        learned.update([arguments[3]])
+        return once(walk, *arguments)
+
+    once = Walk._learn
+    monkeypatch.setattr(Walk, "_learn", learn)
+    cell = cell_of("method=reconstruction", "quant=w4a32")
+    with monkeypatch.context() as full:
+        full.setattr(files, "sha256", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            cell.run()
+    cell.run()
+    assert len(learned) == learned.total() == 18

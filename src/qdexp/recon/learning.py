@@ -29,10 +29,10 @@ from qdexp.recon.inner import Run
 State = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...];
-    `exact`: what it is called with in the full-precision network, for whom needs it."""
+    `exact`: what it is called with in the full-precision network, until it was rounded by that."""
 
     block: nn.Module
     original: nn.Module

@@ -36,7 +36,8 @@ from qdexp.recon.second_order import round_block
 
 Settings = WeightLearning | ScaleLearning
 Batches = Sequence[Batch]
-_PARTS = "{}-{}.safetensors"
+_PARTS = ".{}-{}.safetensors"
+"""Hidden: the store drops them once the whole result is in its place, and not before."""
 _STATE, _ERRORS = "state.", "errors"
 
 
@@ -87,7 +88,9 @@ class Walk:
         self._walk(_Way(ScaleReconstruction, [learn], self._dtype), batches)
 
     def _round(self, task: _Task) -> State:
-        return round_block(task.site, self.recon.batch)
+        state = round_block(task.site, self.recon.batch)
+        task.site.exact = None  # no later step reads it: its room is for what the iterations read
+        return state
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -95,16 +98,11 @@ class Walk:
         dtype: torch.dtype = getattr(torch, self.recon.precision)
         return dtype
 
-    def clear(self) -> None:
-        """Remove the files of single blocks, once the whole is kept elsewhere."""
-        for kind in (WeightReconstruction, ScaleReconstruction):
-            for path in self.folder.glob(_PARTS.format(kind.part, "*")):
-                path.unlink()
-
     def _walk(self, way: _Way, batches: Batches) -> None:
         results: list[BlockErrors] = []
         if not any(way.kind.state(self.network.get_submodule(name)) for name in self.blocks):
             return  # all of it is left in floating point
+        device = batches[0][0].device
         limit = None if self.recon.cache_gb is None else int(self.recon.cache_gb * 1e9)
         with (
             BlockProgress(way.kind.title, len(self.blocks)) as progress,
@@ -116,37 +114,28 @@ class Walk:
                 progress.enter(name)
                 block, path = self.network.get_submodule(name), self.folder / _PARTS.format(way.kind.part, f"{number:04d}")
                 learns, done = bool(way.kind.state(block)), _read(path, name)
-                wanted = way.paired and learns and done is None
-                exact = Rows(full.calls, full.sizes, memory, slice(-self.recon.heldout)) if wanted else None
-                outputs = full.advance()
-                if learns:
-                    if done is None:
-                        sites = self._sites(name, quantized, outputs, exact, memory, way.dtype)
-                        done = self._learn(way, *sites, name, progress)
-                        _write(path, *done)
-                        del sites
+                if learns and done is None:
+                    done = self._learn(way, *self._sites(way, name, full, quantized, memory), name, progress)
+                    _write(path, *done)
+                else:
+                    full.advance(collect=False)
+                if learns and done is not None:
                     state, errors = done
-                    way.kind.restore(block, {part: value.to(outputs[0].device) for part, value in state.items()})
+                    way.kind.restore(block, {part: value.to(device) for part, value in state.items()})
                     results.append(errors)
-                del outputs, exact
                 quantized.advance(collect=False)
         result.write(self.folder, way.kind.title, results)
 
-    def _sites(
-        self,
-        name: str,
-        quantized: Stream,
-        outputs: Sequence[Tensor],
-        exact: Rows | None,
-        memory: Memory,
-        dtype: torch.dtype | None,
-    ) -> tuple[Site, Site]:
-        """The rows that are learned from, floats as `dtype`, and those that only judge."""
+    def _sites(self, way: _Way, name: str, full: Stream, quantized: Stream, memory: Memory) -> tuple[Site, Site]:
+        """The rows that are learned from, floats as the way wants them, and those that only judge. The full-precision stream
+        goes on for them; what it has collected is let go here, before anything is learned."""
         block, original = self.network.get_submodule(name), self.full.get_submodule(name)
         learned, heldout = slice(-self.recon.heldout), slice(-self.recon.heldout, None)
+        exact = Rows(full.calls, full.sizes, memory, learned) if way.paired else None
+        outputs = full.advance()
         kept = [
             (Rows(quantized.calls, quantized.sizes, memory, rows, kind), memory.join(outputs, rows, kind))
-            for rows, kind in ((learned, dtype), (heldout, None))
+            for rows, kind in ((learned, way.dtype), (heldout, None))
         ]
         return Site(block, original, *kept[0], exact), Site(block, original, *kept[1])
 

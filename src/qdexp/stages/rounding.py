@@ -23,7 +23,7 @@ class RoundingStage(Stage):
     """``checkpoint/``: the network with quantized weights alone; ``blocks.json``: what reconstruction did for each block."""
 
     name = "rounding"
-    version = 3
+    version = 4
     sources = ("qdexp.stages.rounding", "qdexp.stages.conversion", "qdexp.recon", "qdexp.quant", "qdexp.models")
 
     def __init__(self, config: Config) -> None:
@@ -56,7 +56,6 @@ class RoundingStage(Stage):
         else:
             walk.round_weights(batches)
         checkpoint.save(folder / CHECKPOINT, network, config.model.network)
-        walk.clear()
 
 
 def _weights_alone(config: Config) -> Config:
