@@ -18,7 +18,7 @@ WIDTHS = (0.5, 1.0, 2.0)
 
 
 def subjects(config: Config, rows: int, folder: Path) -> Iterator[Subject]:
-    """The model of the config at a quarter of the rows, narrower, as it is and wider; then at all rows and at four times as many.
+    """The model of the config at a quarter of the rows, narrower, as it is and wider; then at all and at four times as many.
     What is small comes first: a process keeps what it has freed, so that a peak is that of what came before too."""
     few = rows // SHARE
     for width in WIDTHS:
