@@ -68,6 +68,7 @@ MISTAKES = {
     "calib.strategy._target_=qdexp.calib.strategies.nosuch": ["_target_=qdexp.calib.strategies.nosuch", "PYTHONPATH"],
     "recon.heldout=0": ["recon.heldout=0"],
     "quantizer.act.range.p=0": ["quantizer.act.range: ", "p=0"],
+    "quantizer.act.range._target_=torch.nn.PairwiseDistance": ["_target_=torch.nn.PairwiseDistance", "RangeEstimator"],
     "quantizer.rounding=adaruond": ["quantizer.rounding=adaruond", "adaround"],
     "protocol.steps=1001": ["protocol.steps=1001", "1000 timesteps"],
     "quantizer.act.range._target_=nosuch.Range": ["_target_=nosuch.Range", "PYTHONPATH"],

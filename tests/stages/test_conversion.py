@@ -71,15 +71,22 @@ def test_a_network_that_needs_values_is_reported_by_the_stage(cell_of: CellOf) -
         conversion.convert(Curious(), config, batches())
 
 
-@pytest.mark.parametrize("rows", [3, None])
-def test_activation_ranges_are_those_of_the_first_rows(cell_of: CellOf, rows: int | None) -> None:
-    """The first convolution reads x_t itself; of 8 rows, in batches of 2."""
+@pytest.mark.parametrize(("rows", "seen"), [(1, 2), (3, 3), (None, 8)])
+def test_activation_ranges_are_those_of_the_first_rows(cell_of: CellOf, rows: int | None, seen: int) -> None:
+    """The first convolution reads x_t itself; of 8 rows of 2 timesteps, in batches of 2. No timestep goes unseen."""
     cell = cell_of("quantizer=linear", f"quantizer.act.rows={'null' if rows is None else rows}", "sampling.batch=2")
     store = Store(cell.out)
     network: Any = checkpoint.load(cell.stages["quantization"].make(store).folder / "checkpoint")
-    x_t = read_rows(store.folder(cell.stages["calibration"].entry))[0][:rows]
+    x_t, t = (part[:seen] for part in read_rows(store.folder(cell.stages["calibration"].entry)))
     scheme = network.conv_in.input_quantizer.scheme
     low, high = x_t.aminmax()
     expected = qparams_from_range(low.view(1), high.view(1), scheme)
     assert torch.equal(network.conv_in.input_quantizer.scale, expected.scale)
-    assert len(x_t) == (rows or 8)
+    assert len(x_t) == seen
+    assert len(t.unique()) == 2
+
+
+def test_with_guidance_ranges_see_every_timestep_under_both_conditions(cell_of: CellOf) -> None:
+    config = cell_of("quantizer=linear", "quantizer.act.rows=3").config
+    config.protocol.guidance = 2.0
+    assert conversion.observed_rows(config) == 4

@@ -39,6 +39,11 @@ class Protocol:
     clip: str | None = None
     extractor_weights: str | None = None
 
+    @property
+    def branches(self) -> int:
+        """How often the network is called at each of the sampler's calls: with guidance for the empty condition too."""
+        return 1 if self.guidance == 1 else 2
+
     def __post_init__(self) -> None:
         require(0 <= self.guidance < math.inf, "protocol.guidance", self.guidance, "choose 1 for none, or more")
         require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")

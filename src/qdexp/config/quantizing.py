@@ -55,7 +55,8 @@ class WeightScheme:
 class ActScheme:
     """How activations are quantized, always per tensor; the bits come from ``quant``.
 
-    Ranges are estimated on the first ``rows`` rows of the calibration set, which are stratified over its timesteps; null: all.
+    Ranges are estimated on the first ``rows`` rows of the calibration set, which are stratified over its timesteps, but on one
+    row of each at least; null: on all.
     ``learned``: the scales are then learned block by block.
     """
 

@@ -19,6 +19,7 @@ from qdexp.models import released
 from qdexp.models.conditions import example_condition
 from qdexp.quant import network as networks
 from qdexp.quant.blocks import Batch, first_row
+from qdexp.quant.ranges import RangeEstimator
 from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
@@ -67,6 +68,13 @@ def scheme_options(scheme: WeightScheme | ActScheme) -> dict[str, Any]:
     return {**vars(scheme), "range": identity(scheme.range)}
 
 
+def observed_rows(config: Config) -> int | None:
+    """How many of the calibration set's first rows activation ranges are estimated on: ``quantizer.act.rows``, but one of each
+    timestep and branch at least, so that none goes unseen; None: all."""
+    rows = config.quantizer.act.rows
+    return None if rows is None else max(rows, config.calib.timesteps * config.protocol.branches)
+
+
 def read_batches(folder: Path, config: Config, device: torch.device, rows: int | None = None) -> Batches:
     """The calibration set in ``folder``, or its first ``rows``, on ``device``."""
     whole = read_rows(folder)
@@ -106,9 +114,12 @@ def check(config: Config) -> None:
         return
     for part, target in (("weight", quantizer.weight.range), ("act", quantizer.act.range)):
         try:
-            instantiate(target)
+            estimator = instantiate(target)
         except InstantiationException as error:
             raise UserError(f"quantizer.{part}.range: {' '.join(str(error).split())}") from error
+        if not isinstance(estimator, RangeEstimator):
+            raise UserError(f"quantizer.{part}.range._target_={target['_target_']}: no range estimator; name a subclass of "
+                            f"qdexp.quant.ranges.RangeEstimator")  # fmt: skip
     if not quantizer.learns_rounding:
         resolve(quantizer.rounding)
     rows = config.calib.timesteps * config.calib.rows

@@ -22,6 +22,7 @@ from qdexp.stages.calibration import CalibrationStage
 from qdexp.stages.conversion import (
     CHECKPOINT,
     convert,
+    observed_rows,
     read_batches,
     released_files,
     released_options,
@@ -35,7 +36,7 @@ class QuantizationStage(Stage):
     """``checkpoint/``: what ``qdexp.load`` reads; ``blocks.json`` where scales were learned."""
 
     name = "quantization"
-    version = 2
+    version = 3
     sources = ("qdexp.stages.quantization", "qdexp.stages.conversion", "qdexp.recon", "qdexp.quant", "qdexp.models")
 
     @property
@@ -52,7 +53,8 @@ class QuantizationStage(Stage):
         recon, act = self.config.recon, self.config.quantizer.act
         iterations = asdict(recon.scales) | recon.arithmetic
         learning = {"batch": recon.batch, "heldout": recon.heldout, **iterations} if act.learned else None
-        return {"act": scheme_options(act), "recon": learning, **weight_options(self.config)}
+        observing = {**scheme_options(act), "rows": observed_rows(self.config)}
+        return {"act": observing, "recon": learning, **weight_options(self.config)}
 
     @property
     def files(self) -> dict[str, Path]:
@@ -74,15 +76,15 @@ class QuantizationStage(Stage):
             _take_weights(network, inputs["rounding"] / CHECKPOINT)
         else:
             networks.quantize_weights(network, instantiate(quantizer.weight.range), resolve(quantizer.rounding))
-        observed = read_batches(inputs["calibration"], config, self.device, quantizer.act.rows)
+        observed = read_batches(inputs["calibration"], config, self.device, observed_rows(config))
         networks.observe_activations(network, observed, instantiate(quantizer.act.range))
+        del observed  # its room is for the walk
         if full is None:
             checkpoint.save(folder / CHECKPOINT, network, config.model.network)
             return
         walk = Walk(network, full, blocks_of(network, order), config.recon, config.seed, folder)
         walk.learn_scales(batches)
         checkpoint.save(folder / CHECKPOINT, network, config.model.network)
-        walk.clear()
 
 
 def _take_weights(network: torch.nn.Module, folder: Path) -> None:

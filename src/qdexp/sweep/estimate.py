@@ -124,7 +124,7 @@ def disk_bytes(stage: Stage, networks: Networks) -> float:
     if stage.name == "trajectory":
         assert isinstance(stage, Sharded)
         return 8.0 * len(stage.shards) * config.sampling.batch * config.protocol.steps * image  # x_t and eps, float32
-    numbers, branches = networks.condition_numbers(config.model), 1 if config.protocol.guidance == 1 else 2
+    numbers, branches = networks.condition_numbers(config.model), config.protocol.branches
     if isinstance(stage, ConditionsStage):
         return 4.0 * len(stage.wanted) * numbers
     weights = networks.parameters(config.model)
