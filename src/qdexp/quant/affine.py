@@ -6,8 +6,8 @@ With scale s > 0, zero point z and integers qmin .. qmax of a scheme,
     x_hat = (x_int - z) * s
 
 Multiplying by the reciprocal, computed once, is what torch's fused `fake_quantize_per_tensor_affine` does: both agree to the
-last bit. Zero is always on the grid, exactly: padding, ReLU and dead channels rely on it (Jacob et al. 2018,
-arXiv 1712.05877, section 2.1).
+last bit, but for NaN, which the fused one rounds to a number. Zero is always on the grid, exactly: padding, ReLU and dead
+channels rely on it (Jacob et al. 2018, arXiv 1712.05877, section 2.1).
 """
 
 from typing import Any, NamedTuple
