@@ -99,7 +99,7 @@ def test_a_variance_that_the_network_answers_too_is_no_noise() -> None:
     with torch.no_grad():
         for mine, theirs in zip(doubled.parameters(), network.noise.parameters(), strict=True):
             mine.copy_(2 * theirs)
-    quantized = {"noise": doubled, "variance": nn.Conv2d(2, 2, 1)}
+    quantized: dict[str, nn.Module] = {"noise": doubled, "variance": nn.Conv2d(2, 2, 1)}
     errors = layer_errors(network, quantized, [(torch.randn(3, 2, 5, 4), torch.zeros(3))])
     assert errors["noise"].sensitivity == pytest.approx(1)
     assert errors["variance"].sensitivity == 0 < errors["variance"].error
