@@ -60,7 +60,10 @@ MISTAKES = {
     "quant.weight_bits=99": ["quant.weight_bits=99", "2 to 8"],
     "quant.weight_bits=four": ["quant.weight_bits", "four"],
     "quant.act_bits=3": ["quant.act_bits=3", "4 to 8"],
-    "quant.wieght_bits=4": ["wieght_bits"],
+    "quant.wieght_bits=4": ["wieght_bits", "--cfg job prints every option"],
+    "qunat=w8a8": ["qunat", "--cfg job prints every option"],
+    "quant=8": ["quant=8", "--help lists"],
+    "quant=[w8a8,w4a8]": ["quant=[", "-m quant=w8a8,w4a8"],
     "quant.layers={nothing_like_it: {weight_bits: 8}}": ["quant.layers", "nothing_like_it"],
     "calib.timesteps=5": ["calib.timesteps=5", "4 steps"],
     "calib.timesteps=0": ["calib.timesteps=0"],
@@ -85,7 +88,18 @@ MISTAKES = {
     "sweep=a/b": ["sweep=a/b"],
     "nonsense": ["nonsense"],
     "tracker.mode=loud": ["tracker.mode"],
+    "quantizer.file=nowhere.pth": ["quantizer.file=nowhere.pth", "method=released"],
+    "protocol=fid50k": ["protocol.reference=: ", "qdexp.metrics.build"],
 }
+
+SWEEPS = [
+    "quant=w8a8,w4a8",
+    "seed=range(0,2)",
+    "hydra/launcher=slurm",
+    "hydra.launcher.dry=true",
+    'hydra.sweeper.cells=["method=fp","method=ptq"]',
+    "experiment=bits",
+]
 
 
 @pytest.fixture
@@ -113,6 +127,14 @@ def test_a_mistake_is_one_line(qdexp: Command, tmp_path: Path, places: dict[str,
     assert all(part in err for part in MISTAKES[mistake]), err
     assert {path.name for path in tmp_path.iterdir()} - before <= {"out"}
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("option", SWEEPS)
+def test_what_only_a_sweep_can_do_is_refused_without_it(qdexp: Command, tmp_path: Path, option: str) -> None:
+    code, out, err = qdexp(option)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"qdexp: {option}: ") and err.endswith("; add -m")
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ FAULTS = {
     "sampling.batch": ["sampling.batch=0", "sampling.batch=all"],
     "sampling.channels_last": ["sampling.channels_last=maybe"],
     "tracker.mode": ["tracker.mode=sometimes"],
+    "tracker.project": ["tracker.project=a/b", "tracker.project=50%"],
+    "quantizer.file": ["quantizer.file=unread.pth"],
     "cluster.restarts": ["cluster.restarts=-1"],
     "cluster.stages.*.memory_gb": ["+cluster.stages.default.memory_gb=0"],
     "device": ["device=tpu", "device=null"],

@@ -38,7 +38,7 @@ ORDER = [
     {"quant"},
     {"store"},
     {"config", "record", "device", "provenance", "zoo"},
-    {"files", "progress"},
+    {"files", "progress", "overrides"},
     {"errors", "paths"},
 ]
 """A part imports from itself and from those further down."""

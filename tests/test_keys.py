@@ -46,7 +46,6 @@ OPTIONS = {
     "quantizer.act.rows=4": QUANTIZATION,
     "quantizer.split=skip": QUANTIZATION,
     "quantizer.name=other": NONE,
-    "quantizer.file=unread.pth": NONE,
     "recon=published": NONE,
     "recon.heldout=2": NONE,
     "recon.weights.rate=0.5": NONE,

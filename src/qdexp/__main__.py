@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from qdexp import overrides
 from qdexp.errors import one_line
 from qdexp.paths import conf_folder
 
@@ -47,6 +48,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         with _one_line():
+            overrides.check(sys.argv[1:])
             app()
     except KeyboardInterrupt:
         sys.exit("qdexp: stopped; finished stages are kept, the same command goes on")

@@ -286,6 +286,8 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
 
 def _check_protocol(config: Config) -> None:
+    if not config.protocol.reference:
+        raise UserError("protocol.reference=: name a file of statistics; python -m qdexp.metrics.build makes one")
     conditions.check(config)
     alignment.check(config)
     if config.model.first_stage is not None and config.protocol.scheduler.get("thresholding"):

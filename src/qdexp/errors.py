@@ -1,8 +1,12 @@
 """The one exception for what a user can mend, and how a command says it."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
+
+_APPEND = re.compile(r"To append to your config use \S+\s*")
+"""Hydra's advice where an option is misspelt: the config has no room for others, so following it ends in the next error."""
 
 
 class UserError(Exception):
@@ -20,4 +24,5 @@ def one_line(*others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except mendable as error:
-        sys.exit(f"qdexp: {' '.join(str(error).split())}")  # messages of Hydra have many lines
+        text = _APPEND.sub("--cfg job prints every option. ", str(error))
+        sys.exit(f"qdexp: {' '.join(text.split())}")  # messages of Hydra have many lines

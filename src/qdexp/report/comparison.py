@@ -29,6 +29,7 @@ class Metric:
 
 METRICS = (
     Metric("fid", "FID"),
+    Metric("sfid", "sFID"),
     Metric("kid", "KID x1000", 1000),
     Metric("isc", "IS", higher=True),
     Metric("clip", "CLIP", higher=True),

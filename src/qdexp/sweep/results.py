@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
@@ -65,8 +66,8 @@ def run(cfg: DictConfig) -> str:
     whole = OmegaConf.merge({"hydra": hydra_config}, cfg)
     assert isinstance(whole, DictConfig)
     alone = hydra_config.mode == RunMode.RUN
-    if alone and hydra_config.sweeper.params:
-        raise UserError(f"experiment={hydra_config.runtime.choices['experiment']}: a study is a sweep; add -m")
+    if alone:
+        _check_no_sweep(hydra_config)
     cell = preflight(freeze(whole))
     devices.make_repeatable()
     if alone:
@@ -75,6 +76,18 @@ def run(cfg: DictConfig) -> str:
     if alone:
         show(cell, [record])
     return str(cell.record)
+
+
+def _check_no_sweep(hydra_config: HydraConf) -> None:
+    """Raises UserError where a cell is to run alone, though what is asked for is only of use to a sweep."""
+    choices = hydra_config.runtime.choices
+    if hydra_config.sweeper.params:
+        raise UserError(f"experiment={choices['experiment']}: a study is a sweep; add -m")
+    named = [
+        one for one in hydra_config.overrides.hydra if one.startswith(("hydra/launcher=", "hydra.launcher.", "hydra.sweeper."))
+    ]
+    if named:
+        raise UserError(f"{named[0]}: is for the cells of a sweep; add -m")
 
 
 def finish(cell: Cell, begin: Callable[[str], object] | None = None) -> Record:
