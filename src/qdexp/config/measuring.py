@@ -87,5 +87,5 @@ class Tracker:
     def __post_init__(self) -> None:
         modes = ("offline", "online")
         require(self.mode in modes, "tracker.mode", self.mode, f"choose one of {', '.join(modes)}")
-        allowed = not set(self.project) & set("/\\#?%:")
-        require(allowed, "tracker.project", self.project, "W&B takes no name with one of / \\ # ? % :")
+        allowed = len(self.project) <= 128 and not set(self.project) & set("/\\#?%:")
+        require(allowed, "tracker.project", self.project, "W&B takes at most 128 characters, and none of / \\ # ? % :")
