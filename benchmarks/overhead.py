@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.subject import Subject
 from benchmarks.timing import Cost, seconds
-from qdexp import device as devices
+from qdexp import meter
 from qdexp.cell import Cell
 from qdexp.config import Config
 from qdexp.sweep.job import Job
@@ -67,7 +67,7 @@ def jobs(cell: Cell) -> list[tuple[Cost, Cost]]:
 @contextlib.contextmanager
 def stage_costs() -> Iterator[list[Cost]]:
     """Listens to what stages measure of themselves, and adds the CPU time, which they do not keep."""
-    theirs, found = devices.measure, list[Cost]()
+    theirs, found = meter.measure, list[Cost]()
 
     def listening(device: torch.device, work: Callable[[], None]) -> dict[str, float]:
         before = time.process_time()
@@ -75,11 +75,11 @@ def stage_costs() -> Iterator[list[Cost]]:
         found.append(Cost(costs["seconds"], time.process_time() - before, costs["peak_memory_mb"]))
         return costs
 
-    devices.measure = listening
+    meter.measure = listening
     try:
         yield found
     finally:
-        devices.measure = theirs
+        meter.measure = theirs
 
 
 def total(costs: Sequence[Cost]) -> Cost:

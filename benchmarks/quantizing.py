@@ -32,7 +32,7 @@ class Costs:
 
 def quantize(subject: Subject) -> Costs:
     """Run the stages that make the quantized checkpoint from the model and its calibration rows."""
-    last = QuantizationStage(subject.config)
+    last = QuantizationStage.of(subject.config)
     stages = {role: stage for role, stage in last.inputs.items() if role != "calibration"} | {last.name: last}
     full, batches, inputs = subject.full(), subject.batches, {"calibration": subject.calibration}
     once, costs = partial(one_pass, full, batches), dict[str, Cost]()

@@ -60,7 +60,7 @@ class Subject:
         calib = self.config.calib
         each = -(-self.rows // calib.timesteps)
         config = replace(self.config, calib=replace(calib, rows=each), trajectory=replace(self.config.trajectory, samples=each))
-        made = calibration.CalibrationStage(config).make(Store(self.folder)).folder
+        made = calibration.CalibrationStage.of(config).make(Store(self.folder)).folder
         chosen = self.folder / f"rows-{self.rows}"
         chosen.mkdir(exist_ok=True)
         x_t, t = (part[: self.rows].clone() for part in calibration.read_rows(made))
@@ -70,7 +70,7 @@ class Subject:
     @property
     def batches(self) -> Batches:
         """The rows as forward passes take them."""
-        return read_batches(self.calibration, self.config, self.device)
+        return read_batches(self.calibration, self.config.sampling.batch, self.device)
 
     def full(self) -> nn.Module:
         """The full-precision network."""
@@ -78,9 +78,9 @@ class Subject:
 
     def rounded(self, full: nn.Module) -> tuple[nn.Module, list[str]]:
         """A copy of `full` with weights rounded to nearest and activations not quantized yet; its blocks."""
-        network = copy.deepcopy(full)
-        order = convert(network, self.config, self.batches)
-        networks.quantize_weights(network, instantiate(self.config.quantizer.weight.range), nearest)
+        network, quantizer = copy.deepcopy(full), self.config.quantizer
+        order = convert(network, self.config.quant, quantizer.weight, quantizer.split, self.batches, quantizer.act.symmetric)
+        networks.quantize_weights(network, instantiate(quantizer.weight.range), nearest)
         return network, blocks_of(network, order)
 
 

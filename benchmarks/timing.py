@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qdexp import device as devices
+from qdexp import meter
 
 Work = Callable[[], object]
 
@@ -56,7 +56,7 @@ def measure(work: Work, device: torch.device) -> Cost:
     """What one run of `work` costs."""
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
-    peak = devices.measure(device, lambda: (work(), None)[1])["peak_memory_mb"]
+    peak = meter.measure(device, lambda: (work(), None)[1])["peak_memory_mb"]
     return Cost(time.perf_counter() - wall, time.process_time() - cpu, peak)
 
 

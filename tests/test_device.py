@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qdexp import device as devices
+from qdexp import meter
 from qdexp.errors import UserError
 
 CPU = torch.device("cpu")
@@ -208,7 +209,7 @@ def test_training_is_quiet_and_leaves_nothing_behind(
 
 
 def test_seconds() -> None:
-    costs = devices.measure(CPU, lambda: time.sleep(0.05))
+    costs = meter.measure(CPU, lambda: time.sleep(0.05))
     assert 0.05 <= costs["seconds"] < 1
 
 
@@ -220,8 +221,8 @@ def test_peak_memory_is_that_of_the_work_alone() -> None:
     def take(mib: int) -> None:
         torch.ones(mib * 2**18).add_(1)
 
-    before = devices.measure(CPU, idle)["peak_memory_mb"]
-    large = devices.measure(CPU, lambda: take(256))["peak_memory_mb"]
-    after = devices.measure(CPU, idle)["peak_memory_mb"]
+    before = meter.measure(CPU, idle)["peak_memory_mb"]
+    large = meter.measure(CPU, lambda: take(256))["peak_memory_mb"]
+    after = meter.measure(CPU, idle)["peak_memory_mb"]
     assert large - before == pytest.approx(256, abs=40)
     assert after == pytest.approx(before, abs=40)

@@ -89,17 +89,17 @@ def test_images_show_their_prompts_in_turn_and_calibration_the_last_ones(text_of
     assert roles == ["conditions", "calibration_conditions", "heldout_conditions"]
     jobs = [node.stage for node in plan([cell], Store(cell.out), parts=2) if node.kind == "conditions"]
     assert sorted(jobs) == sorted(roles)
-    assert disk_bytes(cell.stages["conditions"], Networks()) == 4 * (PIECE + 4) * 77 * WIDTH
-    assert disk_bytes(cell.stages["calibration"], Networks()) == 4 * 2 * 8 * (14 * 14 + 77 * WIDTH)
+    assert disk_bytes(cell.config, cell.stages["conditions"], Networks()) == 4 * (PIECE + 4) * 77 * WIDTH
+    assert disk_bytes(cell.config, cell.stages["calibration"], Networks()) == 4 * 2 * 8 * (14 * 14 + 77 * WIDTH)
     inputs = {"conditions": cell.stages["conditions"].make(Store(cell.out)).folder}
-    conditions = read_conditions(inputs, cell.config)
+    conditions = read_conditions(inputs, cell.config.protocol.guidance)
     assert conditions.count == PIECE + 4
     encoder = StableDiffusionPrompts(cell.config.model.weights)
     expected = encoder.encode([many[PIECE + 1], many[0], many[2]], cell.config.model, torch.device("cpu"))
     found = conditions.of([PIECE + 1, PIECE + 4, 2], torch.device("cpu")).branches[0]  # the last prompts are not needed
     assert torch.equal(found["encoder_hidden_states"], expected["encoder_hidden_states"])  # type: ignore[arg-type]
     inputs = {"conditions": cell.stages["calibration_conditions"].make(Store(cell.out)).folder}
-    learned = read_conditions(inputs, cell.config).of([0], torch.device("cpu")).branches[0]
+    learned = read_conditions(inputs, cell.config.protocol.guidance).of([0], torch.device("cpu")).branches[0]
     last = encoder.encode(many[-1:], cell.config.model, torch.device("cpu"))
     assert torch.equal(learned["encoder_hidden_states"], last["encoder_hidden_states"])  # type: ignore[arg-type]
 
@@ -107,7 +107,8 @@ def test_images_show_their_prompts_in_turn_and_calibration_the_last_ones(text_of
 def test_encoding_that_was_killed_goes_on(text_of: CellOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "many.txt").write_text("\n".join(f"{'a' * number}" for number in range(1, 3 * PIECE)))
     options = (f"protocol.prompts={tmp_path / 'many.txt'}", f"protocol.n={2 * PIECE + 1}")
-    stage, calls = text_of("tiny_sd", *options).stages["conditions"], list[int]()
+    cell, calls = text_of("tiny_sd", *options), list[int]()
+    stage = cell.stages["conditions"]
     encode = StableDiffusionPrompts.encode
 
     def counted(self: StableDiffusionPrompts, wanted: list[str], *rest: object) -> object:
@@ -118,7 +119,7 @@ def test_encoding_that_was_killed_goes_on(text_of: CellOf, tmp_path: Path, monke
         return encode(self, wanted, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(StableDiffusionPrompts, "encode", counted)
-    store = Store(Path(stage.config.out))
+    store = Store(cell.out)
     with pytest.raises(KeyboardInterrupt):
         stage.make(store)
     assert not store.has(stage.entry)

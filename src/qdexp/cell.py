@@ -23,19 +23,10 @@ from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
 from qdexp.stages import alignment, conditions, conversion, curves, evaluation, layers, perceptual, similarity
-from qdexp.stages.activations import ActivationsStage
-from qdexp.stages.alignment import AlignmentStage
-from qdexp.stages.base import Stage, identity, short_hash
-from qdexp.stages.calibration import CalibrationStage, chosen_rows
-from qdexp.stages.conversion import CHECKPOINT
-from qdexp.stages.curves import CurvesStage
-from qdexp.stages.evaluation import EvaluationStage
-from qdexp.stages.layers import LayersStage
-from qdexp.stages.perceptual import PerceptualStage
-from qdexp.stages.quantization import QuantizationStage
-from qdexp.stages.samples import SamplesStage
-from qdexp.stages.similarity import SimilarityStage
-from qdexp.store import Store
+from qdexp.stages.calibration import chosen_rows
+from qdexp.stages.keys import identity, short_hash
+from qdexp.stages.wiring import stages_of
+from qdexp.store import Entry, Store
 
 _LEARNED = {"weights": "rounding", "scales": "quantization"}
 """Which stage learns what."""
@@ -49,32 +40,7 @@ class Cell:
         self.out = Path(config.out)
         self.device = devices.resolve(config.device)
         self.quantized = not config.full_precision
-        samples = SamplesStage(config, self.quantized)
-        if self.quantized:
-            made, quantization = CurvesStage(config), QuantizationStage(config)
-            released = config.quantizer.released
-            walked = {} if released else {"trajectory": CalibrationStage(config).inputs["trajectory"]}
-            self.stages: dict[str, Stage] = {
-                **_conditions({"": samples, "calibration_": walked.get("trajectory"), "heldout_": made.heldout}),
-                **walked,
-                **quantization.inputs,
-                "quantization": quantization,
-                "heldout": made.heldout,
-                "curves": made,
-                "full_precision": SamplesStage(config, quantized=False),
-            }
-        else:
-            self.stages = _conditions({"": samples})
-        self.stages["samples"] = samples
-        self.stages["evaluation"] = EvaluationStage(config, self.quantized)
-        if config.protocol.clip:
-            self.stages["alignment"] = AlignmentStage(config, self.quantized)
-        if self.quantized:
-            self.stages["similarity"] = SimilarityStage(config)
-        if self.quantized and config.inspection.lpips:
-            self.stages["perceptual"] = PerceptualStage(config, Path(config.inspection.lpips))
-        if self.quantized and config.inspection.rows:
-            self.stages |= {"activations": ActivationsStage(config), "layers": LayersStage(config)}
+        self.stages = stages_of(config)
 
     @property
     def key(self) -> str:
@@ -120,6 +86,7 @@ class Cell:
                 return old
             costs = {stage: entry.costs for stage, entry in entries.items()}
             record = self._record("complete") | {"costs": costs | {"total": _total(costs)}}
+            record |= {"stages": {stage: _made(self.stages[stage].key, entry) for stage, entry in entries.items()}}
             record |= self._results({stage: entry.folder for stage, entry in entries.items()})
         except Exception as error:
             self.fail(describe(stage, error))
@@ -167,7 +134,7 @@ class Cell:
         if "alignment" in folders:
             metrics["clip"] = _mean(folders["alignment"] / alignment.FILE, "clip")
         if self.quantized:
-            saved = folders["quantization"] / CHECKPOINT
+            saved = folders["quantization"] / checkpoint.FOLDER
             artifacts["checkpoint"] = str(saved.relative_to(self.out))
             results["curves"] = json.loads((folders["curves"] / curves.FILE).read_text())
             forced = results["curves"]["teacher_forced"]
@@ -186,14 +153,9 @@ class Cell:
         return results
 
 
-def _conditions(readers: dict[str, Stage | None]) -> dict[str, Stage]:
-    """What the ``readers``, by their prefix, are asked for; where several are asked for the same, the first alone."""
-    made: dict[str, Stage] = {}
-    for prefix, reader in readers.items():
-        for role, stage in reader.inputs.items() if reader else ():
-            if role == "conditions" and stage.key not in {one.key for one in made.values()}:
-                made[f"{prefix}{role}"] = stage
-    return made
+def _made(key: str, entry: Entry) -> dict[str, Any]:
+    """A stage's key, and the commit of the process that made the result."""
+    return {"key": key, **entry.note["made"]}
 
 
 def describe(stage: str, error: Exception) -> dict[str, str]:

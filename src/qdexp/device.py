@@ -1,18 +1,14 @@
-"""All that depends on the device: which one, how Lightning is told, what a piece of work costs on it."""
+"""All that depends on the device: which one, how Lightning is told."""
 
 import contextlib
 import importlib.util
 import logging
 import os
-import resource
 import shutil
 import signal
-import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import diffusers
@@ -24,9 +20,6 @@ from torch.utils.data import DataLoader
 
 from qdexp import progress
 from qdexp.errors import UserError
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
 
 _elsewhere: str | None = None
 
@@ -170,27 +163,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def measure(device: torch.device, work: Callable[[], None]) -> dict[str, float]:
-    """Runs ``work``; its wall-clock ``seconds`` and its ``peak_memory_mb`` (MiB: of the process, or of the CUDA allocator)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):  # Linux, where it is allowed: start the peak again from here
-            _CLEAR.write_text("5")
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(_peak_bytes(device) / 2**20, 1)}
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
-    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-    if peaks:
-        return peaks[0]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

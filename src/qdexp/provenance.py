@@ -1,9 +1,11 @@
 """Where a number comes from: code, versions, machine."""
 
+import json
 import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 import torch
 
 from qdexp.paths import PACKAGE
+
+SNAPSHOT = PACKAGE.parent / "snapshot.json"
+"""Beside a copy of the package that was made for the jobs of a sweep: the commit of the checkout that it was made from."""
 
 _PACKAGES = ("qdexp", "torch", "diffusers", "pytorch-lightning", "torch-fidelity", "hydra-core", "numpy")
 
@@ -23,6 +28,17 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+@cache
+def commit() -> dict[str, Any]:
+    """``commit`` of the checkout that this process runs, and whether it is ``dirty``, as first asked; null outside of one."""
+    if SNAPSHOT.exists():
+        copied: dict[str, Any] = json.loads(SNAPSHOT.read_text())
+        return {"commit": copied["commit"], "dirty": copied["dirty"]}
+    ours = _git("ls-files", "--error-unmatch", "paths.py") is not None  # not the repository around an installed wheel
+    status = _git("status", "--porcelain", "--untracked-files=no") if ours else None
+    return {"commit": _git("rev-parse", "HEAD") if ours else None, "dirty": None if status is None else bool(status)}
+
+
 def _processor() -> str:
     """The CPU's name, which only Linux tells."""
     info = Path("/proc/cpuinfo")
@@ -33,14 +49,13 @@ def _processor() -> str:
 
 def collect(device: torch.device) -> dict[str, Any]:
     """The git commit and whether the checkout is dirty (null outside one), versions, host, device, CUDA, threads, command."""
-    ours = _git("ls-files", "--error-unmatch", "paths.py") is not None  # not the repository around an installed wheel
-    status = _git("status", "--porcelain", "--untracked-files=no") if ours else None
+    made = commit()
     cuda = device.type == "cuda" and torch.cuda.is_available()  # a record of a failure may be written where there is none
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join(sys.orig_argv[1:]),
-        "git_commit": _git("rev-parse", "HEAD") if ours else None,
-        "git_dirty": None if status is None else bool(status),
+        "git_commit": made["commit"],
+        "git_dirty": made["dirty"],
         "python": platform.python_version(),
         "versions": {package: version(package) for package in _PACKAGES},
         "host": platform.node(),

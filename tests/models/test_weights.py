@@ -25,6 +25,7 @@ from qdexp.errors import UserError
 from qdexp.metrics.extractors import RANDOM_INCEPTION
 from qdexp.metrics.reference import Reference
 from qdexp.report.table import protocol_line, to_markdown
+from qdexp.stages.evaluation import EvaluationStage
 
 KL = {
     "_target_": "diffusers.AutoencoderKL",
@@ -208,7 +209,8 @@ def test_the_rehearsal_protocol_needs_no_weights_of_an_extractor(cell_of: Callab
     assert (protocol["extractor"], protocol["extractor_digest"]) == ("inception-v3-random", "seed-0")
     assert "features of inception-v3-random seed-0" in protocol_line(protocol)
     Reference.load(Path(cell.config.protocol.reference)).check(RANDOM_INCEPTION)
-    assert cell.stages["evaluation"].files == {}
+    assert isinstance(evaluation := cell.stages["evaluation"], EvaluationStage)
+    assert evaluation.reference == "random"
     with pytest.raises(UserError, match=r"^protocol\.extractor=inception-v3-random: its numbers mean nothing.*weights=random$"):
         cell_of("protocol.extractor=inception-v3-random", "protocol.reference=random")
     with pytest.raises(UserError, match=r"protocol\.reference was measured with extractor inception-v3-random"):
@@ -228,6 +230,7 @@ PEAK = """
 import json, resource, sys, torch
 from qdexp import models
 from qdexp.config import Model
+from qdexp.stages.evaluation import EvaluationStage
 model = Model("wide", sys.argv[1], [3, 32, 32], json.loads(sys.argv[2]), {})
 def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = peak()

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from recon_helpers import pair, recon
 
-from qdexp import device as devices
+from qdexp import meter
 
 
 def main(folder: Path, batches: int, cache_gb: float | None) -> float:
@@ -24,7 +24,7 @@ def main(folder: Path, batches: int, cache_gb: float | None) -> float:
     data = [(torch.randn(32, 1, 32, 32), torch.randint(0, 1000, (32,))) for _ in range(batches)]
     one = pair(network, [data[0]], 4)
     walk = one.walk(folder, recon(batch=8, heldout=8, start="gptq", iterations=2, cache_gb=cache_gb))
-    return devices.measure(torch.device("cpu"), lambda: walk.learn_weights(data))["peak_memory_mb"]
+    return meter.measure(torch.device("cpu"), lambda: walk.learn_weights(data))["peak_memory_mb"]
 
 
 if __name__ == "__main__":

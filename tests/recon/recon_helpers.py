@@ -34,7 +34,7 @@ def recon(batch: int = 4, heldout: int = 8, cache_gb: float | None = None, **cha
     weights = replace(RECON.weights, **{name: value for name, value in changes.items() if hasattr(RECON.weights, name)})
     scales = replace(RECON.scales, **{name: value for name, value in changes.items() if hasattr(RECON.scales, name)})
     own = {name: value for name, value in changes.items() if name in ("precision", "compile")}
-    return Recon("test", batch, heldout, weights, scales, cache_gb, **own)
+    return Recon(name="test", batch=batch, heldout=heldout, weights=weights, scales=scales, cache_gb=cache_gb, **own)
 
 
 def batches(*sizes: int) -> Batches:

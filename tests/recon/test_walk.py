@@ -131,9 +131,9 @@ def test_second_order_rounding_of_a_layer_that_runs_twice() -> None:
         layer.set_weight(nearest(layer.weight, qparams, scheme), qparams)
     before = copy.deepcopy(block)
     rows, paired = (Rows([((values,), {})], [24]) for values in (x, exact))
-    state = round_block(Site(block, original, rows, original(exact), paired), batch=8)
+    state = round_block(Site(block, original, rows, original(exact), paired), batch=8, seed=0)
 
-    moments = InputMoments(original.layer, 24)
+    moments = InputMoments(original.layer, 24, seed=0)
     moments.observe(x, exact)
     moments.observe(2 * before.layer(x).relu(), 2 * original.layer(exact).relu())
     expected = gptq(original.layer.weight, before.layer.weight_qparams, scheme, moments.total, moments.shift)

@@ -21,13 +21,13 @@ def tiny_model(tiny_architecture: dict[str, Any]) -> Model:
 @pytest.fixture
 def ddim() -> Protocol:
     scheduler = {"_target_": "diffusers.DDIMScheduler", "clip_sample": False}
-    return Protocol("tiny", 10, 0, 1, steps=5, scheduler=scheduler, extractor="", reference="")
+    return Protocol(name="tiny", n=10, noise_seed=0, heldout=1, steps=5, scheduler=scheduler, extractor="", reference="")
 
 
 @pytest.fixture
 def solver() -> Protocol:
     scheduler = {"_target_": "diffusers.DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++", "solver_order": 2}
-    return Protocol("tiny", 10, 0, 1, steps=5, scheduler=scheduler, extractor="", reference="")
+    return Protocol(name="tiny", n=10, noise_seed=0, heldout=1, steps=5, scheduler=scheduler, extractor="", reference="")
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from qdexp import models
 from qdexp.cell import Cell
+from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.quant import PerChannel, PerTensor, Split, checkpoint, qparams_from_range
 from qdexp.quant.network import quantized_layers
 from qdexp.quant.shortcuts import concatenations
 from qdexp.stages import conversion
-from qdexp.stages.calibration import read_rows
+from qdexp.stages.calibration import CalibrationStage, read_rows
 from qdexp.store import Store
 
 CellOf = Callable[..., Cell]
@@ -40,12 +41,16 @@ def batches(rows: int = 4) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(rows, 1, 28, 28), torch.randint(0, 1000, (rows,)))]
 
 
+def convert(network: nn.Module, config: Config) -> None:
+    conversion.convert(network, config.quant, config.quantizer.weight, config.quantizer.split, batches())
+
+
 @pytest.mark.parametrize("scope", ["off", "skip", "skip+conv1"])
 def test_the_layers_of_the_scope_are_split(cell_of: CellOf, scope: str) -> None:
     config = cell_of(f"quantizer.split={scope}").config
     network = models.build(config.model, channels_last=True)
     joined = concatenations(network, batches(1)[0])
-    conversion.convert(network, config, batches())
+    convert(network, config)
     for name, layer in quantized_layers(network):
         split = scope != "off" and name in joined and (joined[name].direct or scope == "skip+conv1")
         quantizer: Any = layer.input_quantizer
@@ -68,7 +73,7 @@ def test_a_network_that_needs_values_is_reported_by_the_stage(cell_of: CellOf) -
     config.model.network = {"_target_": f"{__name__}.Curious"}
     conversion.check(config)
     with pytest.raises(UserError, match=r"^quantizer\.split=skip"):
-        conversion.convert(Curious(), config, batches())
+        convert(Curious(), config)
 
 
 @pytest.mark.parametrize(("rows", "seen"), [(1, 2), (3, 3), (None, 8)])
@@ -87,6 +92,6 @@ def test_activation_ranges_are_those_of_the_first_rows(cell_of: CellOf, rows: in
 
 
 def test_with_guidance_ranges_see_every_timestep_under_both_conditions(cell_of: CellOf) -> None:
-    config = cell_of("quantizer=linear", "quantizer.act.rows=3").config
+    config = cell_of("quantizer=linear").config
     config.protocol.guidance = 2.0
-    assert conversion.observed_rows(config) == 4
+    assert conversion.observed_rows(3, CalibrationStage.of(config)) == 4

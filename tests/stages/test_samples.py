@@ -41,7 +41,7 @@ def test_latents_are_decoded_at_their_scale_a_few_at_a_time(cell_of: Callable[..
     network = {"_target_": f"diffusers.{kind}", **TINY, **more}
     stage = FirstStage(str(tmp_path), network, scale=0.25, shift=0.5)
     config = replace(config, model=replace(config.model, shape=[1, 14, 14], first_stage=stage))
-    samples = SamplesStage(config, quantized=False)
+    samples = SamplesStage.of(config)
     images = torch.cat(list(read_shards(samples.make(Store(tmp_path / "out")).folder, "images")))
 
     assert config.sampling.batch > DECODED
@@ -60,7 +60,7 @@ def test_scale_and_weights_of_the_first_stage_change_the_images_key(cell_of: Cal
 
     def key(scale: float) -> str:
         model = replace(config.model, first_stage=FirstStage(str(tmp_path), network, scale))
-        return SamplesStage(replace(config, model=model), quantized=False).key
+        return SamplesStage.of(replace(config, model=model)).key
 
     autoencoder = AutoencoderKL(**TINY)
     autoencoder.save_pretrained(tmp_path / "vae")

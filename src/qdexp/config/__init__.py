@@ -9,18 +9,32 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qdexp.config.checks import RANDOM, UNTOUCHED, Target, require
+from qdexp.config.checks import NAMES_CODE, ORDERED, RANDOM, UNTOUCHED, WITHOUT_EFFECT, Target, require
 from qdexp.config.cluster import Cluster, Resources
-from qdexp.config.measuring import Inspection, Protocol, Sampling, Tracker, Trajectory
+from qdexp.config.measuring import Inspection, Protocol, SamplerOptions, Sampling, Tracker, Trajectory
 from qdexp.config.model import FirstStage, Model
-from qdexp.config.quantizing import ActScheme, Calib, Quant, Quantizer, Recon, ScaleLearning, WeightLearning, WeightScheme
+from qdexp.config.quantizing import (
+    ActScheme,
+    BlockLearning,
+    Calib,
+    Quant,
+    Quantizer,
+    Recon,
+    ScaleLearning,
+    WeightLearning,
+    WeightScheme,
+)
 from qdexp.errors import UserError
 from qdexp.paths import ZOO
 
 __all__ = [
+    "NAMES_CODE",
+    "ORDERED",
     "RANDOM",
     "UNTOUCHED",
+    "WITHOUT_EFFECT",
     "ActScheme",
+    "BlockLearning",
     "Calib",
     "Cluster",
     "Config",
@@ -32,6 +46,7 @@ __all__ = [
     "Quantizer",
     "Recon",
     "Resources",
+    "SamplerOptions",
     "Sampling",
     "ScaleLearning",
     "Target",

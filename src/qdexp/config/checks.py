@@ -14,6 +14,16 @@ RANDOM = "random"
 """In place of a file of weights: the architecture with seeded random numbers, to rehearse a run."""
 
 
+WITHOUT_EFFECT = {"without_effect": True}
+"""Marks a dataclass field that changes no result: a label, a place, a bound on memory. All others are part of the keys."""
+
+ORDERED = {"ordered": True}
+"""Marks a mapping whose order changes results."""
+
+NAMES_CODE = {"names_code": True}
+"""Marks text that, where it has a dot, names a function."""
+
+
 def require(ok: bool, option: str, value: object, mend: str) -> None:
     """Raises UserError where the option's value is not possible; ``mend``: what to choose."""
     if not ok:

@@ -17,8 +17,27 @@ class Trajectory:
         require(self.samples > 0, "trajectory.samples", self.samples, "choose at least 1")
 
 
-@dataclass
-class Protocol:
+@dataclass(kw_only=True)
+class SamplerOptions:
+    """From noise to image: ``steps`` of a ``scheduler``, with classifier-free ``guidance`` (1: none)."""
+
+    steps: int
+    scheduler: Target
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.guidance < math.inf, "protocol.guidance", self.guidance, "choose 1 for none, or more")
+        require(self.steps > 0, "protocol.steps", self.steps, "choose at least 1")
+        require("_target_" in self.scheduler, "protocol.scheduler", self.scheduler, "name the scheduler's class as _target_")
+
+    @property
+    def branches(self) -> int:
+        """How often the network is called at each of the sampler's calls: with guidance for the empty condition too."""
+        return 1 if self.guidance == 1 else 2
+
+
+@dataclass(kw_only=True)
+class Protocol(SamplerOptions):
     """How a number is measured. Numbers of different protocols are never put into one comparison.
 
     Of conditional models: ``classes`` (null: all) or the ``prompts`` in a file are drawn in turn, with ``guidance`` (1: none).
@@ -29,29 +48,24 @@ class Protocol:
     n: int
     noise_seed: int
     heldout: int
-    steps: int
-    scheduler: Target
     extractor: str
     reference: str
-    guidance: float = 1.0
     classes: list[int] | None = None
     prompts: str | None = None
     clip: str | None = None
     extractor_weights: str | None = None
 
     @property
-    def branches(self) -> int:
-        """How often the network is called at each of the sampler's calls: with guidance for the empty condition too."""
-        return 1 if self.guidance == 1 else 2
+    def sampler(self) -> SamplerOptions:
+        """What changes a trajectory."""
+        return SamplerOptions(steps=self.steps, scheduler=self.scheduler, guidance=self.guidance)
 
     def __post_init__(self) -> None:
-        require(0 <= self.guidance < math.inf, "protocol.guidance", self.guidance, "choose 1 for none, or more")
+        super().__post_init__()
         require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")
         require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
         require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")
         require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
-        require(self.steps > 0, "protocol.steps", self.steps, "choose at least 1")
-        require("_target_" in self.scheduler, "protocol.scheduler", self.scheduler, "name the scheduler's class as _target_")
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Options of the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qdexp.config.checks import Target, require
+from qdexp.config.checks import WITHOUT_EFFECT, Target, require
 
 
 @dataclass
@@ -14,11 +14,11 @@ class FirstStage:
     that is null, it has to.
     """
 
-    weights: str
+    weights: str = field(metadata=WITHOUT_EFFECT)  # what is in the files counts
     network: Target
     scale: float | None = 1.0
     shift: float = 0.0
-    subfolder: str = "vae"
+    subfolder: str = field(default="vae", metadata=WITHOUT_EFFECT)
 
     def __post_init__(self) -> None:
         option = "model.first_stage"
@@ -35,13 +35,13 @@ class Model:
     ``condition``: what the network is asked for beside x_t and t; null for an unconditional one.
     """
 
-    name: str
-    weights: str
+    name: str = field(metadata=WITHOUT_EFFECT)
+    weights: str = field(metadata=WITHOUT_EFFECT)  # what is in the files counts
     shape: list[int]
     network: Target
     schedule: dict[str, Any]
-    subfolder: str = ""
-    publisher: str | None = None
+    subfolder: str = field(default="", metadata=WITHOUT_EFFECT)
+    publisher: str | None = field(default=None, metadata=WITHOUT_EFFECT)
     first_stage: FirstStage | None = None
     condition: Target | None = None
 
@@ -51,3 +51,8 @@ class Model:
             require(named, "model.condition", self.condition, "name the condition's class as _target_")
         require(len(self.shape) == 3 and min(self.shape) > 0, "model.shape", self.shape, "give [channels, height, width]")
         require("_target_" in self.network, "model.network", self.network, "name the network's class as _target_")
+
+    @property
+    def bare(self) -> "Model":
+        """The network and its noise schedule alone."""
+        return replace(self, first_stage=None, condition=None)

@@ -1,10 +1,10 @@
 """Options of how a network is quantized: bit-widths, quantizer, reconstruction, calibration rows."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from qdexp.config.checks import UNTOUCHED, Target, require, require_bits
+from qdexp.config.checks import NAMES_CODE, ORDERED, UNTOUCHED, WITHOUT_EFFECT, Target, require, require_bits
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Quant:
     act_bits: int
     softmax_bits: int
     first_last_bits: int | None
-    layers: dict[str, dict[str, int]] | None = None
+    layers: dict[str, dict[str, int]] | None = field(default=None, metadata=ORDERED)  # later patterns win
 
     def __post_init__(self) -> None:
         require_bits("quant.weight_bits", self.weight_bits, 2, 8)
@@ -80,12 +80,12 @@ class Quantizer:
     ``rounding: released``: all is as in ``file``, a checkpoint of Q-Diffusion's authors; the other options do nothing.
     """
 
-    name: str
+    name: str = field(metadata=WITHOUT_EFFECT)
     weight: WeightScheme
     act: ActScheme
-    rounding: str
+    rounding: str = field(metadata=NAMES_CODE)
     split: str = "off"
-    file: str | None = None
+    file: str | None = field(default=None, metadata=WITHOUT_EFFECT)  # what is in it counts
 
     def __post_init__(self) -> None:
         mend = 'choose "off" (YAML needs the quotes, or reads False), skip or skip+conv1'
@@ -159,22 +159,22 @@ class ScaleLearning:
         require(1 <= self.power < math.inf, f"{option}.power", self.power, "choose 1 or more; 2 is the mean squared error")
 
 
-@dataclass
-class Recon:
-    """Block reconstruction, for quantizers that learn: batches of ``batch`` rows of the calibration set.
+@dataclass(kw_only=True)
+class BlockLearning:
+    """Block-wise reconstruction: batches of ``batch`` rows of the calibration set.
 
     The set's last ``heldout`` rows are not learned from: they tell whether a block has become better than it was.
+    ``weights``, ``scales``: how each is learned, None where it is not.
     ``cache_gb``: how many GB (10^9 bytes) of the rows' activations are held in memory; the rest lies in files. null: all are.
     ``precision``: what the iterations compute in, and keep the rows in that they learn from; ``compile``: whether
     torch.compile translates each kind of block for them.
     """
 
-    name: str
     batch: int
     heldout: int
-    weights: WeightLearning
-    scales: ScaleLearning
-    cache_gb: float | None = None
+    weights: WeightLearning | None
+    scales: ScaleLearning | None
+    cache_gb: float | None = field(default=None, metadata=WITHOUT_EFFECT)
     precision: str = "float32"
     compile: bool = False
 
@@ -185,18 +185,35 @@ class Recon:
         require(some, "recon.cache_gb", self.cache_gb, "choose more than 0, or null for all that there is")
         require(self.precision in ("float32", "bfloat16"), "recon.precision", self.precision, "choose float32 or bfloat16")
 
-    @property
-    def arithmetic(self) -> dict[str, Any]:
-        """What changes the bits of the iterations, where it is not the default."""
-        chosen = {"precision": (self.precision, "float32"), "compile": (self.compile, False)}
-        return {option: value for option, (value, default) in chosen.items() if value != default}
+
+@dataclass(kw_only=True)
+class Recon(BlockLearning):
+    """How quantizers that learn do so; what of it one of them depends on is a ``BlockLearning``."""
+
+    name: str
+    weights: WeightLearning
+    scales: ScaleLearning
+
+    def of_weights(self, rounding: str) -> BlockLearning:
+        """What learning the weights' ``rounding`` depends on; GPTQ alone has no iterations."""
+        if rounding == "adaround":
+            return self._learning(weights=self.weights, precision=self.precision, compile=self.compile)
+        return self._learning()
+
+    def of_scales(self) -> BlockLearning:
+        """What learning the activations' scales depends on."""
+        return self._learning(scales=self.scales, precision=self.precision, compile=self.compile)
+
+    def _learning(self, **chosen: Any) -> BlockLearning:
+        rows = {"batch": self.batch, "heldout": self.heldout, "cache_gb": self.cache_gb}
+        return BlockLearning(**{"weights": None, "scales": None, **rows, **chosen})
 
 
 @dataclass
 class Calib:
     """``rows`` samples at each of ``timesteps`` timesteps, chosen by ``strategy``."""
 
-    name: str
+    name: str = field(metadata=WITHOUT_EFFECT)
     timesteps: int
     rows: int
     strategy: Target

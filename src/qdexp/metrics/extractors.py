@@ -6,7 +6,7 @@ Weights are compared with a pinned SHA-256 before they are used, since every num
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from qdexp.config import WITHOUT_EFFECT
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.paths import ZOO
@@ -39,10 +40,10 @@ class Extractor:
     pool: str
     logits: str
     shape: tuple[int, ...]
-    weights: Path
+    weights: Path = field(metadata=WITHOUT_EFFECT)  # the digest says what is in it
     digest: str
     spatial: str | None = None
-    publisher: str | None = None
+    publisher: str | None = field(default=None, metadata=WITHOUT_EFFECT)
     random: bool = False
 
     @property

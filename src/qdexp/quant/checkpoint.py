@@ -36,6 +36,8 @@ from qdexp.quant.network import activation_quantizers, attentions, quantized_lay
 from qdexp.quant.packing import pack, packed_bytes, unpack
 from qdexp.quant.scheme import Scheme
 
+FOLDER = "checkpoint"
+"""Of a checkpoint in the folder of a stage's result."""
 FORMAT = 1
 JSON, TENSORS = "checkpoint.json", "checkpoint.safetensors"
 

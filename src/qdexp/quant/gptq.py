@@ -40,14 +40,14 @@ class InputMoments:
     random.
     """
 
-    def __init__(self, layer: Any, rows: int) -> None:
-        """layer: Linear, Conv1d or Conv2d; rows: of all inputs that will be seen."""
+    def __init__(self, layer: Any, rows: int, seed: int) -> None:
+        """layer: Linear, Conv1d or Conv2d; rows: of all inputs that will be seen; seed: of which output values are taken."""
         self.layer = layer
         device = layer.weight.device
         self.total = self.shift = torch.zeros((), device=device)
         self._columns = layer.weight[0].numel()
         self._share = -(-SAMPLES * self._columns // rows)
-        self._generator = torch.Generator(device).manual_seed(0)
+        self._generator = torch.Generator(device).manual_seed(seed)
 
     def observe(self, x: Tensor, exact: Tensor) -> None:
         """Take in an input of the layer, as it reads it, and the full-precision layer's: [n, ..., features] or [n, c, ...]."""

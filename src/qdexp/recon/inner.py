@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdexp.config import Recon
+from qdexp.config import BlockLearning
 from qdexp.quant.blocks import Call, output, run
 
 Run = Callable[[Call, Mapping[str, Tensor]], Tensor]
@@ -17,7 +17,7 @@ Run = Callable[[Call, Mapping[str, Tensor]], Tensor]
 
 
 @contextmanager
-def running(block: nn.Module, recon: Recon) -> Iterator[Run]:
+def running(block: nn.Module, recon: BlockLearning) -> Iterator[Run]:
     """How `recon` says that the iterations run this block."""
     norms = [module for module in block.modules() if isinstance(module, nn.GroupNorm) and recon.precision != "float32"]
     handles = [norm.register_forward_pre_hook(_widen) for norm in norms]

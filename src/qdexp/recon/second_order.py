@@ -15,22 +15,23 @@ from qdexp.recon.learning import Site, State, WeightReconstruction
 
 
 @torch.no_grad()
-def round_block(site: Site, batch: int) -> State:
-    """Rounds the weights of the site's block by its rows, `batch` at a time. Returns the block's state."""
+def round_block(site: Site, batch: int, seed: int) -> State:
+    """Rounds the weights of the site's block by its rows, `batch` at a time; `seed`: of the values that are looked at. Returns
+    the block's state."""
     args, kwargs = site.rows.take(slice(0, 1))
     for name in execution_order(site.original, (*args, kwargs)):
         layer, original = (block.get_submodule(name) for block in (site.block, site.original))
         if isinstance(layer, QuantizedLayer) and layer.weight_scheme is not None and layer.weight_qparams is not None:
-            moments, weight = _moments(site, layer, original, batch), cast("Tensor", original.weight)
+            moments, weight = _moments(site, layer, original, batch, seed), cast("Tensor", original.weight)
             levels = gptq(weight, layer.weight_qparams, layer.weight_scheme, moments.total, moments.shift)
             layer.set_weight(levels, layer.weight_qparams)
     return WeightReconstruction.state(site.block)
 
 
-def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, batch: int) -> InputMoments:
+def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, batch: int, seed: int) -> InputMoments:
     """Of what the layer reads when the block runs, beside what the original layer reads in the full-precision network."""
     assert site.exact is not None
-    moments, times = InputMoments(layer, len(site.rows)), None
+    moments, times = InputMoments(layer, len(site.rows), seed), None
     for start in range(0, len(site.rows), batch):
         rows = slice(start, start + batch)
         exact = _read(site.original, original, site.exact.take(rows), times)

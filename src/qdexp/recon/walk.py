@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qdexp import device as devices
 from qdexp import files
-from qdexp.config import Recon, ScaleLearning, WeightLearning
+from qdexp.config import BlockLearning, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Rows, run
 from qdexp.quant.memory import Memory
@@ -67,13 +67,14 @@ class Walk:
     blocks that are finished."""
 
     def __init__(
-        self, network: nn.Module, full: nn.Module, blocks: Sequence[str], recon: Recon, seed: int, folder: Path
+        self, network: nn.Module, full: nn.Module, blocks: Sequence[str], recon: BlockLearning, seed: int, folder: Path
     ) -> None:
         self.network, self.full, self.blocks = network, full, list(blocks)
         self.recon, self.seed, self.folder = recon, seed, folder
 
     def learn_weights(self, batches: Batches) -> None:
         """The rounding of all weights, from nearest rounding on or by way of GPTQ; activations must not be quantized yet."""
+        assert self.recon.weights is not None
         learn = partial(self._fit, WeightReconstruction, self.recon.weights)
         paired = self.recon.weights.start == "gptq"
         self._walk(_Way(WeightReconstruction, [self._round, learn] if paired else [learn], self._dtype, paired), batches)
@@ -84,11 +85,12 @@ class Walk:
 
     def learn_scales(self, batches: Batches) -> None:
         """The scales of all activations, from the observed ranges on."""
+        assert self.recon.scales is not None
         learn = partial(self._fit, ScaleReconstruction, self.recon.scales)
         self._walk(_Way(ScaleReconstruction, [learn], self._dtype), batches)
 
     def _round(self, task: _Task) -> State:
-        state = round_block(task.site, self.recon.batch)
+        state = round_block(task.site, self.recon.batch, self._seed(task.name))
         task.site.exact = None  # no later step reads it: its room is for what the iterations read
         return state
 
@@ -170,12 +172,15 @@ class Walk:
 
     def _batches(self, rows: int, iterations: int, name: str, device: torch.device) -> DataLoader[Tensor]:
         """Row indices of every iteration, in epochs of random order that depend on seed and block alone."""
-        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        generator = torch.Generator().manual_seed(self._seed(name))
         needed = iterations * self.recon.batch
         epochs = [torch.randperm(rows, generator=generator) for _ in range(-(-needed // rows))]
         index = torch.cat(epochs)[:needed].view(iterations, self.recon.batch).to(device)
         return DataLoader(cast("Dataset[Tensor]", list(index.unbind())), batch_size=None)
+
+    def _seed(self, name: str) -> int:
+        """Of what is random in a block: it depends on the cell's seed and the block alone."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:4], "big")
 
     @torch.no_grad()
     def _error(self, site: Site) -> float:

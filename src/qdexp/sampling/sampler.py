@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor
 
-from qdexp.config import Model, Protocol
+from qdexp.config import Model, SamplerOptions
 from qdexp.errors import UserError
 from qdexp.sampling.conditions import Asked
 from qdexp.sampling.noise import draw, generators
@@ -32,14 +32,14 @@ class Sampler:
     Raises UserError where the scheduler cannot be made with its options and steps.
     """
 
-    def __init__(self, model: Model, protocol: Protocol) -> None:
+    def __init__(self, model: Model, options: SamplerOptions) -> None:
         trained = model.schedule.get("num_train_timesteps")
-        if trained is not None and protocol.steps > trained:
-            raise UserError(f"protocol.steps={protocol.steps}: {model.name} has {trained} timesteps; choose at most as many")
+        if trained is not None and options.steps > trained:
+            raise UserError(f"protocol.steps={options.steps}: {model.name} has {trained} timesteps; choose at most as many")
         self.shape = tuple(model.shape)
-        self._wanted = protocol.steps
-        self._name = protocol.scheduler["_target_"]
-        self._scheduler = lambda: instantiate(protocol.scheduler, **model.schedule)
+        self._wanted = options.steps
+        self._name = options.scheduler["_target_"]
+        self._scheduler = lambda: instantiate(options.scheduler, **model.schedule)
         exact = [float(t) for t in self._ready().timesteps]
         whole = [int(t) for t in exact]
         self.timesteps: list[int] | list[float] = whole if whole == exact else exact

@@ -1,22 +1,26 @@
 """What the layers of the full-precision network read, step by step: ranges, and histograms of the shortcuts' two parts."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qdexp import files, models
+from qdexp.config import Config, Model, Sampling
 from qdexp.metrics.inspection import Histogram, input_ranges, shortcut_histograms
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import first_rows
-from qdexp.stages.base import Stage, network_options
-from qdexp.stages.conditions import read_conditions
-from qdexp.stages.trajectory import heldout_trajectory
+from qdexp.stages.base import Stage
+from qdexp.stages.conditions import ConditionsStage, read_conditions
+from qdexp.stages.trajectory import TrajectoryStage
 
 FILE = "activations.json"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ActivationsStage(Stage):
     """``activations.json``, from the first ``inspection.rows`` held-out trajectories, or all where there are fewer.
 
@@ -25,27 +29,32 @@ class ActivationsStage(Stage):
     """
 
     name = "activations"
-    version = 3
-    sources = ("qdexp.stages.activations", "qdexp.metrics.inspection", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        trajectory = heldout_trajectory(self.config)
-        return {"trajectory": trajectory, **trajectory.inputs}
+    model: Model
+    files: Mapping[str, Path]
+    sampling: Sampling
+    rows: int
+    trajectory: TrajectoryStage
+    conditions: ConditionsStage | None
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"rows": self.config.inspection.rows, **network_options(self.config)}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return models.files(self.config.model)
+    @classmethod
+    def of(cls, config: Config, heldout: TrajectoryStage) -> "ActivationsStage":
+        return cls(
+            device=heldout.device,
+            model=heldout.model,
+            files=heldout.files,
+            sampling=config.sampling,
+            rows=config.inspection.rows,
+            trajectory=heldout,
+            conditions=heldout.conditions,
+        )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
-        timesteps = Sampler(self.config.model, self.config.protocol).timesteps
-        x_t = first_rows(inputs["trajectory"], "x_t", self.config.inspection.rows).to(self.device)
-        conditions, parts = read_conditions(inputs, self.config), torch.arange(len(x_t)).split(self.config.sampling.batch)
+        network = models.build(self.model, self.sampling.channels_last).to(self.device)
+        sampler = self.trajectory.sampler
+        timesteps = Sampler(self.model, sampler).timesteps
+        x_t = first_rows(inputs["trajectory"], "x_t", self.rows).to(self.device)
+        conditions, parts = read_conditions(inputs, sampler.guidance), torch.arange(len(x_t)).split(self.sampling.batch)
         asked = [(part, conditions.of(part.tolist(), self.device)) for part in parts]
         steps = [
             [of.batch(x_t[part, position], torch.full((len(part),), t, device=self.device)) for part, of in asked]

@@ -1,5 +1,7 @@
 """How well each image shows its prompt: CLIP score."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,47 +10,49 @@ import torch
 import transformers
 
 from qdexp import files
-from qdexp.config import Config
+from qdexp.config import WITHOUT_EFFECT, Config
 from qdexp.errors import UserError
-from qdexp.metrics.clip import PIECE, ClipScore
+from qdexp.metrics.clip import ClipScore
 from qdexp.models.text import Files, clip_files, load, load_network
 from qdexp.models.weights import WeightFiles
 from qdexp.sampling.shards import read_shards
-from qdexp.stages.base import Stage, digest, short_hash
+from qdexp.stages.base import Stage
 from qdexp.stages.conditions import conditioning_of
+from qdexp.stages.keys import digest, short_hash
 from qdexp.stages.samples import SamplesStage
 
 FILE = "alignment.safetensors"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AlignmentStage(Stage):
     """``alignment.safetensors``: ``clip`` float32 [n], in the order of the samples."""
 
     name = "alignment"
-    version = 1
-    sources = ("qdexp.stages.alignment", "qdexp.metrics.clip", "qdexp.models", "qdexp.sampling")
     quick = True
 
-    def __init__(self, config: Config, quantized: bool) -> None:
-        super().__init__(config)
-        self.samples = SamplesStage(config, quantized)
+    samples: SamplesStage
+    prompts: Sequence[str]
+    files: Mapping[str, Path]
+    library: str
+    option: str = field(metadata=WITHOUT_EFFECT)
+    """How the user named the CLIP model, for messages."""
 
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        return {"samples": self.samples}  # whose key knows the prompts
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"library": version("transformers"), "batch": PIECE}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return _files(self.config)
+    @classmethod
+    def of(cls, config: Config, samples: SamplesStage) -> "AlignmentStage":
+        stream = samples.stream
+        return cls(
+            device=samples.device,
+            samples=samples,
+            prompts=list(conditioning_of(config.model).wanted(config, stream.name, stream.n)),
+            files=_files(config),
+            library=version("transformers"),
+            option=_option(config),
+        )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        score = _load(self.config, self.files, self.device)
-        stream = self.samples.stream
-        prompts = conditioning_of(self.config).wanted(self.config, stream.name, stream.n)
+        score = _load(self.option, self.files, self.device)
+        stream, prompts = self.samples.stream, self.prompts
         found: list[torch.Tensor] = []
         for shard, images in enumerate(read_shards(inputs["samples"], "images")):
             samples = stream.samples(shard)[: len(images)]
@@ -61,7 +65,7 @@ def check(config: Config) -> None:
     if config.protocol.clip is not None:
         found = _files(config)
         WeightFiles((path for role, path in found.items() if role.startswith("weights")), _option(config)).check_digests()
-        _load(config, found, torch.device("cpu"))
+        _load(_option(config), found, torch.device("cpu"))
 
 
 def protocol_of(config: Config) -> dict[str, Any]:
@@ -80,8 +84,8 @@ def _files(config: Config) -> Files:
                         f"openai/clip-vit-base-patch16, or leave it null") from error  # fmt: skip
 
 
-def _load(config: Config, found: Files, device: torch.device) -> ClipScore:
-    folder, option = found["config.json"].parent, _option(config)
+def _load(option: str, found: Mapping[str, Path], device: torch.device) -> ClipScore:
+    folder = found["config.json"].parent
     model = load_network(transformers.CLIPModel, folder, option)
     tokenizer = load(transformers.CLIPTokenizer, folder, option)
     return ClipScore(model, tokenizer, load(transformers.CLIPImageProcessor, folder, option), device)

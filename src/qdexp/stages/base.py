@@ -1,115 +1,58 @@
-"""What every stage is: options, inputs, files it reads; from these its key; and the work itself.
+"""What every stage is: a dataclass of all that its result depends on, and the work itself.
 
-The key is a hash of everything that changes the result: the options that matter (never paths or workers), the digests of the
-files that are read, the keys of the inputs, the environment, the source of code that is not qdexp's own, and the stage's
-version. Two cells that need the same stage share it.
+Fields are options, files and other stages; from them follow inputs and key (``qdexp.stages.keys``), and the work reads nothing
+else. Two cells that need the same stage share it.
 """
 
-import hashlib
-import inspect
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.utils import get_object
+import torch
 
 from qdexp import device as devices
-from qdexp.config import RANDOM, Config, Target
-from qdexp.errors import UserError
-from qdexp.files import sha256
-from qdexp.stages import own_code
+from qdexp import meter, provenance
+from qdexp.config import WITHOUT_EFFECT
+from qdexp.stages import code
+from qdexp.stages.keys import content_of_fields, short_hash
 from qdexp.store import Entry, Store
 
-_KNOWN = ("qdexp.", "diffusers.", "torch.")
 
-
-def short_hash(value: object) -> str:
-    """16 hex digits of the SHA-256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def identity(target: Target) -> dict[str, Any]:
-    """A target, and those among its arguments, with the digest of the module that defines it, where that is the user's own and
-    has no version in the key; and with those of the user's other modules that this one imports, if it imports any."""
-    name, given = target["_target_"], {key: _identified(value) for key, value in target.items()}
-    try:
-        found = get_object(name)
-        source = inspect.getsourcefile(found)
-    except Exception as error:
-        raise UserError(f"_target_={name}: cannot be imported ({error}); check the name and PYTHONPATH") from error
-    if name.startswith(_KNOWN) or source is None:
-        return {**given, "source": None}
-    others = own_code.imported(Path(source), getattr(inspect.getmodule(found), "__package__", None) or "")
-    return {**given, "source": sha256(Path(source)), **({"imports": others} if others else {})}
-
-
-def _identified(value: Any) -> Any:
-    """An argument of a target: it may be a target too, or hold some."""
-    if isinstance(value, dict):
-        return identity(value) if "_target_" in value else {key: _identified(inner) for key, inner in value.items()}
-    return [_identified(inner) for inner in value] if isinstance(value, list) else value
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file: large weights are read once a process, not once a stage."""
-    return _digest(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, changed: int) -> str:
-    """As of the time that the file ``changed``."""
-    return sha256(path)
-
-
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Stage(ABC):
     """One step of a cell whose result is kept."""
 
     name: ClassVar[str]
-    version: ClassVar[int]
-    """To be raised whenever a change of the code changes the result."""
-    sources: ClassVar[tuple[str, ...]]
-    """The modules and packages whose code makes the result; a test watches them."""
     quick: ClassVar[bool] = False
     """Whether, on a cluster, it takes no job of its own: who reads it makes it."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.device = devices.resolve(config.device)
-
-    @property
-    def inputs(self) -> dict[str, "Stage"]:
-        """The stages that this one reads, by the role that they play."""
-        return {}
-
-    @property
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """The options that change the result."""
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """The files outside the store that this stage reads."""
-        return {}
+    device: torch.device = field(metadata=WITHOUT_EFFECT)  # its kind is in the environment
 
     @abstractmethod
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         """Does the work: reads the folders of the inputs, fills ``folder``."""
 
     @cached_property
+    def inputs(self) -> dict[str, "Stage"]:
+        """The stages that this one reads, by the role that they play: its fields that are stages."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {role: value for role, value in values.items() if isinstance(value, Stage)}
+
+    def described(self, key_of: Callable[["Stage"], str]) -> dict[str, Any]:
+        """All that the key is a hash of; ``key_of``: the keys of the inputs."""
+        return {
+            "stage": self.name,
+            "fields": content_of_fields(self, key_of),
+            "code": code_of_stage(type(self)),
+            "environment": devices.environment(self.device),
+        }
+
+    @cached_property
     def key(self) -> str:
-        return short_hash(
-            {
-                "stage": self.name,
-                "version": self.version,
-                "options": self.options,
-                "files": {name: digest(path) for name, path in self.files.items()},
-                "inputs": {role: stage.key for role, stage in self.inputs.items()},
-                "environment": devices.environment(self.device),
-            }
-        )
+        return short_hash(self.described(lambda stage: stage.key))
 
     @property
     def entry(self) -> str:
@@ -129,17 +72,42 @@ class Stage(ABC):
 
         def work(folder: Path) -> dict[str, float]:
             print(f"  {self.name:<13} {self.key}  ...", flush=True)
-            costs = devices.measure(self.device, lambda: self.compute(folder, inputs))
-            print(f"  {self.name:<13} {self.key}  {costs['seconds']:.1f} s", flush=True)
-            return costs
+            spent = meter.measure(self.device, lambda: self.compute(folder, inputs))
+            print(f"  {self.name:<13} {self.key}  {spent['seconds']:.1f} s", flush=True)
+            return spent
 
-        return store.make(self.entry, work, {"stage": self.name, "version": self.version, "options": self.options})
+        note = self.described(lambda stage: stage.key) | {"made": provenance.commit()}
+        return store.make(self.entry, work, note)
+
+
+@cache
+def code_of_stage(kind: type[Stage]) -> list[str]:
+    """Digests of the code behind a stage: of its own, and of that which it is a variety of. Read once a process."""
+    kinds = [one for one in kind.__mro__ if issubclass(one, Stage) and one is not Stage]
+    return [code.digest(one.__module__, _is_stage) for one in kinds]
+
+
+def _is_stage(module: str) -> bool:
+    """Whether it defines a stage: of what that computes, its key knows the code."""
+    return module in _stage_modules()
+
+
+def _stage_modules() -> set[str]:
+    found, pending = set[str](), [Stage]
+    while pending:
+        kinds = pending.pop().__subclasses__()
+        found |= {kind.__module__ for kind in kinds}
+        pending += kinds
+    return found
 
 
 class Sharded(ABC):
     """What a stage is too whose result is made of shards: processes may make them apart from one another."""
 
-    shards: range
+    @property
+    @abstractmethod
+    def shards(self) -> range:
+        """Their numbers."""
 
     @abstractmethod
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
@@ -153,25 +121,3 @@ class Sharded(ABC):
         missing = self.missing(folder)
         if missing:
             self.draw(folder, inputs, missing)
-
-
-def network_options(config: Config) -> dict[str, Any]:
-    """What defines the full-precision network and how it is run; weights come in as a file, unless they are random."""
-    drawn = {"weights": RANDOM} if config.model.weights == RANDOM else {}
-    return {
-        "network": identity(config.model.network),
-        **drawn,
-        "batch": config.sampling.batch,
-        "channels_last": config.sampling.channels_last,
-    }
-
-
-def sampler_options(config: Config) -> dict[str, Any]:
-    """What defines the walk from noise to image."""
-    return {
-        "shape": config.model.shape,
-        "schedule": config.model.schedule,
-        "scheduler": identity(config.protocol.scheduler),
-        "steps": config.protocol.steps,
-        "guidance": config.protocol.guidance,
-    }

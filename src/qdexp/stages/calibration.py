@@ -4,6 +4,7 @@ With guidance the network is called twice, so each chosen row is there twice in 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +16,49 @@ from torch.utils import _pytree as pytree
 
 from qdexp import files
 from qdexp.calib.selection import choose_positions, choose_rows
-from qdexp.config import Config
+from qdexp.config import Calib, Config
 from qdexp.sampling.conditions import flatten, unflatten
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
-from qdexp.stages.base import Stage, identity
-from qdexp.stages.conditions import read_conditions
-from qdexp.stages.trajectory import calibration_trajectory
+from qdexp.stages.base import Stage
+from qdexp.stages.conditions import ConditionsStage, read_conditions
+from qdexp.stages.trajectory import TrajectoryStage, calibration_trajectory
 
 FILE = "rows.safetensors"
 CONDITION = "condition."
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CalibrationStage(Stage):
     """``rows.safetensors``: ``x_t`` float32 [rows, c, h, w], ``t`` [rows], int64 or between whole timesteps float32, and the
     conditions under ``condition.NAME`` [rows, ...]; every prefix is stratified over t."""
 
     name = "calibration"
-    version = 2
-    sources = ("qdexp.stages.calibration", "qdexp.calib", "qdexp.sampling")
     quick = True
 
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        trajectory = calibration_trajectory(self.config)
-        return {"trajectory": trajectory, **trajectory.inputs}
+    calib: Calib
+    seed: int
+    trajectory: TrajectoryStage
+    conditions: ConditionsStage | None
 
-    @property
-    def options(self) -> dict[str, Any]:
-        calib = self.config.calib
-        return {
-            "timesteps": calib.timesteps,
-            "rows": calib.rows,
-            "strategy": identity(calib.strategy),
-            "seed": self.config.seed,
-        }
+    @classmethod
+    def of(cls, config: Config) -> "CalibrationStage":
+        trajectory = calibration_trajectory(config)
+        return cls(
+            device=trajectory.device,
+            calib=config.calib,
+            seed=config.seed,
+            trajectory=trajectory,
+            conditions=trajectory.conditions,
+        )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        pairs = torch.tensor(chosen_rows(self.config))
+        walked = self.trajectory
+        sampler = Sampler(walked.model, walked.sampler)
+        pairs = torch.tensor(_chosen(self.calib, sampler.steps, walked.stream.n, self.seed))
         position, sample = pairs.unbind(dim=1)
-        timesteps = torch.tensor(Sampler(self.config.model, self.config.protocol).timesteps)
-        conditions = read_conditions(inputs, self.config)
+        timesteps = torch.tensor(sampler.timesteps)
+        conditions = read_conditions(inputs, walked.sampler.guidance)
         asked = conditions.of(sample.tolist(), torch.device("cpu"))
         condition = pytree.tree_map(lambda *branches: torch.stack(branches, 1).flatten(0, 1), *asked.branches)
         sample, position = (part.repeat_interleave(conditions.branches) for part in (sample, position))
@@ -76,10 +79,12 @@ def _rows(trajectory: Path, sample: Tensor, position: Tensor) -> Tensor:
 
 def chosen_rows(config: Config) -> list[tuple[int, int]]:
     """The pairs (position, sample) of the calibration set. Raises UserError where the trajectory cannot give them."""
-    calib, seed = config.calib, config.seed
+    return _chosen(config.calib, Sampler(config.model, config.protocol).steps, config.trajectory.samples, config.seed)
+
+
+def _chosen(calib: Calib, steps: int, samples: int, seed: int) -> list[tuple[int, int]]:
     strategy = instantiate(calib.strategy, _partial_=True)
-    positions = choose_positions(strategy, Sampler(config.model, config.protocol).steps, calib.timesteps, seed)
-    return choose_rows(positions, calib.rows, config.trajectory.samples, seed)
+    return choose_rows(choose_positions(strategy, steps, calib.timesteps, seed), calib.rows, samples, seed)
 
 
 def read_rows(folder: Path) -> Sequence[Any]:

@@ -1,69 +1,73 @@
 """What a conditional model is asked for: encoded once, before anything is sampled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from qdexp import device as devices
 from qdexp import files, models
-from qdexp.config import Config
+from qdexp.config import WITHOUT_EFFECT, Config, Model
 from qdexp.errors import UserError
 from qdexp.models.conditioning import Conditioning, text_options
 from qdexp.models.conditions import example_condition
 from qdexp.sampling.conditions import EMPTY, PIECE, Conditions, flatten, piece_path
 from qdexp.sampling.shards import Stream
-from qdexp.stages.base import Stage, identity
+from qdexp.stages.base import Stage
+from qdexp.stages.keys import identity
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ConditionsStage(Stage):
-    """``asked-NUMBER.safetensors``: the distinct conditions of a noise stream, ``PIECE`` rows each; ``empty.safetensors``."""
+    """``asked-NUMBER.safetensors``: the distinct conditions of a noise stream, ``PIECE`` rows each; ``empty.safetensors``.
+
+    ``wanted``: what the stream is asked for, an entry a row; ``condition``: what of the model, its ``files`` aside, changes the
+    conditions, as its ``Conditioning`` says.
+    """
 
     name = "conditions"
-    version = 2
-    sources = ("qdexp.stages.conditions", "qdexp.sampling", "qdexp.models")
 
-    def __init__(self, config: Config, stream: Stream) -> None:
-        super().__init__(config)
-        self.stream, self.conditioning = stream, conditioning_of(config)
-
-    @property
-    def wanted(self) -> Sequence[Any]:
-        """What the stream is asked for, an entry a row."""
-        return self.conditioning.wanted(self.config, self.stream.name, self.stream.n)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        condition = self.config.model.condition
-        assert condition is not None
-        code = identity({"_target_": condition["_target_"]})
-        named = self.conditioning.named(self.config, self.stream.name, self.stream.n)
-        return {"condition": {**code, **self.conditioning.identity(self.config.model)}, **named}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return self.conditioning.files(self.config.model)
+    model: Model = field(metadata=WITHOUT_EFFECT)
+    condition: Mapping[str, Any]
+    files: Mapping[str, Path]
+    wanted: Sequence[Any]
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        conditioning = conditioning_of(self.config)  # it goes when the work is done, with the encoders that it loads
-        wanted = self.wanted
-        for number, start in enumerate(range(0, len(wanted), PIECE)):
+        conditioning = conditioning_of(self.model)  # it goes when the work is done, with the encoders that it loads
+        for number, start in enumerate(range(0, len(self.wanted), PIECE)):
             path = piece_path(folder, number)
             if not path.exists():
-                piece = conditioning.encode(wanted[start : start + PIECE], self.config.model, self.device)
+                piece = conditioning.encode(self.wanted[start : start + PIECE], self.model, self.device)
                 files.write_tensors(path, flatten(piece))
-        files.write_tensors(folder / EMPTY, flatten(conditioning.nothing(self.config.model, self.device)))
+        files.write_tensors(folder / EMPTY, flatten(conditioning.nothing(self.model, self.device)))
 
 
-def conditioning_of(config: Config) -> Conditioning:
-    """How the config's model is asked. UserError where it is no way to ask."""
+def conditions_of(config: Config, stream: Stream) -> ConditionsStage | None:
+    """The input of every stage that runs the network at the sampler's calls; None where the model is unconditional."""
+    model = config.model
+    if model.condition is None:
+        return None
+    conditioning = conditioning_of(model)
+    return ConditionsStage(
+        device=devices.resolve(config.device),
+        model=replace(model, first_stage=None),
+        condition={**identity({"_target_": model.condition["_target_"]}), **conditioning.identity(model)},
+        files=conditioning.files(model),
+        wanted=list(conditioning.wanted(config, stream.name, stream.n)),
+    )
+
+
+def conditioning_of(model: Model) -> Conditioning:
+    """How the model is asked. UserError where it is no way to ask."""
     try:
-        conditioning = instantiate(config.model.condition)
+        conditioning = instantiate(model.condition)
     except InstantiationException as error:
         raise UserError(f"model.condition: {' '.join(str(error).split())}") from error
     if not isinstance(conditioning, Conditioning):
-        raise UserError(f"model.condition={config.model.condition}: name a subclass of {Conditioning.__module__}.Conditioning")
+        raise UserError(f"model.condition={model.condition}: name a subclass of {Conditioning.__module__}.Conditioning")
     return conditioning
 
 
@@ -71,7 +75,7 @@ def check(config: Config) -> None:
     """Raises UserError where the model cannot be asked for what the protocol asks for, or has nothing to ask it with."""
     model, protocol = config.model, config.protocol
     if model.condition is not None:
-        conditioning_of(config).check(config)
+        conditioning_of(model).check(config)
         return
     wanted = example_condition(models.skeleton(model))
     if wanted:
@@ -88,14 +92,9 @@ def protocol_of(config: Config) -> dict[str, Any]:
     if config.model.condition is None:
         return {}
     protocol = config.protocol
-    return {"guidance": protocol.guidance, **conditioning_of(config).named(config, "evaluation", protocol.n)}
+    return {"guidance": protocol.guidance, **conditioning_of(config.model).named(config, "evaluation", protocol.n)}
 
 
-def condition_inputs(config: Config, stream: Stream) -> dict[str, Stage]:
-    """The input of every stage that runs the network at the sampler's calls; none where the model is unconditional."""
-    return {} if config.model.condition is None else {"conditions": ConditionsStage(config, stream)}
-
-
-def read_conditions(inputs: dict[str, Path], config: Config) -> Conditions:
-    """What ``condition_inputs`` gave, or nothing."""
-    return Conditions.load(inputs["conditions"], config.protocol.guidance) if inputs.get("conditions") else Conditions.none()
+def read_conditions(inputs: dict[str, Path], guidance: float) -> Conditions:
+    """Of the stage that ``conditions_of`` gave, or nothing."""
+    return Conditions.load(inputs["conditions"], guidance) if inputs.get("conditions") else Conditions.none()

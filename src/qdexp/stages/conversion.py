@@ -4,7 +4,6 @@ import fnmatch
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from qdexp import device as devices
 from qdexp import models
-from qdexp.config import UNTOUCHED, ActScheme, Config, WeightScheme
+from qdexp.config import UNTOUCHED, Config, Quant, WeightScheme
 from qdexp.errors import UserError
 from qdexp.models import released
 from qdexp.models.conditions import example_condition
@@ -23,62 +22,30 @@ from qdexp.quant.ranges import RangeEstimator
 from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
-from qdexp.stages.base import identity, network_options
-from qdexp.stages.calibration import read_rows
-
-CHECKPOINT = "checkpoint"
+from qdexp.stages.calibration import CalibrationStage, read_rows
 
 Batches = Sequence[Batch]
 """The calibration set, or a part of it, at most ``sampling.batch`` rows each."""
 
 
-def weight_options(config: Config) -> dict[str, Any]:
-    """The options that change the layers' schemes and their weights."""
-    quantizer = config.quantizer
-    return {
-        "bits": vars(config.quant),
-        "layers": list(config.quant.layers or {}),  # their order too: later patterns win
-        "weight": scheme_options(quantizer.weight),
-        "rounding": identity({"_target_": quantizer.rounding}) if "." in quantizer.rounding else quantizer.rounding,
-        "split": quantizer.split,
-        "seed": config.seed,
-        **network_options(config),
-    }
-
-
-def released_files(config: Config) -> dict[str, Path]:
-    """The file of a network that comes quantized, if it does. UserError where it is missing."""
-    if not config.quantizer.released:
-        return {}
+def released_file(config: Config) -> Path:
+    """The file of a network that comes quantized. UserError where it is missing."""
     file = config.quantizer.file
     if file is None or not Path(file).is_file():
         raise UserError(f"quantizer.file={file}: no such file; give the path of the released checkpoint")
-    return {"released": Path(file)}
+    return Path(file)
 
 
-def released_options(config: Config) -> dict[str, Any]:
-    """The options that change a network which comes quantized from a file."""
-    bits, network = config.quant, identity(config.model.network)
-    return {"bits": [bits.weight_bits, bits.act_bits, bits.softmax_bits], "network": network,
-            "channels_last": config.sampling.channels_last}  # fmt: skip
-
-
-def scheme_options(scheme: WeightScheme | ActScheme) -> dict[str, Any]:
-    """A scheme's options, its range estimator by its identity."""
-    return {**vars(scheme), "range": identity(scheme.range)}
-
-
-def observed_rows(config: Config) -> int | None:
+def observed_rows(rows: int | None, calibration: CalibrationStage) -> int | None:
     """How many of the calibration set's first rows activation ranges are estimated on: ``quantizer.act.rows``, but one of each
     timestep and branch at least, so that none goes unseen; None: all."""
-    rows = config.quantizer.act.rows
-    return None if rows is None else max(rows, config.calib.timesteps * config.protocol.branches)
+    return None if rows is None else max(rows, calibration.calib.timesteps * calibration.trajectory.sampler.branches)
 
 
-def read_batches(folder: Path, config: Config, device: torch.device, rows: int | None = None) -> Batches:
-    """The calibration set in ``folder``, or its first ``rows``, on ``device``."""
+def read_batches(folder: Path, size: int, device: torch.device, rows: int | None = None) -> Batches:
+    """The calibration set in ``folder``, or its first ``rows``, on ``device``, in batches of ``size``."""
     whole = read_rows(folder)
-    size, stop = config.sampling.batch, len(whole[0]) if rows is None else min(rows, len(whole[0]))
+    stop = len(whole[0]) if rows is None else min(rows, len(whole[0]))
     return [_cut(whole, slice(start, min(start + size, stop)), device) for start in range(0, stop, size)]
 
 
@@ -88,19 +55,20 @@ def _cut(batch: Batch, rows: slice, device: torch.device) -> Batch:
     return part
 
 
-def convert(network: torch.nn.Module, config: Config, batches: Batches) -> list[str]:
+def convert(
+    network: torch.nn.Module, quant: Quant, weight: WeightScheme, split: str, batches: Batches, act_symmetric: bool = False
+) -> list[str]:
     """Gives the layers of ``network`` their quantized classes, in place; returns their names in execution order."""
-    quant, quantizer = config.quant, config.quantizer
     example = first_row(batches[0])
     order = networks.execution_order(network, example)
     networks.convert(
         network,
         networks.plan_bits(network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers),
-        weight_granularity=GRANULARITIES[quantizer.weight.granularity](),
-        weight_symmetric=quantizer.weight.symmetric,
-        act_symmetric=quantizer.act.symmetric,
+        weight_granularity=GRANULARITIES[weight.granularity](),
+        weight_symmetric=weight.symmetric,
+        act_symmetric=act_symmetric,
         softmax_bits=quant.softmax_bits,
-        splits=split_sizes(network, example, quantizer.split),
+        splits=split_sizes(network, example, split),
     )
     return order
 
@@ -145,7 +113,7 @@ def _check_released(config: Config) -> None:
     if UNTOUCHED == quant.softmax_bits != quant.act_bits:
         raise UserError(f"quant.softmax_bits={UNTOUCHED}: in a released checkpoint the softmax is quantized; give 8, for "
                         f"Stable Diffusion 16")  # fmt: skip
-    released.check(config.model, released_files(config)["released"], quant)
+    released.check(config.model, released_file(config), quant)
 
 
 def _check_split(config: Config) -> None:

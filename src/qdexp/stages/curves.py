@@ -7,58 +7,49 @@ Free-running: the quantized network walks alone from the same noise, so errors a
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdexp import files
-from qdexp.config import Config
 from qdexp.quant import checkpoint
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, read_shards
 from qdexp.stages.base import Stage
-from qdexp.stages.conditions import read_conditions
-from qdexp.stages.conversion import CHECKPOINT
-from qdexp.stages.quantization import QuantizationStage
-from qdexp.stages.trajectory import heldout_trajectory
+from qdexp.stages.conditions import ConditionsStage, read_conditions
+from qdexp.stages.trajectory import TrajectoryStage
 
 FILE = "curves.json"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CurvesStage(Stage):
     """``curves.json``: ``timestep``, ``teacher_forced`` and ``free_running``, one value a call, first call first."""
 
     name = "curves"
-    version = 2
-    sources = ("qdexp.stages.curves", "qdexp.sampling", "qdexp.quant")
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.heldout = heldout_trajectory(config)
+    quantization: Stage
+    trajectory: TrajectoryStage
+    conditions: ConditionsStage | None
 
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        made = {"quantization": QuantizationStage(self.config), "trajectory": self.heldout}
-        return {**made, **self.heldout.inputs}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {}
+    @classmethod
+    def of(cls, quantization: Stage, heldout: TrajectoryStage) -> "CurvesStage":
+        return cls(device=heldout.device, quantization=quantization, trajectory=heldout, conditions=heldout.conditions)
 
     @torch.inference_mode()
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        network = checkpoint.load(inputs["quantization"] / CHECKPOINT).to(self.device)
-        sampler = Sampler(self.config.model, self.config.protocol)
-        conditions = read_conditions(inputs, self.config)
-        walk = Recording(network, sampler, self.heldout.stream, conditions).to(self.device)
+        network = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER).to(self.device)
+        heldout = self.trajectory
+        sampler, conditions = Sampler(heldout.model, heldout.sampler), read_conditions(inputs, heldout.sampler.guidance)
+        walk = Recording(network, sampler, heldout.stream, conditions).to(self.device)
         timesteps = torch.tensor(sampler.timesteps, device=self.device)
         forced, free = _Ratio(sampler.steps), _Ratio(sampler.steps)
         shards = zip(read_shards(inputs["trajectory"], "x_t"), read_shards(inputs["trajectory"], "eps"), strict=True)
         for shard, (x_t, eps) in enumerate(shards):
             pairs = zip(x_t.to(self.device).unbind(1), timesteps, strict=True)
-            asked = conditions.of(self.heldout.stream.samples(shard)[: len(x_t)], self.device)
+            asked = conditions.of(heldout.stream.samples(shard)[: len(x_t)], self.device)
             answers = [asked.estimate(network, x, t.expand(len(x))) for x, t in pairs]
             forced.add(torch.stack(answers, dim=1).cpu(), eps)
             free.add(walk.predict_step(shard)["x_t"][: len(x_t)].cpu(), x_t)

@@ -1,13 +1,14 @@
 """Each quantized layer alone in the full-precision network: its own error, and what it does to the noise estimate."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from qdexp import files, models
+from qdexp.config import Config, Model, Sampling
 from qdexp.metrics.inspection import layer_errors
 from qdexp.quant import checkpoint
 from qdexp.quant.blocks import Batch, first_row
@@ -15,15 +16,14 @@ from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import FLOAT, execution_order, quantized_layers
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import first_rows
-from qdexp.stages.base import Stage, network_options
-from qdexp.stages.conditions import read_conditions
-from qdexp.stages.conversion import CHECKPOINT
-from qdexp.stages.quantization import QuantizationStage
-from qdexp.stages.trajectory import heldout_trajectory
+from qdexp.stages.base import Stage
+from qdexp.stages.conditions import ConditionsStage, read_conditions
+from qdexp.stages.trajectory import TrajectoryStage
 
 FILE = "layers.json"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayersStage(Stage):
     """``layers.json``, from ``inspection.rows`` rows spread over the steps of held-out trajectories, or all if there are fewer.
 
@@ -32,26 +32,32 @@ class LayersStage(Stage):
     """
 
     name = "layers"
-    version = 4
-    sources = ("qdexp.stages.layers", "qdexp.metrics.inspection", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        trajectory = heldout_trajectory(self.config)
-        return {"quantization": QuantizationStage(self.config), "trajectory": trajectory, **trajectory.inputs}
+    model: Model
+    files: Mapping[str, Path]
+    sampling: Sampling
+    rows: int
+    quantization: Stage
+    trajectory: TrajectoryStage
+    conditions: ConditionsStage | None
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"rows": self.config.inspection.rows, **network_options(self.config)}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return models.files(self.config.model)
+    @classmethod
+    def of(cls, config: Config, quantization: Stage, heldout: TrajectoryStage) -> "LayersStage":
+        return cls(
+            device=heldout.device,
+            model=heldout.model,
+            files=heldout.files,
+            sampling=config.sampling,
+            rows=config.inspection.rows,
+            quantization=quantization,
+            trajectory=heldout,
+            conditions=heldout.conditions,
+        )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        network = models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
+        network = models.build(self.model, self.sampling.channels_last).to(self.device)
         batches = self._batches(inputs)
-        quantized = checkpoint.load(inputs["quantization"] / CHECKPOINT).to(self.device)
+        quantized = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER).to(self.device)
         converted = dict(quantized_layers(quantized))
         order = execution_order(network, first_row(batches[0]))
         layers = {name: quantized.get_submodule(name) for name in order}
@@ -61,14 +67,15 @@ class LayersStage(Stage):
 
     def _batches(self, inputs: dict[str, Path]) -> list[Batch]:
         """Rows of the first trajectories, no two alike, the steps in turn, as they are asked for."""
-        timesteps = torch.tensor(Sampler(self.config.model, self.config.protocol).timesteps)
-        walks = first_rows(inputs["trajectory"], "x_t", self.config.inspection.rows)
-        numbers = torch.arange(min(self.config.inspection.rows, len(walks) * len(timesteps)))
+        sampler = self.trajectory.sampler
+        timesteps = torch.tensor(Sampler(self.model, sampler).timesteps)
+        walks = first_rows(inputs["trajectory"], "x_t", self.rows)
+        numbers = torch.arange(min(self.rows, len(walks) * len(timesteps)))
         steps = numbers % len(timesteps)
         samples = (numbers // len(timesteps) + steps) % len(walks)
-        conditions = read_conditions(inputs, self.config)
+        conditions = read_conditions(inputs, sampler.guidance)
         batches: list[Batch] = []
-        for sample, step in zip(*(part.split(self.config.sampling.batch) for part in (samples, steps)), strict=True):
+        for sample, step in zip(*(part.split(self.sampling.batch) for part in (samples, steps)), strict=True):
             asked = conditions.of(sample.tolist(), self.device)
             batches.append(asked.batch(walks[sample, step].to(self.device), timesteps[step].to(self.device)))
         return batches

@@ -2,24 +2,24 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from qdexp import files
-from qdexp.config import Config
 from qdexp.errors import UserError
-from qdexp.metrics.perceptual import BACKBONES, PIECE, Backbone, Perceptual, backbone_of, weight_shapes
+from qdexp.metrics.perceptual import BACKBONES, Backbone, Perceptual, backbone_of, weight_shapes
 from qdexp.models.weights import WeightFiles
 from qdexp.stages.base import Stage
-from qdexp.stages.samples import image_inputs, image_pairs
+from qdexp.stages.samples import SamplesStage, image_pairs
 
 FILE = "perceptual.safetensors"
 MADE_WITH = "perceptual.json"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PerceptualStage(Stage):
     """``perceptual.safetensors``: ``lpips`` float32 [n], in the order of the samples; ``perceptual.json``: its origin.
 
@@ -27,26 +27,22 @@ class PerceptualStage(Stage):
     """
 
     name = "perceptual"
-    version = 1
-    sources = ("qdexp.stages.perceptual", "qdexp.metrics.perceptual", "qdexp.models.weights", "qdexp.sampling")
     quick = True
 
-    def __init__(self, config: Config, weights: Path) -> None:
-        super().__init__(config)
-        self.weights = weights
-        self.images = image_inputs(config)
+    samples: SamplesStage
+    full_precision: SamplesStage
+    weights: Path
+    library: str
 
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        return self.images
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"library": version("lpips"), "batch": PIECE}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return {"weights": self.weights}
+    @classmethod
+    def of(cls, weights: Path, samples: SamplesStage, full_precision: SamplesStage) -> "PerceptualStage":
+        return cls(
+            device=samples.device,
+            samples=samples,
+            full_precision=full_precision,
+            weights=weights,
+            library=version("lpips"),
+        )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         opened, backbone = _opened(self.weights)
@@ -54,7 +50,7 @@ class PerceptualStage(Stage):
         weights = {name: value.clone() for some in read for name, value in some.items()}
         network = Perceptual(backbone, weights, self.device)
         lpips = [network.distance(images, truth) for images, truth in image_pairs(inputs)]
-        made_with = {"backbone": backbone.title, "weights_digest": files.sha256(self.weights), "library": version("lpips")}
+        made_with = {"backbone": backbone.title, "weights_digest": files.sha256(self.weights), "library": self.library}
         files.write_tensors(folder / FILE, {"lpips": torch.cat(lpips)})
         files.write_text(folder / MADE_WITH, json.dumps(made_with))
 

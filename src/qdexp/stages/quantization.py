@@ -1,16 +1,16 @@
 """The quantized network, kept as a packed checkpoint: weights rounded, activation ranges observed on the calibration set and,
-if the quantizer says so, learned; or all of it taken from a file."""
+if the quantizer says so, learned."""
 
 import copy
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
 
 from qdexp import models
-from qdexp.models import released
+from qdexp.config import BlockLearning, Config, Model, Quant, Quantizer, Sampling
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams
@@ -19,72 +19,62 @@ from qdexp.quant.rounding import resolve
 from qdexp.recon.walk import Walk
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
-from qdexp.stages.conversion import (
-    CHECKPOINT,
-    convert,
-    observed_rows,
-    read_batches,
-    released_files,
-    released_options,
-    scheme_options,
-    weight_options,
-)
+from qdexp.stages.conversion import convert, observed_rows, read_batches
 from qdexp.stages.rounding import RoundingStage
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizationStage(Stage):
-    """``checkpoint/``: what ``qdexp.load`` reads; ``blocks.json`` where scales were learned."""
+    """``checkpoint/``: what ``qdexp.load`` reads; ``blocks.json`` where scales were learned.
+
+    ``recon``: None where no scales are learned; ``rounding``: None where weights are rounded without calibration rows.
+    """
 
     name = "quantization"
-    version = 3
-    sources = ("qdexp.stages.quantization", "qdexp.stages.conversion", "qdexp.recon", "qdexp.quant", "qdexp.models")
 
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        if self.config.quantizer.released:
-            return {}
-        learned = {"rounding": RoundingStage(self.config)} if self.config.quantizer.learns_rounding else {}
-        return {"calibration": CalibrationStage(self.config), **learned}
+    model: Model
+    files: Mapping[str, Path]
+    sampling: Sampling
+    quant: Quant
+    quantizer: Quantizer
+    recon: BlockLearning | None
+    seed: int
+    calibration: CalibrationStage
+    rounding: RoundingStage | None
 
-    @property
-    def options(self) -> dict[str, Any]:
-        if self.config.quantizer.released:
-            return released_options(self.config)
-        recon, act = self.config.recon, self.config.quantizer.act
-        iterations = asdict(recon.scales) | recon.arithmetic
-        learning = {"batch": recon.batch, "heldout": recon.heldout, **iterations} if act.learned else None
-        observing = {**scheme_options(act), "rows": observed_rows(self.config)}
-        return {"act": observing, "recon": learning, **weight_options(self.config)}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return released_files(self.config) or models.files(self.config.model)
+    @classmethod
+    def of(cls, config: Config) -> "QuantizationStage":
+        calibration, quantizer = CalibrationStage.of(config), config.quantizer
+        return cls(
+            device=calibration.device,
+            model=config.model.bare,
+            files=models.files(config.model),
+            sampling=config.sampling,
+            quant=config.quant,
+            quantizer=quantizer,
+            recon=config.recon.of_scales() if quantizer.act.learned else None,
+            seed=config.seed,
+            calibration=calibration,
+            rounding=RoundingStage.of(config, calibration) if quantizer.learns_rounding else None,
+        )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        config, quantizer = self.config, self.config.quantizer
-        if quantizer.released:
-            file = released_files(config)["released"]
-            network = released.build(config.model, file, config.quant, config.sampling.channels_last)
-            checkpoint.save(folder / CHECKPOINT, network, config.model.network)
-            return
-        batches = read_batches(inputs["calibration"], config, self.device)
-        network = models.build(config.model, config.sampling.channels_last).to(self.device)
-        full = copy.deepcopy(network) if quantizer.act.learned else None
-        order = convert(network, config, batches)
-        torch.manual_seed(config.seed)
-        if quantizer.learns_rounding:
-            _take_weights(network, inputs["rounding"] / CHECKPOINT)
+        weight, act, batch = self.quantizer.weight, self.quantizer.act, self.sampling.batch
+        batches = read_batches(inputs["calibration"], batch, self.device)
+        network = models.build(self.model, self.sampling.channels_last).to(self.device)
+        full = copy.deepcopy(network) if self.recon is not None else None
+        order = convert(network, self.quant, weight, self.quantizer.split, batches, act.symmetric)
+        torch.manual_seed(self.seed)
+        if self.rounding is not None:
+            _take_weights(network, inputs["rounding"] / checkpoint.FOLDER)
         else:
-            networks.quantize_weights(network, instantiate(quantizer.weight.range), resolve(quantizer.rounding))
-        observed = read_batches(inputs["calibration"], config, self.device, observed_rows(config))
-        networks.observe_activations(network, observed, instantiate(quantizer.act.range))
+            networks.quantize_weights(network, instantiate(weight.range), resolve(self.quantizer.rounding))
+        observed = read_batches(inputs["calibration"], batch, self.device, observed_rows(act.rows, self.calibration))
+        networks.observe_activations(network, observed, instantiate(act.range))
         del observed  # its room is for the walk
-        if full is None:
-            checkpoint.save(folder / CHECKPOINT, network, config.model.network)
-            return
-        walk = Walk(network, full, blocks_of(network, order), config.recon, config.seed, folder)
-        walk.learn_scales(batches)
-        checkpoint.save(folder / CHECKPOINT, network, config.model.network)
+        if self.recon is not None and full is not None:
+            Walk(network, full, blocks_of(network, order), self.recon, self.seed, folder).learn_scales(batches)
+        checkpoint.save(folder / checkpoint.FOLDER, network, self.model.network)
 
 
 def _take_weights(network: torch.nn.Module, folder: Path) -> None:

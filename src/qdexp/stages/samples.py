@@ -1,78 +1,77 @@
-"""The images of the evaluation: the same noise in every cell, through the full-precision or the quantized network."""
+"""The images of the evaluation: the same noise in every cell, through the full-precision network here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
+from qdexp import device as devices
 from qdexp import models
-from qdexp.config import RANDOM, Config
-from qdexp.quant import checkpoint
+from qdexp.config import Config, Model, SamplerOptions, Sampling
+from qdexp.sampling import shards as sharding
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import Sampling, Stream, missing_shards, read_shards, write_shards
-from qdexp.stages.base import Sharded, Stage, identity, network_options, sampler_options
-from qdexp.stages.conditions import condition_inputs, read_conditions
-from qdexp.stages.conversion import CHECKPOINT
-from qdexp.stages.quantization import QuantizationStage
+from qdexp.sampling.shards import Stream, missing_shards, read_shards, write_shards
+from qdexp.stages.base import Sharded, Stage
+from qdexp.stages.conditions import ConditionsStage, conditions_of, read_conditions
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SamplesStage(Sharded, Stage):
-    """Shards of ``images``, uint8 [rows, c, h, w]. ``quantized`` says which network draws them."""
+    """Shards of ``images``, uint8 [rows, c, h, w]."""
 
     name = "samples"
-    version = 2
-    sources = ("qdexp.stages.samples", "qdexp.sampling", "qdexp.models", "qdexp.quant")
 
-    def __init__(self, config: Config, quantized: bool) -> None:
-        super().__init__(config)
-        self.quantized = quantized
-        protocol = config.protocol
-        self.stream = Stream("evaluation", protocol.noise_seed, protocol.n, config.sampling.batch)
-        self.shards = self.stream.shards
+    model: Model
+    files: Mapping[str, Path]
+    sampling: Sampling
+    sampler: SamplerOptions
+    stream: Stream
+    conditions: ConditionsStage | None
+
+    @classmethod
+    def of(cls, config: Config) -> "SamplesStage":
+        stream = noise_stream(config)
+        return cls(
+            device=devices.resolve(config.device),
+            model=replace(config.model, condition=None),
+            files=models.files(config.model) | first_stage_files(config.model),
+            sampling=config.sampling,
+            sampler=config.protocol.sampler,
+            stream=stream,
+            conditions=conditions_of(config, stream),
+        )
 
     @property
-    def inputs(self) -> dict[str, Stage]:
-        quantized = {"quantization": QuantizationStage(self.config)} if self.quantized else {}
-        return {**quantized, **condition_inputs(self.config, self.stream)}
+    def shards(self) -> range:
+        return self.stream.shards
 
-    @property
-    def options(self) -> dict[str, Any]:
-        noise = {"seed": self.stream.seed, "n": self.stream.n}
-        return {"noise": noise, **decoder_options(self.config), **network_options(self.config), **sampler_options(self.config)}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        network = {} if self.quantized else models.files(self.config.model)
-        return network | {f"first_stage.{role}": path for role, path in models.first_stage_files(self.config.model).items()}
+    def network(self, inputs: dict[str, Path]) -> torch.nn.Module:
+        """What estimates the noise."""
+        return models.build(self.model, self.sampling.channels_last)
 
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
-        if self.quantized:
-            network = checkpoint.load(inputs["quantization"] / CHECKPOINT)
-        else:
-            network = models.build(self.config.model, self.config.sampling.channels_last)
-        sampler = Sampler(self.config.model, self.config.protocol)
-        conditions, first_stage = read_conditions(inputs, self.config), models.first_stage(self.config.model)
-        write_shards(Sampling(network, sampler, self.stream, conditions, first_stage), folder, self.device, shards)
+        sampler, conditions = Sampler(self.model, self.sampler), read_conditions(inputs, self.sampler.guidance)
+        first_stage = models.first_stage(self.model)
+        module = sharding.Sampling(self.network(inputs), sampler, self.stream, conditions, first_stage)
+        write_shards(module, folder, self.device, shards)
 
     def missing(self, folder: Path) -> list[int]:
         return missing_shards(self.stream, folder)
 
 
-def decoder_options(config: Config) -> dict[str, Any]:
-    """What defines the first stage, if there is one; weights come in as a file, unless they are random."""
-    stage = config.model.first_stage
-    if stage is None:
-        return {}
-    drawn = {"weights": RANDOM} if stage.weights == RANDOM else {}
-    return {"first_stage": {"network": identity(stage.network), "scale": stage.scale, "shift": stage.shift, **drawn}}
+def noise_stream(config: Config) -> Stream:
+    """The noise of the images."""
+    return Stream("evaluation", config.protocol.noise_seed, config.protocol.n, config.sampling.batch)
 
 
-def image_inputs(config: Config, quantized: bool = True) -> dict[str, Stage]:
-    """The inputs of a stage that compares a cell's images with the full-precision ones of the same noise."""
-    return {"samples": SamplesStage(config, quantized), "full_precision": SamplesStage(config, quantized=False)}
+def first_stage_files(model: Model) -> dict[str, Path]:
+    """Of what makes images of latents."""
+    return {f"first_stage.{role}": path for role, path in models.first_stage_files(model).items()}
 
 
 def image_pairs(inputs: dict[str, Path]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both images of every noise, uint8 [rows, c, h, w] each, shard by shard: all at once may not fit in memory."""
+    """Both images of every noise, ``samples`` and ``full_precision``, uint8 [rows, c, h, w] each, shard by shard: all at once
+    may not fit in memory."""
     return zip(*(read_shards(inputs[role], "images") for role in ("samples", "full_precision")), strict=True)

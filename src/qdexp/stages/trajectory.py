@@ -1,46 +1,50 @@
-"""The full-precision network's own walks from noise to image, recorded at every step."""
+"""The full-precision network's own trajectories from noise to image, recorded at every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qdexp import device as devices
 from qdexp import models
-from qdexp.config import Config
+from qdexp.config import Config, Model, SamplerOptions, Sampling
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, Stream, missing_shards, write_shards
-from qdexp.stages.base import Sharded, Stage, network_options, sampler_options
-from qdexp.stages.conditions import condition_inputs, read_conditions
+from qdexp.stages.base import Sharded, Stage
+from qdexp.stages.conditions import ConditionsStage, conditions_of, read_conditions
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrajectoryStage(Sharded, Stage):
     """Shards of ``x_t`` and (guided) ``eps``, float32 [rows, calls, c, h, w], of one noise stream."""
 
     name = "trajectory"
-    version = 2
-    sources = ("qdexp.stages.trajectory", "qdexp.sampling", "qdexp.models")
 
-    def __init__(self, config: Config, stream: str, seed: int, n: int) -> None:
-        super().__init__(config)
-        self.stream = Stream(stream, seed, n, config.sampling.batch)
-        self.shards = self.stream.shards
+    model: Model
+    files: Mapping[str, Path]
+    sampling: Sampling
+    sampler: SamplerOptions
+    stream: Stream
+    conditions: ConditionsStage | None
+
+    @classmethod
+    def of(cls, config: Config, stream: Stream) -> "TrajectoryStage":
+        return cls(
+            device=devices.resolve(config.device),
+            model=config.model.bare,
+            files=models.files(config.model),
+            sampling=config.sampling,
+            sampler=config.protocol.sampler,
+            stream=stream,
+            conditions=conditions_of(config, stream),
+        )
 
     @property
-    def inputs(self) -> dict[str, Stage]:
-        return condition_inputs(self.config, self.stream)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        noise = {"stream": self.stream.name, "seed": self.stream.seed, "n": self.stream.n}
-        return {"noise": noise, **network_options(self.config), **sampler_options(self.config)}
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return models.files(self.config.model)
+    def shards(self) -> range:
+        return self.stream.shards
 
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
-        network = models.build(self.config.model, self.config.sampling.channels_last)
-        sampler = Sampler(self.config.model, self.config.protocol)
-        conditions = read_conditions(inputs, self.config)
+        network = models.build(self.model, self.sampling.channels_last)
+        sampler, conditions = Sampler(self.model, self.sampler), read_conditions(inputs, self.sampler.guidance)
         write_shards(Recording(network, sampler, self.stream, conditions), folder, self.device, shards)
 
     def missing(self, folder: Path) -> list[int]:
@@ -49,9 +53,10 @@ class TrajectoryStage(Sharded, Stage):
 
 def calibration_trajectory(config: Config) -> TrajectoryStage:
     """The one that every calibration strategy draws from."""
-    return TrajectoryStage(config, "calibration", config.seed, config.trajectory.samples)
+    return TrajectoryStage.of(config, Stream("calibration", config.seed, config.trajectory.samples, config.sampling.batch))
 
 
 def heldout_trajectory(config: Config) -> TrajectoryStage:
     """The one on which errors are measured: the first samples of the evaluation."""
-    return TrajectoryStage(config, "evaluation", config.protocol.noise_seed, config.protocol.heldout)
+    protocol = config.protocol
+    return TrajectoryStage.of(config, Stream("evaluation", protocol.noise_seed, protocol.heldout, config.sampling.batch))

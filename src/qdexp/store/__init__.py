@@ -32,10 +32,11 @@ Compute = Callable[[Path], dict[str, float]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished stage result: its folder, and what its making cost."""
+    """One finished stage result: its folder, what its making cost, and what it is."""
 
     folder: Path
     costs: dict[str, float]
+    note: dict[str, Any]
 
 
 class Store:
@@ -111,14 +112,14 @@ class Store:
         for leftover in final.rglob(".*"):  # costs, and what killed processes were writing
             leftover.unlink(missing_ok=True)
         self._log(name, costs)
-        self._opened[name] = Entry(final, costs)
+        self._opened[name] = Entry(final, costs, note)
         return self._opened[name]
 
     def _read(self, folder: Path) -> Entry | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             whole = all(files.sha256(folder / file) == value for file, value in manifest["files"].items())
-            return Entry(folder, manifest["costs"]) if whole else None
+            return Entry(folder, manifest["costs"], manifest["note"]) if whole else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qdexp import models
 from qdexp import record as records
 from qdexp.cell import Cell
-from qdexp.config import Model
+from qdexp.config import Config, Model
 from qdexp.errors import UserError
 from qdexp.models.conditions import example_condition
 from qdexp.report.records import read_records
@@ -32,17 +32,19 @@ BACKWARD = 3
 
 def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     """Hours of computing and bytes of disk of ``nodes``, in one line."""
-    stages = {stage.entry: stage for cell in cells for stage in cell.stages.values()}
+    stages = {stage.entry: (cell.config, stage) for cell in cells for stage in cell.stages.values()}
     makes = {node.entry: stages[node.entry] for node in nodes if node.entry in stages}
-    makes |= {entry: stage for entry, stage in stages.items() if stage.quick and not store.has(entry)}
+    makes |= {entry: one for entry, one in stages.items() if one[1].quick and not store.has(entry)}
     networks = Networks()
     rates, asked = _rates(store.out, networks)
-    disk = f"{sum(disk_bytes(stage, networks) for stage in makes.values()) / 1e9:.2g} GB of disk"
+    disk = f"{sum(disk_bytes(config, stage, networks) for config, stage in makes.values()) / 1e9:.2g} GB of disk"
     if not rates:
         return f"time unknown, {records.folder(store.out)} has no complete record to go by; about {disk}"
     anything = median(rates.values())
-    seconds = sum(rates.get(stage.name, anything) * multiplications(stage, networks) for stage in makes.values())
-    unlike = sorted({stage.name for stage in makes.values()} - rates.keys())
+    seconds = sum(
+        rates.get(stage.name, anything) * multiplications(config, stage, networks) for config, stage in makes.values()
+    )
+    unlike = sorted({stage.name for _, stage in makes.values()} - rates.keys())
     caveat = f", none of them tells of {', '.join(unlike)}" if unlike else ""
     return f"about {seconds / 3600:.2g} hours of computing, a guess by {asked} earlier records{caveat}; about {disk}"
 
@@ -58,11 +60,13 @@ def _rates(out: Path, networks: "Networks") -> tuple[dict[str, float], int]:
             cell = Cell(thaw(record["config"])) if record["status"] == "complete" else None
         except (UserError, OSError):
             continue  # of another version, or its weights are gone
-        for role, stage in cell.stages.items() if cell else ():
+        if cell is None:
+            continue
+        for role, stage in cell.stages.items():
             cost = record["costs"].get(role, {})
             if "seconds" in cost and "resumed" not in cost:
-                found[stage.name].append(cost["seconds"] / multiplications(stage, networks))
-        asked += cell is not None
+                found[stage.name].append(cost["seconds"] / multiplications(cell.config, stage, networks))
+        asked += 1
     return {name: median(values) for name, values in found.items()}, asked
 
 
@@ -105,22 +109,22 @@ def _count(model: Model) -> float:
     return counter.get_total_flops() / 2
 
 
-def multiplications(stage: Stage, networks: Networks) -> float:
-    """About how many a stage needs."""
-    config, steps = stage.config, stage.config.protocol.steps
+def multiplications(config: Config, stage: Stage, networks: Networks) -> float:
+    """About how many a stage of a cell needs."""
+    steps = config.protocol.steps
     rows = config.calib.timesteps * config.calib.rows
     one = networks.macs(config.model)
     if isinstance(stage, Sharded):
         return len(stage.shards) * config.sampling.batch * steps * one
-    scales = config.quantizer.act.learned * config.recon.scales.iterations
-    learned = {"rounding": config.recon.weights.iterations, "quantization": scales}
+    weights, scales = config.recon.weights, config.recon.scales
+    learned = {"rounding": weights.iterations, "quantization": config.quantizer.act.learned * scales.iterations}
     passes = {"rounding": 2 * rows, "quantization": 2 * rows, "curves": 2 * config.protocol.heldout * steps}
     return (BACKWARD * learned.get(stage.name, 0) * config.recon.batch + passes.get(stage.name, config.protocol.n)) * one
 
 
-def disk_bytes(stage: Stage, networks: Networks) -> float:
-    """About how large a stage's result is."""
-    config, image = stage.config, math.prod(stage.config.model.shape)
+def disk_bytes(config: Config, stage: Stage, networks: Networks) -> float:
+    """About how large the result of a stage of a cell is."""
+    image = math.prod(config.model.shape)
     if stage.name == "trajectory":
         assert isinstance(stage, Sharded)
         return 8.0 * len(stage.shards) * config.sampling.batch * config.protocol.steps * image  # x_t and eps, float32

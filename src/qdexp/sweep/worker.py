@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from qdexp import device as devices
+from qdexp import meter
 from qdexp.cell import Cell, describe
 from qdexp.config import Config
 from qdexp.errors import UserError
@@ -62,7 +63,7 @@ def _add_part(job: Job, stage: Stage, store: Store) -> None:
     shards = stage.shards[node.part :: node.parts]
 
     def draw(folder: object) -> dict[str, float]:
-        return devices.measure(stage.device, lambda: stage.draw(store.work(stage.entry), inputs, shards))
+        return meter.measure(stage.device, lambda: stage.draw(store.work(stage.entry), inputs, shards))
 
     if store.open(stage.entry) is None:
         store.add(stage.entry, f"{node.part}-of-{node.parts}", draw)

@@ -1,0 +1,115 @@
+"""From a stage's fields to its key.
+
+The key is a hash of everything in the stage's dataclass, dataclasses inside included, but for fields that are marked as
+``WITHOUT_EFFECT``: files by their digests, other stages by their keys, what a ``_target_`` names with the digest of its code;
+and of the code of the stage itself and of the environment. So a new option is in the key from the moment that it is there.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from hydra.utils import get_object
+
+from qdexp.config import NAMES_CODE, ORDERED, WITHOUT_EFFECT, Target
+from qdexp.errors import UserError
+from qdexp.files import sha256
+from qdexp.paths import PACKAGE
+from qdexp.stages import code
+
+_VERSIONED = ("diffusers.", "torch.")
+"""Of what is in these packages the environment names the version."""
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """What has a key of its own: a stage."""
+
+    @property
+    def key(self) -> str: ...
+
+
+def short_hash(value: object) -> str:
+    """16 hex digits of the SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content(value: Any, key_of: Callable[[Any], str]) -> Any:
+    """What a value contributes to a key, as JSON holds it; ``key_of``: the key of a stage among the values.
+
+    Raises UserError where a ``_target_`` cannot be imported.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return digest(value)
+    if isinstance(value, Keyed):
+        return {"stage": key_of(value)}
+    if is_dataclass(value):
+        return content_of_fields(value, key_of)
+    if isinstance(value, Mapping):
+        inner = {str(name): content(one, key_of) for name, one in value.items()}
+        return inner | ({"code": code_of(value["_target_"])} if "_target_" in value else {})
+    return [content(one, key_of) for one in value]
+
+
+def content_of_fields(value: Any, key_of: Callable[[Any], str]) -> dict[str, Any]:
+    """What the fields of a dataclass contribute, but for those without effect."""
+    counted = [field for field in fields(value) if not _has(field.metadata, WITHOUT_EFFECT)]
+    return {field.name: _field(field.metadata, getattr(value, field.name), key_of) for field in counted}
+
+
+def _field(metadata: Mapping[str, Any], value: Any, key_of: Callable[[Any], str]) -> Any:
+    found = content(value, key_of)
+    if _has(metadata, ORDERED) and isinstance(value, Mapping):
+        return [[name, found[name]] for name in value]
+    if _has(metadata, NAMES_CODE) and "." in value:
+        return {"name": value, "code": code_of(value)}
+    return found
+
+
+def _has(metadata: Mapping[str, Any], mark: Mapping[str, bool]) -> bool:
+    return mark.items() <= metadata.items()
+
+
+def identity(target: Target) -> Any:
+    """A target with its arguments and the digest of its code, and so for the targets among its arguments."""
+    return content(target, lambda stage: stage.key)
+
+
+def code_of(target: str) -> str | None:
+    """Digest of the code of what a ``_target_`` names; None where the environment names its version.
+
+    Raises UserError where it cannot be imported.
+    """
+    try:
+        found = get_object(target)
+        module = inspect.getmodule(found)
+        source = inspect.getsourcefile(found)
+    except Exception as error:
+        raise UserError(f"_target_={target}: cannot be imported ({error}); check the name and PYTHONPATH") from error
+    if target.startswith(_VERSIONED) or source is None or module is None:
+        return None
+    return _own_code(module.__name__) if target.startswith(f"{PACKAGE.name}.") else code.digest(module.__name__)
+
+
+@cache
+def _own_code(module: str) -> str:
+    """Of one of qdexp's modules: read once a process."""
+    return code.digest(module)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file: large weights are read once a process, not once a stage."""
+    state = path.stat()
+    return _digest(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    return sha256(path)

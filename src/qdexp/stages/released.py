@@ -1,0 +1,38 @@
+"""The quantized network as somebody released it: all of it is taken from a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdexp import device as devices
+from qdexp.config import Config, Model, Quant, Sampling
+from qdexp.models import released
+from qdexp.quant import checkpoint
+from qdexp.stages.base import Stage
+from qdexp.stages.conversion import released_file
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReleasedStage(Stage):
+    """``checkpoint/``: what ``qdexp.load`` reads."""
+
+    name = "quantization"
+
+    model: Model
+    files: Mapping[str, Path]
+    sampling: Sampling
+    quant: Quant
+
+    @classmethod
+    def of(cls, config: Config) -> "ReleasedStage":
+        return cls(
+            device=devices.resolve(config.device),
+            model=config.model.bare,
+            files={"released": released_file(config)},
+            sampling=config.sampling,
+            quant=config.quant,
+        )
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        network = released.build(self.model, self.files["released"], self.quant, self.sampling.channels_last)
+        checkpoint.save(folder / checkpoint.FOLDER, network, self.model.network)
