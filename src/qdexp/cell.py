@@ -2,8 +2,9 @@
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.sampler import Sampler
 from qdexp.stages import alignment, conditions, conversion, curves, evaluation, layers, perceptual, similarity
+from qdexp.stages.base import Stage
 from qdexp.stages.calibration import chosen_rows
 from qdexp.stages.keys import identity, short_hash
 from qdexp.stages.wiring import stages_of
@@ -33,19 +35,32 @@ _LEARNED = {"weights": "rounding", "scales": "quantization"}
 
 
 class Cell:
-    """Made from a config that has been checked; ``stages`` are in the order in which they are made."""
+    """Made from a config that has been checked; ``stages`` are in the order in which they are made.
 
-    def __init__(self, config: Config) -> None:
+    ``keys``: those of the stages as they were planned, of a cell that other code than that of this process computes.
+    """
+
+    def __init__(self, config: Config, keys: Mapping[str, str] | None = None) -> None:
         self.config = config
         self.out = Path(config.out)
         self.device = devices.resolve(config.device)
         self.quantized = not config.full_precision
-        self.stages = stages_of(config)
+        self._planned = keys
+
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """By the roles that they play, in the order in which they are made."""
+        return stages_of(self.config)
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The key of each stage."""
+        return dict(self._planned) if self._planned else {role: stage.key for role, stage in self.stages.items()}
 
     @property
     def key(self) -> str:
         """Equal for cells that are one and the same whatever they are called."""
-        return short_hash({name: stage.key for name, stage in self.stages.items()})
+        return short_hash(self.keys)
 
     @property
     def method(self) -> str:
@@ -86,7 +101,7 @@ class Cell:
                 return old
             costs = {stage: entry.costs for stage, entry in entries.items()}
             record = self._record("complete") | {"costs": costs | {"total": _total(costs)}}
-            record |= {"stages": {stage: _made(self.stages[stage].key, entry) for stage, entry in entries.items()}}
+            record |= {"stages": {stage: _made(self.keys[stage], entry) for stage, entry in entries.items()}}
             record |= self._results({stage: entry.folder for stage, entry in entries.items()})
         except Exception as error:
             self.fail(describe(stage, error))
@@ -122,7 +137,7 @@ class Cell:
             "status": status,
             "axes": axes,
             "config": asdict(config),
-            "keys": {name: stage.key for name, stage in self.stages.items()},
+            "keys": self.keys,
             "protocol": protocol_of(config),
             "provenance": provenance.collect(self.device) | {"seeds": seeds},
         }

@@ -2,8 +2,8 @@ import copy
 import os
 import resource
 import shutil
-import statistics
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path

@@ -58,7 +58,7 @@ def reached(module: str, stop: Callable[[str], bool] = lambda _: False) -> dict[
         path = None if name in found else locate(name)
         if path is not None:
             found[name] = parsed(name, path)
-            names = [] if _installed(path) else found[name].imports
+            names = [] if is_installed(path) else found[name].imports
             pending += [other for other in _modules(names) if not stop(other)]
     return found
 
@@ -137,7 +137,7 @@ def _modules(names: Sequence[str]) -> Iterator[str]:
             continue
         module = name if locate(name) is not None else name.rpartition(".")[0]
         path = locate(module) if module else None
-        if path is not None and not _installed(path) and not _without_effect(module):
+        if path is not None and not is_installed(path) and not _without_effect(module):
             yield module
 
 
@@ -146,7 +146,8 @@ def _without_effect(module: str) -> bool:
     return module == _ROOT or any(".".join(parts[:end]) in WITHOUT_EFFECT for end in range(2, len(parts) + 1))
 
 
-def _installed(path: Path) -> bool:
+def is_installed(path: Path) -> bool:
+    """Whether it is of a package that was installed: its version stands for it."""
     return PACKAGE not in path.parents and bool(_INSTALLED & set(path.parts))
 
 
@@ -178,6 +179,6 @@ def _found(name: str) -> Path | None:
             return None
         if spec is None:
             return None
-        if end < len(parts) and spec.origin is not None and _installed(Path(spec.origin)):
+        if end < len(parts) and spec.origin is not None and is_installed(Path(spec.origin)):
             return None  # what is inside of an installed package is not looked at: finding it would import it
     return Path(spec.origin) if spec is not None and spec.origin is not None and spec.has_location else None

@@ -8,7 +8,7 @@ and of the code of the stage itself and of the environment. So a new option is i
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -87,21 +87,44 @@ def code_of(target: str) -> str | None:
 
     Raises UserError where it cannot be imported.
     """
+    module = module_of(target)
+    if module is None or target.startswith(_VERSIONED):
+        return None
+    return _own_code(module) if target.startswith(f"{PACKAGE.name}.") else code.digest(module)
+
+
+def module_of(target: str) -> str | None:
+    """The module that defines what a ``_target_`` names; None where no source does. UserError where it cannot be imported."""
     try:
         found = get_object(target)
-        module = inspect.getmodule(found)
-        source = inspect.getsourcefile(found)
+        module, source = inspect.getmodule(found), inspect.getsourcefile(found)
     except Exception as error:
         raise UserError(f"_target_={target}: cannot be imported ({error}); check the name and PYTHONPATH") from error
-    if target.startswith(_VERSIONED) or source is None or module is None:
-        return None
-    return _own_code(module.__name__) if target.startswith(f"{PACKAGE.name}.") else code.digest(module.__name__)
+    return None if source is None or module is None else module.__name__
 
 
 @cache
 def _own_code(module: str) -> str:
     """Of one of qdexp's modules: read once a process."""
     return code.digest(module)
+
+
+def targets(value: Any) -> Iterator[str]:
+    """All that a stage's fields name as code, of the stages that it reads nothing."""
+    if isinstance(value, Mapping):
+        yield from ([value["_target_"]] if "_target_" in value else [])
+        for inner in value.values():
+            yield from targets(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from targets(inner)
+    elif is_dataclass(value):
+        for field in fields(value):
+            inner = getattr(value, field.name)
+            if _has(field.metadata, NAMES_CODE) and "." in inner:
+                yield inner
+            elif not _has(field.metadata, WITHOUT_EFFECT) and not isinstance(inner, Keyed):
+                yield from targets(inner)
 
 
 def digest(path: Path) -> str:

@@ -9,16 +9,16 @@ from qdexp.record import Record
 from qdexp.report.records import read_records
 from qdexp.sweep import results
 from qdexp.sweep.graph import RECORD, Node
-from qdexp.sweep.manifest import Manifest
+from qdexp.sweep.manifest import CellEntry, Manifest
 from qdexp.sweep.status import BLOCKED, FAILED, Status
-from qdexp.sweep.worker import read_config
+from qdexp.sweep.worker import planned
 
 
 def collect(sweep: Manifest, status: Status) -> Sequence[Record]:
     """Shows what is finished, and settles what failed."""
     os.chdir(sweep.cwd)
     with devices.elsewhere(sweep.device):
-        cells = {key: Cell(read_config(sweep, key)) for key in sweep.cells}
+        cells = {key: planned(sweep, entry) for key, entry in sweep.cells.items()}
     settle(sweep, status, cells)
     paths = [cell.record for cell in cells.values() if cell.record.exists()]
     found = read_records(paths)
@@ -32,13 +32,13 @@ def settle(sweep: Manifest, status: Status, cells: Mapping[str, Cell]) -> None:
     """A cell whose job died without a word (killed, out of memory) gets its record of failure; every record gets its mirror."""
     for key, cell in cells.items():
         if status.cell(key) in (FAILED, BLOCKED):
-            cell.fail(_error(sweep, status, cell))
+            cell.fail(_error(sweep, status, sweep.cells[key]))
         results.mirror_late(cell)
 
 
-def _error(sweep: Manifest, status: Status, cell: Cell) -> dict[str, str]:
+def _error(sweep: Manifest, status: Status, cell: CellEntry) -> dict[str, str]:
     """Of the first of the cell's stages that failed."""
-    entries = [*(stage.entry for stage in cell.stages.values()), f"{RECORD}-{cell.name}"]
+    entries = [*cell.entries.values(), f"{RECORD}-{cell.name}"]
     broken = [node for node in sweep.nodes if node.entry in entries and status.nodes[node.id].state == FAILED]
     if not broken:
         return {"stage": RECORD, "type": "Lost", "message": "its jobs are gone; submit the sweep again", "traceback": ""}

@@ -57,16 +57,15 @@ def _rates(out: Path, networks: "Networks") -> tuple[dict[str, float], int]:
     for path in paths:
         try:
             record = read_records([path])[0]
-            cell = Cell(thaw(record["config"])) if record["status"] == "complete" else None
+            cell = Cell(thaw(record["config"]))
+            stages = cell.stages if record["status"] == "complete" else {}
         except (UserError, OSError):
             continue  # of another version, or its weights are gone
-        if cell is None:
-            continue
-        for role, stage in cell.stages.items():
+        for role, stage in stages.items():
             cost = record["costs"].get(role, {})
             if "seconds" in cost and "resumed" not in cost:
                 found[stage.name].append(cost["seconds"] / multiplications(cell.config, stage, networks))
-        asked += 1
+        asked += bool(stages)
     return {name: median(values) for name, values in found.items()}, asked
 
 

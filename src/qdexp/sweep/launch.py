@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from qdexp.errors import UserError
 from qdexp.record import Record
 from qdexp.stages.base import Stage
 from qdexp.store import Store
-from qdexp.sweep import manifest, queue, results
+from qdexp.sweep import manifest, queue, results, snapshot
 from qdexp.sweep.collect import settle
 from qdexp.sweep.estimate import estimate
 from qdexp.sweep.graph import RECORD, Node
@@ -96,9 +96,10 @@ class Frozen:
         print(f"jobs     {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
         print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store)}", flush=True)
 
-    def write(self) -> None:
-        """Freezes: from here on no YAML that is edited changes anything."""
+    def write(self) -> Path:
+        """Freezes: from here on no YAML and no code that is edited changes anything. Returns the copy of the code."""
         results.enlist(list(self.cells.values()))
+        copy = snapshot.take(manifest.path(self.out, self.config.sweep).parent, self.cells.values())
         for key, cell in self.cells.items():
             path = manifest.config_path(self.out, self.config.sweep, key)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,7 @@ class Frozen:
         if self.config.sweep in manifest.names(self.out):
             written = written.beside(manifest.read(self.out, self.config.sweep))
         written.write()
+        return copy
 
     def job(self, node: Node) -> Job:
         threads = self.cluster.resources("evaluation" if node.kind == RECORD else node.kind).cpus
@@ -127,8 +129,9 @@ def slurm(cells: Sequence[Cell]) -> None:
     """Submits what is missing and returns."""
     sweep = Frozen(cells)
     sweep.describe()
-    sweep.write()
-    new = Slurm(sweep.out, sweep.config.sweep, sweep.cluster, sweep.job, sweep.done).submit(sweep.nodes)
+    copy = sweep.write()
+    cluster = replace(sweep.cluster, setup=[*sweep.cluster.setup, *snapshot.setup(copy)])
+    new = Slurm(sweep.out, sweep.config.sweep, cluster, sweep.job, sweep.done).submit(sweep.nodes)
     queued = len(sweep.nodes) - len(new)
     print(f"submitted {len(new)} jobs" + (f"; {queued} were in the queue already, or done meanwhile" if queued else ""))
     if sweep.nodes:
@@ -139,8 +142,8 @@ def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
     """Runs what is missing here, ``jobs`` processes at once, and waits for it."""
     sweep = Frozen(cells)
     sweep.describe()
-    sweep.write()
-    Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
+    with snapshot.running(sweep.write()):
+        Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
     settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]

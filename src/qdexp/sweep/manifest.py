@@ -2,6 +2,7 @@
 
 sweeps/NAME/manifest.json      its cells and jobs; written whole, before the first job starts
 sweeps/NAME/cells/KEY.json     the frozen config of each cell
+sweeps/NAME/code/DIGEST/       the code that the jobs run (``qdexp.sweep.snapshot``)
 jobs/NODE.json                 the job that makes a node, whichever sweep submitted it
 jobs/NODE.error.json           why it failed
 """
@@ -29,6 +30,11 @@ class CellEntry:
     name: str
     label: str
     entries: dict[str, str]
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys of its stages."""
+        return {role: entry.rpartition("-")[2] for role, entry in self.entries.items()}
 
 
 @dataclass(frozen=True)

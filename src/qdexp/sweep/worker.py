@@ -93,6 +93,11 @@ def read_config(place: Job | manifest.Manifest, cell: str) -> Config:
     return thaw(json.loads(manifest.config_path(place.out, place.sweep, cell).read_text()))
 
 
+def planned(sweep: manifest.Manifest, cell: manifest.CellEntry) -> Cell:
+    """A cell as it was submitted, whatever the code of this process."""
+    return Cell(read_config(sweep, cell.key), cell.keys)
+
+
 def thaw(plain: Mapping[str, object]) -> Config:
     """A config as JSON held it."""
     return Config.of(OmegaConf.create(dict(plain)))
@@ -103,4 +108,4 @@ def _fail_cells(job: Job, error: dict[str, str]) -> None:
     sweep = manifest.read(job.out, job.sweep)
     for cell in sweep.cells.values():
         if job.node.entry in cell.entries.values() or job.node.cell == cell.key:
-            Cell(read_config(sweep, cell.key)).fail(error)
+            planned(sweep, cell).fail(error)
