@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +15,13 @@ from lab import Lab
 from slurm_helpers import wait_for
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
+import qdexp as package
 from qdexp import files
 from qdexp.errors import UserError
+from qdexp.sweep import manifest
 from qdexp.sweep.__main__ import main as sweep_command
 
+SOURCE = Path(package.__file__).parents[1]
 Command = Callable[..., tuple[int, str, str]]
 Executed = Callable[..., list[str]]
 
@@ -85,6 +90,7 @@ def test_a_sweep_from_command_to_table(
     _, fourth, _ = qdexp(*command)
     assert f"submitted 0 jobs; {submitted} were in the queue already" in fourth
     yaml.write_text("no: model")
+    (tmp_path / "broken_range.py").write_text("raise ImportError('edited while jobs wait')")
     down()
     lab.drained(240)
 
@@ -123,6 +129,29 @@ def test_a_sweep_from_command_to_table(
         for part in ("metrics", "keys", "curves", "reconstruction"):
             assert record.get(part) == found[name].get(part), part
     assert shards(alone).items() <= shards(tmp_path / "out").items()
+
+
+@pytest.mark.slow
+def test_an_edit_of_the_package_while_jobs_wait_changes_nothing(
+    lab: Lab, down: Callable[[], None], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a `git checkout` does it to a checkout that is installed in place. 40 s."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(SOURCE, checkout / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE.parent / "conf", checkout / "conf")
+    monkeypatch.setenv("PYTHONPATH", str(checkout / "src"))
+    command = [sys.executable, "-m", "qdexp", "-m", *small, "method=fp", "hydra/launcher=slurm", "cluster.parts=2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in (checkout / "src" / "qdexp").rglob("*.py"):
+        path.write_text("raise ImportError('edited while jobs wait')")
+    down()
+    lab.drained(240)
+    (record,) = records(tmp_path / "out").values()
+    assert record["status"] == "complete"
+    (entry,) = manifest.read(tmp_path / "out", "trial").cells.values()
+    assert record["keys"] == entry.keys
+    sweep_command(["collect", "--out", str(tmp_path / "out")])
 
 
 def test_a_device_that_the_machines_lack(lab: Lab, down: Callable[[], None], qdexp: Command) -> None:
