@@ -109,8 +109,12 @@ PARTS = sorted({part(module) for module in MODULES} - READERS - {""})
 
 
 def files_of(name: str) -> Iterator[tuple[str, Path]]:
-    """The modules of a part; scripts of the zoo, which nothing imports, are free to use what they need."""
-    return ((module, path) for module, path in MODULES.items() if part(module) == name and ".zoo.train_" not in module)
+    """The modules of a part; what nothing imports is free to use what it needs: scripts of the zoo, the
+    store's command."""
+    free = (".zoo.train_", ".store.__main__")
+    return (
+        (module, path) for module, path in MODULES.items() if part(module) == name and not any(one in module for one in free)
+    )
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -99,8 +100,7 @@ class Store:
         try:
             self.add(name, "whole", compute)
             costs = _costs(work)
-            digests = {str(p.relative_to(work)): files.sha256(p) for p in sorted(work.rglob("*")) if _is_result(p)}
-            files.write_text(work / MANIFEST, json.dumps({"costs": costs, "note": note, "files": digests}, indent=1))
+            _write_manifest(work, costs, note)
             work.rename(final)
         except Exception:
             entry = self._read(final)  # a file system without locks: somebody else finished the same entry first
@@ -114,6 +114,24 @@ class Store:
         self._log(name, costs)
         self._opened[name] = Entry(final, costs, note)
         return self._opened[name]
+
+    def adopt(self, name: str, entry: Entry, note: dict[str, Any]) -> None:
+        """Gives a finished entry the ``name`` too, with a ``note`` of its own; its files are linked where they can be."""
+        if self.has(name):
+            return
+        work = self.root / f".work-adopt-{uuid4().hex[:12]}"
+        try:
+            for path in results_in(entry.folder):
+                target = work / path.relative_to(entry.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path, target)
+                except OSError:  # a file system without links, or with too many
+                    shutil.copyfile(path, target)
+            _write_manifest(work, entry.costs, note)
+            work.rename(self.folder(name))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def _read(self, folder: Path) -> Entry | None:
         try:
@@ -154,8 +172,15 @@ class Store:
             lock.release()
 
 
-def _is_result(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.name != MANIFEST
+def results_in(folder: Path) -> list[Path]:
+    """The files of an entry, its manifest aside."""
+    found = (path for path in sorted(folder.rglob("*")) if path.name != MANIFEST and not path.name.startswith("."))
+    return [path for path in found if path.is_file()]
+
+
+def _write_manifest(folder: Path, costs: dict[str, float], note: dict[str, Any]) -> None:
+    digests = {str(path.relative_to(folder)): files.sha256(path) for path in results_in(folder)}
+    files.write_text(folder / MANIFEST, json.dumps({"costs": costs, "note": note, "files": digests}, indent=1))
 
 
 def _costs(work: Path) -> dict[str, float]:

@@ -4,6 +4,8 @@ du                     how much each kind of stage takes, and what nothing needs
 verify                 checks every file of every entry against its digest; ends with 1 where one is damaged
 prune [--yes]          removes what no record needs, and no sweep that has cells without one;
                            without --yes it only says what. It may run beside sweeps
+accept                 after a change of code: makes one entry of each stage again, and where all bits are equal gives what
+                           is finished the keys that the code of now asks for; ends with 1 where they are not
 copy SWEEP TO          a sweep's records, tables, images and checkpoints (--all: every entry) into the output folder TO,
                        or, where TO is -, as a tar stream:
 
@@ -22,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser("python -m qdexp.store", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("du", "verify", "prune", "copy"):
+    for name in ("du", "verify", "prune", "accept", "copy"):
         command = commands.add_parser(name)
         command.add_argument("--out", type=Path, default=Path("outputs"))
         if name == "prune":
@@ -41,6 +43,10 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--out {given.out}: holds no store; name the output folder of a run")
     if given.command == "verify":
         return tool.verify(store)
+    if given.command == "accept":
+        from qdexp.sweep.accept import accept  # torch is loaded here, not for the others
+
+        return accept(given.out)
     if given.command == "du":
         tool.du(store)
     elif given.command == "prune":

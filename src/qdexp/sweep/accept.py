@@ -1,0 +1,177 @@
+"""New keys for finished results after a change of code that changes no bit.
+
+A change of code gives all that it computes new keys. Where it is a refactoring, one entry of each kind that is made again shows
+it: the others then keep their files under their new keys. Manifests and records name the key of before.
+"""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from qdexp import files, meter
+from qdexp import record as records
+from qdexp.cell import Cell
+from qdexp.errors import UserError
+from qdexp.record import Record
+from qdexp.report.records import read_records
+from qdexp.report.sources import CELLS
+from qdexp.stages.base import Stage
+from qdexp.store import Entry, Store, results_in
+from qdexp.sweep.worker import thaw
+
+_BESIDE = ("made", "accepted")
+"""What a manifest notes beside what the key is made of."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """An entry, the stage that would make it now, the entries that it read, and what its key would be made of now had these
+    kept their keys."""
+
+    stage: Stage
+    entry: Entry
+    inputs: dict[str, Entry]
+    now: dict[str, Any]
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """The stage and its code, then and now: of each kind one is made again."""
+        then, now = (json.dumps(list(_codes(made_of))) for made_of in (self.entry.note, self.now))
+        return self.stage.name, then, now
+
+    @property
+    def new_code(self) -> bool:
+        _, then, now = self.kind
+        return then != now
+
+    @property
+    def renamed(self) -> bool:
+        return self.stage.entry != self.entry.folder.name
+
+
+def accept(out: Path) -> int:
+    """Gives the finished cells of ``out`` new keys where nothing but the code has changed, and one entry of each kind comes out
+    bit-equal. Returns 1 where one did not, else 0. Raises UserError where no record tells of results that are there."""
+    store = Store(out)
+    cells = {path: cell for path in sorted(records.folder(out).glob("*.json")) if (cell := _finished(store, path))}
+    if not cells:
+        raise UserError(f"--out {out}: no record of a complete cell whose results are there; nothing can be accepted")
+    kinds: dict[tuple[str, str, str], dict[str, _Finished]] = defaultdict(dict)
+    for stages in cells.values():
+        for one in stages.values():
+            if one.new_code:
+                kinds[one.kind][one.entry.folder.name] = one
+    equal = {kind: _made_again(store, list(members.values())) for kind, members in kinds.items()}
+    renamed = 0
+    for path, stages in cells.items():
+        if all(equal.get(one.kind, True) for one in stages.values()) and any(one.renamed for one in stages.values()):
+            for one in stages.values():
+                _adopt(store, one)
+            _rename(out, path, stages)
+            renamed += 1
+    print(f"{renamed} of {len(cells)} cells have new keys; what the old ones alone need goes with python -m qdexp.store prune")
+    return 0 if all(equal.values()) else 1
+
+
+def _finished(store: Store, path: Path) -> dict[str, _Finished] | None:
+    """The stages of a record by their roles; None, with a line why, where it cannot be accepted."""
+    record = read_records([path])[0]
+    if record["status"] != "complete":
+        return None
+    try:
+        stages = Cell(thaw(record["config"])).stages
+        return dict(_compared(store, record, stages))
+    except UserError as error:
+        print(f"left as it is: {record['cell']}: {error}")
+        return None
+
+
+def _compared(store: Store, record: Record, stages: dict[str, Stage]) -> Iterator[tuple[str, _Finished]]:
+    if record["keys"].keys() != stages.keys():
+        raise UserError("its stages are others now")
+    entries: dict[str, Entry] = {}
+    for role, stage in stages.items():
+        entry = store.open(f"{stage.name}-{record['keys'][role]}")
+        if entry is None:
+            raise UserError(f"the entry of {role} is not there, or damaged")
+        entries[stage.entry] = entry
+    for role, stage in stages.items():
+        now = stage.described(lambda one: entries[one.entry].folder.name.rpartition("-")[2])
+        if _without_code(now) != _without_code(entries[stage.entry].note):
+            raise UserError(f"not only the code of {role} has changed, but options, files or versions")
+        inputs = {name: entries[one.entry] for name, one in stage.inputs.items()}
+        yield role, _Finished(stage, entries[stage.entry], inputs, now)
+
+
+def _codes(made_of: Any) -> Iterator[Any]:
+    """The digests of code in what a key is made of."""
+    if isinstance(made_of, dict):
+        for name in sorted(made_of.keys() - set(_BESIDE)):
+            yield from [made_of[name]] if name == "code" else _codes(made_of[name])
+    elif isinstance(made_of, list):
+        for inner in made_of:
+            yield from _codes(inner)
+
+
+def _without_code(made_of: Any) -> Any:
+    if isinstance(made_of, dict):
+        return {name: _without_code(inner) for name, inner in made_of.items() if name not in (*_BESIDE, "code")}
+    return [_without_code(inner) for inner in made_of] if isinstance(made_of, list) else made_of
+
+
+def _made_again(store: Store, members: list[_Finished]) -> bool:
+    """Makes the cheapest of the entries again, from what it read then; whether every file comes out the same."""
+    one = min(members, key=lambda member: member.entry.costs["seconds"])
+    folder = store.root / f".work-accept-{uuid4().hex[:12]}"
+    folder.mkdir()
+    try:
+        inputs = {role: entry.folder for role, entry in one.inputs.items()}
+        spent = meter.measure(one.stage.device, lambda: one.stage.compute(folder, inputs))
+        then, now = _digests(one.entry.folder), _digests(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    unequal = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    verdict = f"differs in {', '.join(unequal[:3])}: not accepted" if unequal else "bit-equal"
+    print(f"{one.stage.name:<13} 1 of {len(members)} made again in {spent['seconds']:.1f} s: {verdict}", flush=True)
+    return not unequal
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): files.sha256(path) for path in results_in(folder)}
+
+
+def _adopt(store: Store, one: _Finished) -> None:
+    """The entry under its new key too."""
+    note, before = one.entry.note, one.entry.folder.name
+    described = one.stage.described(lambda stage: stage.key)
+    store.adopt(one.stage.entry, one.entry, described | {"made": note["made"], "accepted": note.get("accepted", []) + [before]})
+
+
+def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
+    """The record under its new name, with the new keys; then the old one goes."""
+    record = read_records([path])[0]
+    cell = Cell(thaw(record["config"]))
+    names = {one.entry.folder.name: one.stage.entry for one in stages.values()}
+    for role, one in stages.items():
+        before = one.entry.folder.name.rpartition("-")[2]
+        told = record["stages"][role]
+        record["keys"][role] = one.stage.key
+        record["stages"][role] = told | {"key": one.stage.key}
+        if one.renamed:
+            record["stages"][role]["accepted"] = [*told.get("accepted", []), before]
+    for what, place in record["artifacts"].items():
+        record["artifacts"][what] = "/".join(names.get(part, part) for part in place.split("/"))
+    old, record["cell"] = record["cell"], cell.name
+    records.write(out, record)
+    for listed in (out / "sweeps").glob(f"*/{CELLS}"):
+        cells = json.loads(listed.read_text())
+        if old in cells:
+            label = cells.pop(old)["label"]
+            cells[cell.name] = {"label": label, "entries": [stage.entry for stage in cell.stages.values()]}
+            files.write_text(listed, json.dumps(cells, indent=1))
+    path.unlink()
