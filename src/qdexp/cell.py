@@ -169,8 +169,9 @@ class Cell:
 
 
 def _made(key: str, entry: Entry) -> dict[str, Any]:
-    """A stage's key, and the commit of the process that made the result."""
-    return {"key": key, **entry.note["made"]}
+    """A stage's key, the commit of the process that made the result, and the keys that it had before it was accepted."""
+    accepted = {"accepted": entry.note["accepted"]} if "accepted" in entry.note else {}
+    return {"key": key, **entry.note["made"], **accepted}
 
 
 def describe(stage: str, error: Exception) -> dict[str, str]:

@@ -63,7 +63,7 @@ def test_a_refactoring_gives_finished_results_new_keys(
     assert accepted["stages"]["samples"]["accepted"] == [record["keys"]["samples"]]
     assert accepted["stages"]["samples"]["key"] == accepted["keys"]["samples"]
     manifest = json.loads((cell.out / "store" / f"samples-{accepted['keys']['samples']}" / "manifest.json").read_text())
-    assert manifest["note"]["accepted"] == [f"samples-{record['keys']['samples']}"]
+    assert manifest["note"]["accepted"] == [record["keys"]["samples"]]
     assert (cell.out / accepted["artifacts"]["checkpoint"]).is_dir()
 
     merged = [one for one in small if one.partition("=")[0] not in {option.partition("=")[0] for option in OPTIONS}]

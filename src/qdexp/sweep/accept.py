@@ -147,7 +147,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _adopt(store: Store, one: _Finished) -> None:
     """The entry under its new key too."""
-    note, before = one.entry.note, one.entry.folder.name
+    note, before = one.entry.note, one.entry.folder.name.rpartition("-")[2]
     described = one.stage.described(lambda stage: stage.key)
     store.adopt(one.stage.entry, one.entry, described | {"made": note["made"], "accepted": note.get("accepted", []) + [before]})
 
