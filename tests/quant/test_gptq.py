@@ -60,15 +60,16 @@ def test_moments_tell_the_squared_output_error_of_any_change_of_the_weight(name:
 )
 def test_of_rows_with_many_output_values_some_are_taken(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(40, *shape)
-    few, again, whole = InputMoments(layer, 40, seed=0), InputMoments(layer, 40, seed=0), InputMoments(layer, 1, seed=0)
+    few, again, others, whole = (InputMoments(layer, rows, seed) for rows, seed in ((40, 0), (40, 0), (40, 1), (1, 0)))
     for part in x.split(8):
-        for moments in (few, again, whole):
+        for moments in (few, again, others, whole):
             moments.observe(part, 1.5 * part)
     share = math.ceil(SAMPLES * 18 / 40)
     ratios = few.total.diagonal(dim1=1, dim2=2) / whole.total.diagonal(dim1=1, dim2=2)
     assert ratios.mean().item() == pytest.approx(share / 576, rel=0.1)
     assert torch.allclose(few.shift, 0.5 * few.total, rtol=1e-4, atol=1e-3)
     assert torch.equal(few.total, again.total)
+    assert not torch.equal(few.total, others.total)
 
 
 def test_no_output_value_is_taken_twice() -> None:

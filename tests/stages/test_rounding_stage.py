@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from qdexp.cell import Cell
 from qdexp.quant import checkpoint
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.recon.walk import Walk
+from qdexp.stages.rounding import RoundingStage
+from qdexp.store import Store
 
 CellOf = Callable[..., Cell]
 Command = Callable[..., tuple[int, str, str]]
@@ -49,6 +52,15 @@ def test_all_activation_bits_share_one_rounding(cell_of: CellOf, executed: Execu
             assert torch.equal(layer.weight_int, rounded[name].weight_int)
             assert torch.equal(layer.weight, rounded[name].weight)
     assert not list(activation_quantizers(checkpoint.load(folders[0]["rounding"] / "checkpoint")))
+
+
+def test_the_seed_moves_second_order_rounding(cell_of: CellOf) -> None:
+    """Of the calibration rows and of the values that it looks at: here the latter alone, on the same rows."""
+    cell = cell_of("quantizer=gptq", "protocol.n=10")
+    stage, store = cell.stages["rounding"], Store(cell.out)
+    assert isinstance(stage, RoundingStage)
+    found = [layers(one.make(store).folder) for one in (stage, replace(stage, seed=1))]
+    assert any(not torch.equal(one.weight_int, found[1][name].weight_int) for name, one in found[0].items())
 
 
 def test_what_the_stages_leave(cell_of: CellOf) -> None:
