@@ -1,5 +1,6 @@
 """The command as a user types it: what it prints, how it ends, what it leaves behind."""
 
+import importlib.util
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from qdexp import files
+from qdexp.cli import COMMANDS
 from qdexp.paths import conf_folder
 
 Command = Callable[..., tuple[int, str, str]]
@@ -52,6 +54,35 @@ def test_hydras_own_options_work(qdexp: Command, tmp_path: Path) -> None:
     assert "weight_bits: 8" in out
     assert "name: tiny" in out
     assert not (tmp_path / "out").exists()
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``qdexp``, as the installed script runs it."""
+    script = "from qdexp.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+
+
+def test_one_command_leads_to_all_others() -> None:
+    listed = command("--help")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert command().returncode == 2
+    for name, (module, _) in COMMANDS.items():
+        assert f"  {name} " in listed.stdout
+        assert importlib.util.find_spec(module) is not None
+    described = command("store", "du", "--help")
+    assert (described.returncode, described.stderr) == (0, "")
+    assert "--out" in described.stdout
+    wrong = command("stor")
+    assert (wrong.returncode, wrong.stderr) == (1, f"qdexp: stor: no such command; there are {', '.join(COMMANDS)}\n")
+
+
+@pytest.mark.parametrize("module", ["qdexp", "qdexp.cli"])
+def test_help_that_nobody_reads_to_its_end_ends_without_a_word(module: str) -> None:
+    shell = f"{sys.executable} -m {module} --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    for _ in range(3):  # whether the pipe is closed in time is up to chance
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+        assert done.stderr == ""
+        assert done.stdout.splitlines()[-1] in ("0", "141")
 
 
 MISTAKES = {

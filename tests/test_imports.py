@@ -31,7 +31,7 @@ from qdexp.stages.trajectory import TrajectoryStage
 SRC = Path(qdexp.__file__).parents[1]
 TOP = SRC.parent
 ORDER = [
-    {"hydra_plugins", "__main__", "wandb"},
+    {"hydra_plugins", "__main__", "cli", "wandb"},
     {"sweep"},
     {"cell"},
     {"stages"},

@@ -103,6 +103,8 @@ class Cell:
             record = self._record("complete") | {"costs": costs | {"total": _total(costs)}}
             record |= {"stages": {stage: _made(self.keys[stage], entry) for stage, entry in entries.items()}}
             record |= self._results({stage: entry.folder for stage, entry in entries.items()})
+        except BrokenPipeError:  # nobody reads what is printed: no failure of the cell
+            raise
         except Exception as error:
             self.fail(describe(stage, error))
             raise

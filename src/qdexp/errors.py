@@ -1,7 +1,9 @@
 """The one exception for what a user can mend, and how a command says it."""
 
 import contextlib
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -19,10 +21,19 @@ class NothingToSplitError(UserError):
 
 @contextlib.contextmanager
 def one_line(*others: type[Exception]) -> Iterator[None]:
-    """Ends the process with one line, exit code 1, where what a user can mend is raised: a UserError, or one of ``others``."""
+    """Ends the process with one line, exit code 1, where what a user can mend is raised: a UserError, or one of ``others``.
+
+    Where nobody reads any more what it prints (``| head``), it ends without a word, as a shell's own commands do.
+    """
     mendable: tuple[type[Exception], ...] = (UserError, *others)
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(128 + signal.SIGPIPE)
     except mendable as error:
         text = _APPEND.sub("--cfg job prints every option. ", str(error))
         sys.exit(f"qdexp: {' '.join(text.split())}")  # messages of Hydra have many lines

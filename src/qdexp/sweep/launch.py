@@ -51,6 +51,8 @@ def sequential(cells: Sequence[Cell]) -> list[Record]:
                 print(f"{place} {_left(start, number, len(cells))}", end="", flush=True)
             try:
                 results.finish(cell, partial(_advance, bar, number, cell, f"{place} {cell.label}"))
+            except BrokenPipeError:
+                raise
             except Exception as error:
                 print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
                 failed.append(cell.label)
