@@ -188,7 +188,7 @@ def test_changed_entry_is_made_again(cell_of: CellOf, executed: Executed, capsys
     cell_of("method=fp").run()
     assert executed()[2:] == [folder.name]
     assert digests(folder) == kept
-    assert f"{folder} is damaged" in capsys.readouterr().out
+    assert f"{folder} is corrupt" in capsys.readouterr().out
 
 
 def test_a_cells_images_depend_on_no_other_cell(finished: CellOf, cell_of: CellOf, tmp_path: Path) -> None:

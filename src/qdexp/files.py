@@ -1,10 +1,11 @@
 """Files that are whole or not there: written under another name, flushed, then renamed."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from qdexp.errors import UserError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 PART = ".part-"
 """How the names of unfinished files begin."""
+SEAL = "content_digest"
+"""Under which name a sealed file holds the digest of all its other content."""
 
 
 def sha256(path: Path) -> str:
@@ -50,6 +53,37 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """``write`` for text."""
     write(path, lambda part: part.write_text(text))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, or ValueError where it is none, or nested deeper than can be read."""
+    try:
+        return json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """``write`` for a JSON object that can tell whether it is still what was written."""
+    write_text(path, json.dumps({**content, SEAL: _seal(content)}, indent=1))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What ``write_sealed`` wrote; one that was written without a seal lacks ``SEAL``. Raises as ``read_json`` does, and
+    ValueError where it is no object, or not what was written."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    if SEAL in content and content[SEAL] != _seal(content):
+        raise ValueError("changed after it was written")
+    return content
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content, whatever its layout and the order of its keys."""
+    plain = json.loads(json.dumps(content))  # its keys are strings now, by which they are sorted
+    plain.pop(SEAL, None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> None:

@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,39 @@ def test_published_statistics_give_intervals_of_fid(study: Study, tmp_path: Path
     assert found.replicates.tolist() == expected.replicates.tolist()
 
 
-def test_a_damaged_entry_is_named(study: Study, tmp_path: Path) -> None:
-    record = study.records[0]
-    folder = tmp_path / "store" / f"evaluation-{record['keys']['evaluation']}"
-    folder.mkdir(parents=True)
-    (folder / "features.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"features\.safetensors is damaged .*: run the sweep again"):
-        Evidence(tmp_path).estimates(record)
+READS: dict[str, tuple[str, Callable[[Evidence, Any], object]]] = {
+    "evaluation": ("features.safetensors", lambda evidence, record: evidence.estimates(record)),
+    "similarity": ("similarity.safetensors", lambda evidence, record: evidence.estimates(record)),
+    "layers": ("layers.json", lambda evidence, record: evidence.read_json(record, "layers")),
+    "samples": ("shard-00000.safetensors", lambda evidence, record: evidence.images(record, 4)),
+}
+
+
+@pytest.mark.parametrize("stage", READS)
+def test_a_flipped_bit_changes_no_number(study: Study, tmp_path: Path, stage: str) -> None:
+    (name, read), record = READS[stage], study.records[1]
+    shutil.copytree(study.out / "store", tmp_path / "store")
+    read(Evidence(tmp_path), record)
+    shutil.rmtree(tmp_path / "reports", ignore_errors=True)  # kept estimates, which need no features
+    path = tmp_path / "store" / f"{stage}-{record['keys'][stage]}" / name
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 4
+    path.write_bytes(raw)
+    with pytest.raises(
+        UserError, match=rf"{stage}-\w+ is corrupt \({name} is not what manifest.json says\): run its cell again"
+    ):
+        read(Evidence(tmp_path), record)
+
+
+def test_kept_estimates_are_not_believed_where_they_changed(study: Study, tmp_path: Path) -> None:
+    shutil.copytree(study.out / "store", tmp_path / "store")
+    expected = Evidence(tmp_path).estimates(study.records[1])
+    (kept,) = (tmp_path / "reports" / ".estimates").iterdir()
+    digit = next(at for at, byte in enumerate(kept.read_bytes()) if byte in b"2468")
+    for change in (lambda raw: raw[:digit] + b"1" + raw[digit + 1 :], lambda raw: raw[:-9], lambda _: b"{}"):
+        kept.write_bytes(change(kept.read_bytes()))
+        found = Evidence(tmp_path).estimates(study.records[1])
+        assert {name: estimate.value for name, estimate in found.items()} == {name: e.value for name, e in expected.items()}
 
 
 def test_estimates_are_kept_and_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,10 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def more(path: Path) -> None:
+    path.write_text("a file that the manifest does not name")
+
+
 def no_dict(path: Path) -> None:
     path.write_text("[]")
 
@@ -209,7 +213,7 @@ def no_dict_of_files(path: Path) -> None:
 
 DAMAGE = [(work, "shard-1") for work in (tear, flip, zero, empty, Path.unlink)]
 DAMAGE += [(work, MANIFEST) for work in (tear, flip, zero, empty, no_dict, no_dict_of_files, Path.unlink)]
-DAMAGE += [(tear, "sub/file"), (Path.unlink, "sub/file")]
+DAMAGE += [(tear, "sub/file"), (Path.unlink, "sub/file"), (more, "shard-3"), (more, "sub/other")]
 
 
 @pytest.mark.parametrize(("work", "file"), DAMAGE, ids=lambda value: getattr(value, "__name__", value))
@@ -223,7 +227,7 @@ def test_damage_is_found_and_mended(made: Path, work: Callable[[Path], None], fi
     check_whole(Store(made).make(NAME, never, NOTE))
     assert [line["entry"] for line in executions(made)] == [NAME, NAME]
     assert entries(made) == [NAME]
-    assert not list((made / "store").glob(".damaged-*"))
+    assert not list((made / "store").glob(".corrupt-*"))
 
 
 def test_a_kill_between_manifest_and_rename_costs_nothing(tmp_path: Path) -> None:

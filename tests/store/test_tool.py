@@ -40,13 +40,15 @@ def test_du(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing needs 0 B" in said
 
 
-def test_verify_names_what_is_damaged(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_what_is_corrupt(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--out", str(out)]) == 0
     shard = next((out / "store").glob("samples-*/shard-*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["verify", "--out", str(out)]) == 1
     whole = len(names(out)) - 1
-    assert f"damaged: {shard.parent}\n{whole} entries are whole, 1 damaged" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{shard.parent} is corrupt ({shard.name} is not what manifest.json says)" in said
+    assert f"{whole} entries are whole, 1 corrupt" in said
 
 
 def test_prune_removes_what_no_record_needs(out: Path, cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +120,15 @@ def test_as_a_stream(out: Path, tmp_path: Path) -> None:
     assert members[-1].startswith("records/")
     shutil.rmtree(out)
     assert all(Store(tmp_path / "laptop").open(name) is not None for name in names(tmp_path / "laptop"))
+
+
+def test_nothing_corrupt_is_copied(out: Path, tmp_path: Path) -> None:
+    path = next((out / "store").glob("evaluation-*/features.safetensors"))
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"evaluation-\w+ is corrupt \(features\.safetensors"):
+        main(["copy", "trial", str(tmp_path / "laptop"), "--out", str(out)])
+    assert not list((tmp_path / "laptop").rglob("*.*"))
 
 
 def test_a_sweep_that_does_not_say_what_it_needs_stops_prune(out: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qdexp import files
+from qdexp.entries import MANIFEST
 from qdexp.tracking.log import HEADER, Run, chunks, read
 from qdexp.tracking.mirror import LONGEST, SETTINGS, TrackingError, mirror, run_id
 
@@ -22,6 +24,24 @@ def mirrored(record: Record, folder: Path, sweep: str = "sweep", **more: Any) ->
     assert directory.is_relative_to(folder)
     (log,) = directory.glob("*.wandb")
     return read(log)
+
+
+def entry(folder: Path, content: dict[str, bytes]) -> list[Path]:
+    """An entry of a store with these files; returns their paths."""
+    paths = [folder / name for name in content]
+    for path, data in zip(paths, content.values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    files.write_sealed(folder / MANIFEST, {"costs": {}, "note": {}, "files": digests})
+    return paths
+
+
+def made(record: Record, out: Path, content: dict[str, bytes]) -> Path:
+    """The record's checkpoint, with these files."""
+    folder = out / record["artifacts"]["checkpoint"]
+    entry(folder.parent, {f"{folder.name}/{name}": data for name, data in content.items()})
+    return folder
 
 
 def headline(run: Run) -> Record:
@@ -123,11 +143,8 @@ def test_run_ids_fit_and_differ() -> None:
 
 
 def test_checkpoint_is_an_artifact_that_is_not_copied(record: Record, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "out" / record["artifacts"]["checkpoint"]
-    checkpoint.mkdir(parents=True)
     weights = os.urandom(5000)
-    (checkpoint / "weights.safetensors").write_bytes(weights)
-    (checkpoint / "scheme.json").write_text("{}")
+    checkpoint = made(record, tmp_path / "out", {"weights.safetensors": weights, "scheme.json": b"{}"})
     run = mirrored(record, tmp_path / "mirror", out=tmp_path / "out")
     (artifact,) = run.artifacts
     assert (artifact.name, artifact.type) == (f"checkpoint-{'d' * 16}", "checkpoint")
@@ -137,6 +154,28 @@ def test_checkpoint_is_an_artifact_that_is_not_copied(record: Record, tmp_path: 
     held = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
     assert held == {name: checkpoint / name for name in ("scheme.json", "weights.safetensors")}
     assert not [path for path in (tmp_path / "mirror").rglob("*") if path.is_file() and path.read_bytes() == weights]
+
+
+def test_nothing_but_a_whole_checkpoint_of_the_store_is_sent(record: Record, tmp_path: Path) -> None:
+    checkpoint = made(record, tmp_path / "out", {"weights": b"weights"})
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("secret")
+    for elsewhere in ("../private", str(tmp_path / "private"), "store/../../private", ".", "store"):
+        other = {**record, "artifacts": {"checkpoint": elsewhere}}
+        with pytest.raises(TrackingError, match="lies in no entry of"):
+            mirrored(other, tmp_path / "mirror", out=tmp_path / "out")
+    (checkpoint / "weights").write_bytes(b"weightz")
+    with pytest.raises(TrackingError, match=r"is corrupt \(checkpoint/weights is not what manifest\.json says"):
+        mirrored(record, tmp_path / "mirror", out=tmp_path / "out")
+
+
+def test_a_corrupt_table_of_layers_is_not_shown(record: Record, tmp_path: Path) -> None:
+    record["keys"]["layers"], record["artifacts"] = "e" * 16, {}
+    (path,) = entry(tmp_path / "out" / "store" / f"layers-{'e' * 16}", {"layers.json": b'[{"name": "conv_in", "error": 1.99}]'})
+    mirrored(record, tmp_path / "mirror", out=tmp_path / "out")
+    path.write_text(path.read_text().replace("1.99", "3.99"))
+    with pytest.raises(TrackingError, match=r"is corrupt \(layers\.json"):
+        mirrored(record, tmp_path / "mirror", out=tmp_path / "out")
 
 
 def test_sample_grid_is_an_image(record: Record, tmp_path: Path) -> None:
@@ -202,10 +241,9 @@ mirror(record, "sweep", Path("mirror"), "project", "offline", None, out=Path("ou
 
 def test_nothing_is_written_elsewhere(record: Record, tmp_path: Path) -> None:
     """Alone in a fresh process: the home folder stays empty, the terminal silent, no name is looked up."""
-    home, checkpoint = tmp_path / "home", tmp_path / "out" / record["artifacts"]["checkpoint"]
+    home = tmp_path / "home"
     home.mkdir()
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "weights").write_bytes(b"w")
+    made(record, tmp_path / "out", {"weights": b"w"})
     (tmp_path / "record.json").write_text(json.dumps(record))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "XDG"))}
     env = {**kept, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}

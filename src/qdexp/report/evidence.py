@@ -4,6 +4,7 @@ A record may be read without its store, on another machine: then there are numbe
 """
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from qdexp import files
+from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.report.records import Record
 from qdexp.report.statistics.estimate import Estimate, of_mean
@@ -68,14 +69,16 @@ class Evidence:
     def read_json(self, record: Record, stage: str) -> Any:
         """``STAGE.json`` of the record's stage, or None."""
         folder = self.folder(record, stage)
-        return None if folder is None else json.loads((folder / f"{stage}.json").read_text())
+        return None if folder is None else files.read_json(entries.require(folder, f"{stage}.json"))
 
     def images(self, record: Record, count: int) -> NDArray[np.uint8] | None:
         """The record's first ``count`` samples, uint8 [count, c, h, w]; None where the store has none."""
         folder = self.folder(record, "samples")
         shards: list[NDArray[np.uint8]] = []
-        for path in sorted(folder.glob("shard-*.safetensors")) if folder else []:
-            shards.append(_arrays(path)["images"])
+        if folder is None:
+            return None
+        for name in sorted(fnmatch.filter(entries.manifest(folder)["files"], "shard-*")):
+            shards.append(_arrays(entries.require(folder, name))["images"])
             if sum(map(len, shards)) >= count:
                 break
         return np.concatenate(shards)[:count] if shards else None
@@ -92,15 +95,16 @@ class Evidence:
             return {}
         reference = self._reference(record)
         kept = self._kept(record, reference)
-        if kept.is_file():
-            return {name: Estimate(value, np.array(rest)) for name, (value, rest) in json.loads(kept.read_text()).items()}
-        arrays = _arrays(folder / "features.safetensors")
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none is kept, or it is not what was written
+            plain = files.read_sealed(kept)["estimates"]
+            return {name: Estimate(value, np.array(rest)) for name, (value, rest) in plain.items()}
+        arrays = _arrays(entries.require(folder, "features.safetensors"))
         found = {**_distributional(reference, arrays["pool"]), **self._means(record, ALONE)}
         found |= self._paired(record, arrays["distance"])
         plain = {name: (estimate.value, estimate.replicates.tolist()) for name, estimate in found.items()}
         with contextlib.suppress(OSError):  # another's folder, or a full disk: the estimates are made anew each time
             kept.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(kept, json.dumps(plain))
+            files.write_sealed(kept, {"estimates": plain})
         return found
 
     def _kept(self, record: Record, reference: "Reference | None") -> Path:
@@ -124,7 +128,7 @@ class Evidence:
         """By metric, of the stages that are in the store."""
         there = {stage: self.folder(record, stage) for stage in measured}
         return {
-            measured[stage]: of_mean(_arrays(folder / f"{stage}.safetensors")[measured[stage]])
+            measured[stage]: of_mean(_arrays(entries.require(folder, f"{stage}.safetensors"))[measured[stage]])
             for stage, folder in there.items()
             if folder is not None
         }

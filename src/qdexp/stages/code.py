@@ -19,7 +19,16 @@ from qdexp.files import sha256
 from qdexp.paths import PACKAGE
 
 WITHOUT_EFFECT = {
-    *("qdexp.config", "qdexp.errors", "qdexp.files", "qdexp.paths", "qdexp.progress", "qdexp.store", "qdexp.meter"),
+    *(
+        "qdexp.config",
+        "qdexp.errors",
+        "qdexp.files",
+        "qdexp.paths",
+        "qdexp.progress",
+        "qdexp.store",
+        "qdexp.entries",
+        "qdexp.meter",
+    ),
     *("qdexp.stages.base", "qdexp.stages.code", "qdexp.stages.keys"),
 }
 """Modules and packages that carry options, results and messages about without changing a result (a test holds them to it)."""

@@ -1,7 +1,7 @@
 """The store: one directory a stage result, named by its key and shared by every sweep.
 
 An entry appears whole or not at all: it is made in a work directory beside the store and moved into place by one rename, with
-a manifest of its files' digests inside. A torn or changed entry is found when it is opened, put aside and made again.
+a manifest of its files' digests inside. A corrupt entry is found when it is opened, put aside and made again.
 The work directory outlives a killed process, so that a stage made of shards goes on where it stopped.
 """
 
@@ -19,9 +19,9 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from qdexp import files
+from qdexp import entries, files
+from qdexp.entries import MANIFEST
 
-MANIFEST = "manifest.json"
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
 _BEGUN, _COSTS = ".begun-", ".costs-"
@@ -44,20 +44,19 @@ class Store:
     """Entries under ``out/store``; every making of one is a line in ``out/executions.jsonl``."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.root = out, out / "store"
-        self._opened: dict[str, Entry] = {}
+        self.out, self.root = out, out / entries.STORE
 
     def folder(self, name: str) -> Path:
         return self.root / name
 
     def open(self, name: str) -> Entry | None:
-        """The entry ``name``, or None where it is missing or damaged. Its files are checked once a process."""
-        if name not in self._opened:
-            entry = self._read(self.folder(name))
-            if entry is None:
-                return None
-            self._opened[name] = entry
-        return self._opened[name]
+        """The entry ``name``, or None where it is missing or corrupt. A file is hashed once a process."""
+        folder = self.folder(name)
+        try:
+            manifest = entries.whole(folder)
+            return Entry(folder, manifest["costs"], manifest["note"])
+        except (entries.CorruptError, KeyError):
+            return None
 
     def make(self, name: str, compute: Compute, note: dict[str, Any]) -> Entry:
         """Opens the entry ``name``, or makes it: ``compute(folder)`` fills a folder and returns the costs.
@@ -103,17 +102,15 @@ class Store:
             _write_manifest(work, costs, note)
             work.rename(final)
         except Exception:
-            entry = self._read(final)  # a file system without locks: somebody else finished the same entry first
+            entry = self.open(name)  # a file system without locks: somebody else finished the same entry first
             if entry is None:
                 raise
             shutil.rmtree(work, ignore_errors=True)
-            self._opened[name] = entry
             return entry
         for leftover in final.rglob(".*"):  # costs, and what killed processes were writing
             leftover.unlink(missing_ok=True)
         self._log(name, costs)
-        self._opened[name] = Entry(final, costs, note)
-        return self._opened[name]
+        return Entry(final, costs, note)
 
     def adopt(self, name: str, entry: Entry, note: dict[str, Any]) -> None:
         """Gives a finished entry the ``name`` too, with a ``note`` of its own; its files are linked where they can be."""
@@ -121,29 +118,21 @@ class Store:
             return
         work = self.root / f".work-adopt-{uuid4().hex[:12]}"
         try:
-            for path in results_in(entry.folder):
-                target = work / path.relative_to(entry.folder)
+            for result in entries.names(entry.folder):
+                target = work / result
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    os.link(path, target)
+                    os.link(entry.folder / result, target)
                 except OSError:  # a file system without links, or with too many
-                    shutil.copyfile(path, target)
+                    shutil.copyfile(entry.folder / result, target)
             _write_manifest(work, entry.costs, note)
             work.rename(self.folder(name))
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
-    def _read(self, folder: Path) -> Entry | None:
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            whole = all(files.sha256(folder / file) == value for file, value in manifest["files"].items())
-            return Entry(folder, manifest["costs"], manifest["note"]) if whole else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-
     def _put_aside(self, folder: Path) -> None:
-        print(f"{folder} is damaged: it is made again", flush=True)
-        aside = folder.with_name(f".damaged-{folder.name}-{time.time_ns()}")
+        print(f"{folder} is corrupt: it is made again", flush=True)
+        aside = folder.with_name(f".corrupt-{folder.name}-{time.time_ns()}")
         folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -172,15 +161,9 @@ class Store:
             lock.release()
 
 
-def results_in(folder: Path) -> list[Path]:
-    """The files of an entry, its manifest aside."""
-    found = (path for path in sorted(folder.rglob("*")) if path.name != MANIFEST and not path.name.startswith("."))
-    return [path for path in found if path.is_file()]
-
-
 def _write_manifest(folder: Path, costs: dict[str, float], note: dict[str, Any]) -> None:
-    digests = {str(path.relative_to(folder)): files.sha256(path) for path in results_in(folder)}
-    files.write_text(folder / MANIFEST, json.dumps({"costs": costs, "note": note, "files": digests}, indent=1))
+    digests = {result: files.sha256(folder / result) for result in sorted(entries.names(folder))}
+    files.write_sealed(folder / MANIFEST, {"costs": costs, "note": note, "files": digests})
 
 
 def _costs(work: Path) -> dict[str, float]:

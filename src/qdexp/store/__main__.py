@@ -1,7 +1,7 @@
 """``python -m qdexp.store``: looks after the store of an output folder (--out, default outputs).
 
 du                     how much each kind of stage takes, and what nothing needs
-verify                 checks every file of every entry against its digest; ends with 1 where one is damaged
+verify                 checks every file of every entry against its digest; ends with 1 where one is corrupt
 prune [--yes]          removes what no record needs, and no sweep that has cells without one;
                            without --yes it only says what. It may run beside sweeps
 accept                 after a change of code: makes one entry of each stage again, and where all bits are equal gives what

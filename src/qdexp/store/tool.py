@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qdexp import files
+from qdexp import entries, files
+from qdexp.entries import MANIFEST
 from qdexp.errors import UserError
-from qdexp.store import MANIFEST, Store
+from qdexp.store import Store
 
 HEAVY = ("conditions", "trajectory", "calibration", "rounding")
 """Stages that only other stages read: left behind by a copy."""
@@ -35,12 +36,16 @@ def du(store: Store) -> None:
 
 
 def verify(store: Store) -> int:
-    """Names the damaged entries; returns how many there are, at most 1. They are made again when they are needed."""
-    damaged = [folder for folder in _folders(store) if not folder.name.startswith(".") and store.open(folder.name) is None]
-    for folder in damaged:
-        print(f"damaged: {folder}")
-    print(f"{len(list(_folders(store))) - len(damaged)} entries are whole, {len(damaged)} damaged")
-    return min(1, len(damaged))
+    """Says what is wrong with each corrupt entry; returns how many there are, at most 1."""
+    found, corrupt = [folder for folder in _folders(store) if not folder.name.startswith(".")], 0
+    for folder in found:
+        try:
+            entries.whole(folder)
+        except entries.CorruptError as error:
+            print(error)
+            corrupt += 1
+    print(f"{len(found) - corrupt} entries are whole, {corrupt} corrupt")
+    return min(1, corrupt)
 
 
 def prune(store: Store, yes: bool) -> None:
@@ -78,7 +83,8 @@ def _remove(doomed: list[Path], out: Path) -> list[Path]:
 def copy(store: Store, sweep: str, to: str, everything: bool) -> None:
     """A sweep's results into another output folder, or to standard output as a tar stream (``to`` = -).
 
-    Entries come before the records that name them, so a copy that breaks off holds no record without its results.
+    Entries come before the records that name them, so a copy that breaks off holds no record without its results. Raises
+    UserError, before anything is copied, where one of them is corrupt.
     """
     paths = list(_of_sweep(store, sweep, everything))
     if to == "-":
@@ -104,8 +110,8 @@ def _of_sweep(store: Store, sweep: str, everything: bool) -> Iterator[Path]:
     for folder in _folders(store):
         kind, _, key = folder.name.rpartition("-")
         if key in keys and not folder.name.startswith(".") and (everything or kind not in HEAVY):
-            entry = sorted(path for path in folder.rglob("*") if path.is_file())
-            yield from sorted(entry, key=lambda path: path.name == MANIFEST)  # the manifest last: what has one is whole
+            yield from (folder / name for name in sorted(entries.whole(folder)["files"]))
+            yield folder / MANIFEST  # last: what has one is whole
     yield from sorted(path for path in (store.out / "sweeps" / sweep).rglob("*") if path.is_file())
     yield from found
 

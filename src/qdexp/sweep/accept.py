@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from qdexp import files, meter
+from qdexp import entries, files, meter
 from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.errors import UserError
@@ -21,7 +21,7 @@ from qdexp.record import Record
 from qdexp.report.records import read_records
 from qdexp.report.sources import CELLS
 from qdexp.stages.base import Stage
-from qdexp.store import Entry, Store, results_in
+from qdexp.store import Entry, Store
 from qdexp.sweep.worker import thaw
 
 _BESIDE = ("made", "accepted")
@@ -94,18 +94,18 @@ def _finished(store: Store, path: Path) -> dict[str, _Finished] | None:
 def _compared(store: Store, record: Record, stages: dict[str, Stage]) -> Iterator[tuple[str, _Finished]]:
     if record["keys"].keys() != stages.keys():
         raise UserError("its stages are others now")
-    entries: dict[str, Entry] = {}
+    found: dict[str, Entry] = {}
     for role, stage in stages.items():
         entry = store.open(f"{stage.name}-{record['keys'][role]}")
         if entry is None:
             raise UserError(f"the entry of {role} is not there, or damaged")
-        entries[stage.entry] = entry
+        found[stage.entry] = entry
     for role, stage in stages.items():
-        now = stage.described(lambda one: entries[one.entry].folder.name.rpartition("-")[2])
-        if _without_code(now) != _without_code(entries[stage.entry].note):
+        now = stage.described(lambda one: found[one.entry].folder.name.rpartition("-")[2])
+        if _without_code(now) != _without_code(found[stage.entry].note):
             raise UserError(f"not only the code of {role} has changed, but options, files or versions")
-        inputs = {name: entries[one.entry] for name, one in stage.inputs.items()}
-        yield role, _Finished(stage, entries[stage.entry], inputs, now)
+        inputs = {name: found[one.entry] for name, one in stage.inputs.items()}
+        yield role, _Finished(stage, found[stage.entry], inputs, now)
 
 
 def _codes(made_of: Any) -> Iterator[Any]:
@@ -142,7 +142,7 @@ def _made_again(store: Store, members: list[_Finished]) -> bool:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): files.sha256(path) for path in results_in(folder)}
+    return {name: files.sha256(folder / name) for name in entries.names(folder)}
 
 
 def _adopt(store: Store, one: _Finished) -> None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qdexp import device as devices
-from qdexp import files
+from qdexp import entries, files
 from qdexp.cell import Cell, preflight
 from qdexp.config import Tracker
 from qdexp.errors import UserError
@@ -28,7 +28,7 @@ from qdexp.report.grid import sample_grid
 from qdexp.report.records import read_records
 from qdexp.report.sources import CELLS
 from qdexp.report.table import ladder_table, row_names, to_markdown
-from qdexp.sampling.shards import read_shards
+from qdexp.sampling.shards import read_shards, shard_path
 from qdexp.store import Store
 from qdexp.sweep.freeze import freeze
 from qdexp.tracking.mirror import TrackingError, mirror, written
@@ -175,7 +175,10 @@ def _picture(out: Path, records: Sequence[Record], path: Path) -> Path | None:
     complete = [record for record in records if record["status"] == "complete"]
     rows: list[tuple[str, np.ndarray]] = []
     for record, name in zip(complete, row_names(complete), strict=True):
-        images = next(read_shards(out / record["artifacts"]["samples"], "images"), None)
+        samples = out / record["artifacts"]["samples"]
+        if samples.is_dir():
+            entries.require(samples, shard_path(samples, 0).name)
+        images = next(read_shards(samples, "images"), None)
         if images is not None and (not rows or images.shape[1:] == rows[0][1].shape[1:]):
             rows.append((name, images[:SHOWN].numpy()))
     if not rows:

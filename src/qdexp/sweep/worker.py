@@ -80,7 +80,7 @@ def _check(found: str, planned: str) -> None:
 def _demand(stage: Stage, store: Store) -> None:
     """Raises UserError where a stage that takes a job of its own is not there: its job has failed, or was never run."""
     if store.has(stage.entry):
-        return  # damaged or not: what is damaged is made again
+        return  # corrupt or not: what is corrupt is made again
     if stage.quick:
         for needed in stage.inputs.values():
             _demand(needed, store)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdexp.files import sha256
+from qdexp import entries, files
 
 if TYPE_CHECKING:
     import wandb
@@ -216,31 +216,37 @@ def _log_curves(run: "wandb.Run", curves: dict[str, list[float | None]]) -> None
 
 def _layers(record: Record, out: Path) -> list[dict[str, Any]]:
     """What each quantized layer does, where the cell has looked at them."""
-    path = out / "store" / f"layers-{record.get('keys', {}).get('layers')}" / "layers.json"
-    layers: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    folder = out / entries.STORE / f"layers-{record.get('keys', {}).get('layers')}"
+    layers: list[dict[str, Any]] = files.read_json(entries.require(folder, "layers.json")) if folder.is_dir() else []
     return layers
 
 
 def _checkpoint(record: Record, out: Path) -> "wandb.Artifact":
-    """The packed checkpoint, with its digests and its parent's key.
+    """The packed checkpoint, with its digests and its parent's key. Only what the store holds is ever sent.
 
     Cheap offline too: an immutable artifact is read where it lies when the run is synced, and never copied.
     """
     import wandb
 
-    folder, keys = out.resolve() / record["artifacts"]["checkpoint"], record.get("keys", {})
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
+    folder, keys = (out / record["artifacts"]["checkpoint"]).resolve(), record.get("keys", {})
+    if folder.parent.parent != (out / entries.STORE).resolve():
+        raise ValueError(f"{folder} lies in no entry of {out / entries.STORE}")
+    digests = {
+        name.removeprefix(f"{folder.name}/"): digest
+        for name, digest in entries.whole(folder.parent)["files"].items()
+        if name.startswith(f"{folder.name}/")
+    }
+    if not digests:
         raise FileNotFoundError(f"{folder} holds no checkpoint")
     metadata = {
         "key": keys.get("quantization"),
         "parent_key": keys.get("calibration"),
         "cell": record["cell"],
-        "sha256": {str(path.relative_to(folder)): sha256(path) for path in files},
+        "sha256": digests,
     }
     artifact = wandb.Artifact(f"checkpoint-{keys.get('quantization')}", type="checkpoint", metadata=metadata)
-    for path in files:
-        artifact.add_file(str(path), name=str(path.relative_to(folder)), policy="immutable")
+    for name in digests:
+        artifact.add_file(str(folder / name), name=name, policy="immutable")
     return artifact
 
 
