@@ -1,5 +1,6 @@
 """qdexp: sweeps of post-training-quantization experiments on diffusion models."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,12 +8,22 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-def load(checkpoint: str | Path) -> "Module":
-    """The quantized network of a checkpoint folder, on the CPU and in eval mode.
+def load(checkpoint: str | Path, trust: Collection[str] = ()) -> "Module":
+    """Load the quantized network of a checkpoint, on the CPU and in eval mode.
 
     It takes the place of the original in a diffusers pipeline: same class, same call, same outputs as when it was saved.
-    Raises qdexp.errors.UserError where the folder holds no whole checkpoint.
+
+    Args:
+        checkpoint: The folder; it may come from anybody, and nothing in it runs code or opens another file.
+        trust: What of it may, such as ``["mine.TinyNet"]``: full names of classes beside the networks of diffusers and qdexp,
+            and paths among their arguments.
+
+    Returns:
+        The network, which computes in floating point on the quantized grid.
+
+    Raises:
+        qdexp.errors.UserError: The folder holds no whole checkpoint, or one that names what is not trusted.
     """
     from qdexp.quant import checkpoint as checkpoints  # torch takes seconds to load
 
-    return checkpoints.load(checkpoint)
+    return checkpoints.load(checkpoint, {trust} if isinstance(trust, str) else trust)

@@ -2,6 +2,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from qdexp import files
 from qdexp.errors import UserError
 from qdexp.quant import checkpoint
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
+from qdexp.store import Store
 
 MIXED = {"mid_block*": {"weight_bits": 3, "act_bits": 5}, "*.to_?": {"weight_bits": 32}, "up_blocks.1*": {"act_bits": 32}}
 SPLITS = {
@@ -141,7 +144,7 @@ def test_networks_without_biases_or_with_shared_layers(network: type[nn.Module],
     made = quantized(network(), bits, 8)
     for folder in (tmp_path / "once", tmp_path / "twice"):
         checkpoint.save(folder, made, {"_target_": f"{__name__}.{network.__name__}"})
-        again = checkpoint.load(folder)
+        again = checkpoint.load(folder, trust=[f"{__name__}.{network.__name__}"])
         assert torch.equal(output(again), output(made))
         made = again
 
@@ -188,9 +191,29 @@ def test_saving_again_replaces(saved: Path, tiny_architecture: Any) -> None:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """By somebody who knows that the file is sealed."""
+    files.write_sealed(path, json.loads(path.read_text()) | changes)
 
 
+def schemes(folder: Path, part: str, **changes: Any) -> None:
+    """Changes all the schemes of weights or inputs."""
+    groups = checkpoint.metadata(folder)["layers"]
+    edit(folder / "checkpoint.json", layers=[group | {part: group[part] | changes} for group in groups])
+
+
+def tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Changes the tensors, and the digest with them."""
+    found = load_file(folder / "checkpoint.safetensors")
+    change(found)
+    files.write_tensors(folder / "checkpoint.safetensors", found)
+    edit(folder / "checkpoint.json", digest=files.sha256(folder / "checkpoint.safetensors"))
+
+
+def longer(name: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda found: found.update({name: torch.cat([found[name], found[name][:1]])})
+
+
+HUGE = {"kind": "split", "sizes": [2**40, 1], "within": {"kind": "per_tensor"}, "axis": 1}
 BREAKS = {
     "no tensors": lambda folder: (folder / "checkpoint.safetensors").unlink(),
     "no json": lambda folder: (folder / "checkpoint.json").unlink(),
@@ -213,6 +236,19 @@ BREAKS = {
     ),
     "function": lambda folder: edit(folder / "checkpoint.json", architecture={"_target_": "os.getcwd"}),
     "class of another kind": lambda folder: edit(folder / "checkpoint.json", architecture={"_target_": "pathlib.Path"}),
+    "nested": lambda folder: (folder / "checkpoint.json").write_text("[" * 100_000),
+    "not UTF-8": lambda folder: (folder / "checkpoint.json").write_bytes(b"\xff\xfe\xff"),
+    "flipped digit": lambda folder: (folder / "checkpoint.json").write_text(
+        (folder / "checkpoint.json").read_text().replace('"norm_num_groups": 4', '"norm_num_groups": 2')
+    ),
+    "other dtype": lambda folder: edit(folder / "checkpoint.json", dtype="load"),
+    "half a bit": lambda folder: schemes(folder, "weight", bits=4.5),
+    "weights in huge parts": lambda folder: schemes(folder, "weight", granularity=HUGE),
+    "inputs in huge parts": lambda folder: schemes(folder, "act", granularity=HUGE),
+    "packed too long": lambda folder: tensors(folder, longer("quantized.weight")),
+    "scales too long": lambda folder: tensors(folder, longer("quantized.act_scale")),
+    "no packed weights": lambda folder: tensors(folder, lambda found: found.pop("quantized.weight")),
+    "one tensor more": lambda folder: tensors(folder, lambda found: found.update(more=torch.zeros(1))),
     "missing class": lambda folder: edit(folder / "checkpoint.json", architecture={"_target_": "diffusers.NoSuchModel"}),
 }
 
@@ -224,6 +260,49 @@ def test_damage_is_reported_in_one_line(saved: Path, damage: str) -> None:
         checkpoint.load(saved)
     assert "checkpoint" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint .* has no digest of its own")
+def test_no_flipped_bit_goes_unnoticed(saved: Path) -> None:
+    """Outside of a store, where no manifest says what the files were."""
+    expected = checkpoint.metadata(saved)
+    del expected[files.SEAL]
+    for name in ("checkpoint.json", "checkpoint.safetensors"):
+        raw = (saved / name).read_bytes()
+        for at in range(0, len(raw), len(raw) // 50):
+            (saved / name).write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
+            try:
+                found = checkpoint.metadata(saved)  # a bit of the layout, of the digest's own name, or of the other file
+                assert {key: found[key] for key in expected} == expected
+                checkpoint.load(saved)
+            except UserError as error:
+                assert "cannot be read" in str(error)
+            else:
+                assert name == "checkpoint.json"
+        (saved / name).write_bytes(raw)
+    checkpoint.load(saved)
+
+
+def test_within_a_store_the_manifest_counts(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> None:
+    network = quantized(tiny_unet, 4, 8)
+
+    def compute(folder: Path) -> dict[str, float]:
+        checkpoint.save(folder / "checkpoint", network, tiny_architecture)
+        return {"seconds": 1.0, "peak_memory_mb": 1.0}
+
+    saved = Store(tmp_path).make("quantization-0123456789abcdef", compute, {}).folder / "checkpoint"
+    assert torch.equal(output(checkpoint.load(saved)), output(network))
+    checkpoint.save(saved, quantized(UNet2DModel(**tiny_unet.config), 8, 8), tiny_architecture)  # whole, but another
+    with pytest.raises(UserError, match=r"quantization-\w+ is corrupt \(checkpoint/checkpoint\..* is not what manifest"):
+        checkpoint.load(saved)
+
+
+def test_an_older_checkpoint_is_read_and_said_to_be_unchecked(saved: Path) -> None:
+    content = checkpoint.metadata(saved)
+    del content[files.SEAL]
+    (saved / "checkpoint.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"checkpoint\.json has no digest of its own, only the tensors are checked"):
+        checkpoint.load(saved)
 
 
 def test_only_finished_networks_are_saved(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A quantized network on disk, as small as its bits.
 
-    checkpoint.json         format, architecture, schemes, memory format, digest of the other file
+    checkpoint.json         format, architecture, schemes, memory format, digests of the other file and of its own content
     checkpoint.safetensors  everything else
 
 What quantization adds is joined into five tensors, since a tensor's entry in the file costs about a hundred bytes:
@@ -14,32 +14,33 @@ What quantization adds is joined into five tensors, since a tensor's entry in th
 in definition order of the layers. Biases, norms and layers left in floating point keep their own names and dtypes.
 """
 
-import json
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from importlib import import_module
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qdexp import files
+from qdexp import entries, files
 from qdexp.errors import UserError
+from qdexp.quant import architecture as architectures
 from qdexp.quant.affine import QParams
 from qdexp.quant.attention import QuantizedAttentionProcessor, quantize_attention
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
 from qdexp.quant.network import activation_quantizers, attentions, quantized_layers
 from qdexp.quant.packing import pack, packed_bytes, unpack
-from qdexp.quant.scheme import Scheme
+from qdexp.quant.scheme import PerTensor, Scheme, Split
 
 FOLDER = "checkpoint"
 """Of a checkpoint in the folder of a stage's result."""
 FORMAT = 1
 JSON, TENSORS = "checkpoint.json", "checkpoint.safetensors"
+_PACKED = "quantized.weight"
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 def save(
@@ -64,34 +65,54 @@ def save(
         "attentions": _grouped((name, _schemes(x)) for name, x in _processors(network)),
         "digest": files.sha256(folder / TENSORS),
     }
-    files.write_text(folder / JSON, json.dumps(content, indent=1))
+    files.write_sealed(folder / JSON, content)
 
 
-def load(folder: Path | str) -> nn.Module:
-    """The network saved in `folder`, on the CPU, in eval mode: its outputs are bit-equal. Raises UserError."""
+def load(folder: Path | str, trust: Collection[str] = ()) -> nn.Module:
+    """The network saved in `folder`, on the CPU, in eval mode: its outputs are bit-equal.
+
+    Neither files that anybody may have written nor ones that a disk has changed do harm: no code runs but that of diffusers'
+    and qdexp's networks, and of what `trust` names; a changed bit is found; and the memory taken is that of the tensors in the
+    file, in full precision. Raises UserError.
+    """
     folder = Path(folder)
+    entries.check_part(folder)
     content = metadata(folder)
+    if files.SEAL not in content:
+        warnings.warn(f"checkpoint {folder}: {JSON} has no digest of its own, only the tensors are checked", stacklevel=2)
     try:
-        if files.sha256(folder / TENSORS) != content["digest"]:
+        if entries.digest(folder / TENSORS) != content["digest"]:
             raise ValueError(f"{TENSORS} does not match the digest in {JSON}")
-        network = _instantiate(content["architecture"]).eval()
-        nn.Module.to(network, getattr(torch, content["dtype"]))  # diffusers' own `to` logs a warning at every dtype
-        for name, schemes in _ungrouped(content["layers"]):
-            to_quantized(network.get_submodule(name), schemes["weight"], schemes["act"])
-        for name, schemes in _ungrouped(content["attentions"]):
-            softmax = schemes.get("softmax", schemes.get("softmax_with_grid"))
-            quantize_attention(network.get_submodule(name), schemes["act"], softmax, known="softmax" in schemes)
-        _fill(network, load_file(folder / TENSORS))
-        return network.to(memory_format=torch.channels_last) if content["channels_last"] else network
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise _broken(folder, " ".join(str(error).split())) from error
+        return _load(content, load_file(folder / TENSORS), trust)
+    except UserError as error:
+        raise UserError(f"checkpoint {folder}: {error}") from error
+    except Exception as error:  # whatever a constructor has against its arguments
+        raise _broken(folder, " ".join(f"{error or type(error).__name__}".split())) from error
+
+
+def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collection[str]) -> nn.Module:
+    layers, attended = dict(_ungrouped(content["layers"])), dict(_ungrouped(content["attentions"]))
+    stored, count = _full_bytes(tensors, layers), len(tensors) + len(layers) + len(attended)
+    network = architectures.build(content["architecture"], trust, stored, count).eval()
+    nn.Module.to(network, _DTYPES[content["dtype"]])  # diffusers' own `to` logs a warning at every dtype
+    for name, schemes in layers.items():
+        layer = network.get_submodule(name)
+        _check_fit(layer, schemes)
+        to_quantized(layer, schemes["weight"], schemes["act"])
+    for name, schemes in attended.items():
+        if not all(scheme is None or isinstance(scheme.granularity, PerTensor) for scheme in schemes.values()):
+            raise ValueError(f"{name} is quantized in parts, which attention is not")
+        softmax = schemes.get("softmax", schemes.get("softmax_with_grid"))
+        quantize_attention(network.get_submodule(name), schemes["act"], softmax, known="softmax" in schemes)
+    _fill(network, tensors)
+    return network.to(memory_format=torch.channels_last) if content["channels_last"] else network
 
 
 def metadata(folder: Path | str) -> dict[str, Any]:
     """The content of checkpoint.json. Raises UserError."""
     path = Path(folder) / JSON
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = files.read_sealed(path)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         return content
@@ -146,17 +167,22 @@ def _narrow(values: Tensor) -> Tensor:
 def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """The inverse of `_tensors`."""
     cursors = {name: _Cursor(tensors.pop(name)) for name in list(tensors) if name.startswith("quantized.")}
-    for _, layer in quantized_layers(network):
-        scheme = layer.weight_scheme
+    schemes = [(layer, layer.weight_scheme) for _, layer in quantized_layers(network)]
+    needed = sum(packed_bytes(layer.weight.numel(), scheme.bits) for layer, scheme in schemes if scheme is not None)
+    if needed != (len(cursors[_PACKED].tensor) if _PACKED in cursors else 0):
+        raise ValueError("the packed weights are not those of the architecture")
+    for layer, scheme in schemes:
         if scheme is not None:
             count, shape = layer.weight.numel(), layer.weight.shape
-            values = unpack(cursors["quantized.weight"].take(packed_bytes(count, scheme.bits)), scheme.bits, count)
+            values = unpack(cursors[_PACKED].take(packed_bytes(count, scheme.bits)), scheme.bits, count)
             groups = sum(scheme.granularity.groups(shape))
             layer.set_weight((values + scheme.qmin).to(scheme.dtype).view(shape), _take_qparams(cursors, "weight", groups))
     for _, quantizer in activation_quantizers(network):
         if not quantizer.fixed:
             quantizer.set_qparams(_take_qparams(cursors, "act", len(quantizer.scale)))
         quantizer.mode = "on"
+    if any(cursor.position < len(cursor.tensor) for cursor in cursors.values()):
+        raise ValueError("a tensor is longer than the schemes say")
     network.load_state_dict(tensors, assign=True)
 
 
@@ -211,18 +237,27 @@ def _ungrouped(groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, dict[
             yield name, schemes
 
 
-def _instantiate(architecture: Mapping[str, Any]) -> nn.Module:
-    """Only classes of networks are called: a checkpoint must not be able to run anything else."""
-    arguments = dict(architecture)
-    target = arguments.pop("_target_")
-    module, _, name = target.rpartition(".")
-    try:
-        cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise UserError(f"checkpoint architecture {target!r} cannot be imported: install the package it comes from") from None
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UserError(f"checkpoint architecture {target!r} is not a torch.nn.Module class: the checkpoint is not ours")
-    return cls(**arguments)
+def _full_bytes(tensors: Mapping[str, Tensor], layers: Mapping[str, Mapping[str, Scheme | None]]) -> int:
+    """What all tensors take in full precision, at most."""
+    bits = [scheme.bits for schemes in layers.values() if (scheme := schemes["weight"]) is not None]
+    packed = len(tensors.get(_PACKED, ()))
+    others = sum(value.numel() * max(4, value.element_size()) for value in tensors.values())
+    return others + (4 * packed * 8 // min(bits) if bits else 0)
+
+
+def _check_fit(layer: nn.Module, schemes: Mapping[str, Scheme | None]) -> None:
+    """Raises ValueError where a scheme cuts a layer's channels into others than it has."""
+    weight: Any = layer.weight
+    for kind, channels in (("weight", weight.shape[1]), ("act", weight.shape[1] * getattr(layer, "groups", 1))):
+        scheme = schemes[kind]
+        if scheme is None:
+            continue
+        whole = scheme.granularity
+        numbers = [scheme.bits, *(whole.sizes if isinstance(whole, Split) else ())]
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError(f"a scheme has the numbers {numbers}")
+        if isinstance(whole, Split) and (whole.axis != 1 or sum(whole.sizes) != channels):
+            raise ValueError(f"a scheme has parts of {whole.sizes} channels in a layer of {channels}")
 
 
 def _is_channels_last(network: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from qdexp.errors import UserError
 from qdexp.models import released
 from qdexp.models.conditions import example_condition
 from qdexp.quant import network as networks
+from qdexp.quant.architecture import check_plain
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.ranges import RangeEstimator
 from qdexp.quant.rounding import resolve
@@ -74,9 +75,11 @@ def convert(
 
 
 def check(config: Config) -> None:
-    """Raises where the quantizer's parts cannot be made, or ``quant.layers`` or ``quantizer.split`` finds no layer, or where
-    there are too few rows to learn from; or where a released checkpoint is not what the other options say."""
+    """Raises where no checkpoint can keep the network, the quantizer's parts cannot be made, ``quant.layers`` or
+    ``quantizer.split`` finds no layer, or there are too few rows to learn from; or where a released checkpoint is not what the
+    other options say."""
     quantizer = config.quantizer
+    check_plain(config.model.network)
     if quantizer.released:
         _check_released(config)
         return

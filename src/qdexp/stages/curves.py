@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qdexp import files
 from qdexp.quant import checkpoint
+from qdexp.quant.architecture import named
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, read_shards
 from qdexp.stages.base import Stage
@@ -40,8 +41,9 @@ class CurvesStage(Stage):
 
     @torch.inference_mode()
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        network = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER).to(self.device)
         heldout = self.trajectory
+        trust = named(heldout.model.network)
+        network = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, trust).to(self.device)
         sampler, conditions = Sampler(heldout.model, heldout.sampler), read_conditions(inputs, heldout.sampler.guidance)
         walk = Recording(network, sampler, heldout.stream, conditions).to(self.device)
         timesteps = torch.tensor(sampler.timesteps, device=self.device)

@@ -11,6 +11,7 @@ from qdexp import files, models
 from qdexp.config import Config, Model, Sampling
 from qdexp.metrics.inspection import layer_errors
 from qdexp.quant import checkpoint
+from qdexp.quant.architecture import named
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import FLOAT, execution_order, quantized_layers
@@ -57,7 +58,7 @@ class LayersStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.model, self.sampling.channels_last).to(self.device)
         batches = self._batches(inputs)
-        quantized = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER).to(self.device)
+        quantized = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(self.model.network)).to(self.device)
         converted = dict(quantized_layers(quantized))
         order = execution_order(network, first_row(batches[0]))
         layers = {name: quantized.get_submodule(name) for name in order}

@@ -14,6 +14,7 @@ from qdexp.config import BlockLearning, Config, Model, Quant, Quantizer, Samplin
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams
+from qdexp.quant.architecture import named
 from qdexp.quant.blocks import blocks_of
 from qdexp.quant.rounding import resolve
 from qdexp.recon.walk import Walk
@@ -66,7 +67,8 @@ class QuantizationStage(Stage):
         order = convert(network, self.quant, weight, self.quantizer.split, batches, act.symmetric)
         torch.manual_seed(self.seed)
         if self.rounding is not None:
-            _take_weights(network, inputs["rounding"] / checkpoint.FOLDER)
+            rounded = checkpoint.load(inputs["rounding"] / checkpoint.FOLDER, named(self.model.network))
+            _take_weights(network, rounded)
         else:
             networks.quantize_weights(network, instantiate(weight.range), resolve(self.quantizer.rounding))
         observed = read_batches(inputs["calibration"], batch, self.device, observed_rows(act.rows, self.calibration))
@@ -77,9 +79,9 @@ class QuantizationStage(Stage):
         checkpoint.save(folder / checkpoint.FOLDER, network, self.model.network)
 
 
-def _take_weights(network: torch.nn.Module, folder: Path) -> None:
-    """Gives ``network`` the weights of the checkpoint in ``folder``."""
-    rounded = dict(networks.quantized_layers(checkpoint.load(folder)))
+def _take_weights(network: torch.nn.Module, found: torch.nn.Module) -> None:
+    """Gives ``network`` the quantized weights of the one that was ``found``."""
+    rounded = dict(networks.quantized_layers(found))
     for name, layer in networks.quantized_layers(network):
         if layer.weight_scheme is not None:
             source, device = rounded[name], layer.weight.device

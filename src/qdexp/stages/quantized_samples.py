@@ -9,6 +9,7 @@ import torch
 from qdexp import device as devices
 from qdexp.config import Config
 from qdexp.quant import checkpoint
+from qdexp.quant.architecture import named
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import conditions_of
 from qdexp.stages.samples import SamplesStage, first_stage_files, noise_stream
@@ -35,4 +36,4 @@ class QuantizedSamplesStage(SamplesStage):
         )
 
     def network(self, inputs: dict[str, Path]) -> torch.nn.Module:
-        return checkpoint.load(inputs["quantization"] / checkpoint.FOLDER)
+        return checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(self.model.network))
