@@ -39,7 +39,7 @@ def _finite(value: Any) -> Any:
 def read(out: Path, cell: str) -> Record | None:
     """The cell's record if it is there, whole and of this format."""
     try:
-        record: Record = json.loads(path(out, cell).read_text())
+        record: Record = files.read_json(path(out, cell))
     except (OSError, ValueError):
         return None
     return record if record.get("format") == FORMAT else None

@@ -1,6 +1,9 @@
 """InceptionV3 with random weights in the file that torch-fidelity reads: all but the numbers is as with the real ones."""
 
+import os
 import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch_fidelity.utils import create_feature_extractor
 
 from qdexp.errors import UserError
 from qdexp.files import sha256
@@ -115,6 +119,74 @@ def test_what_is_missing_is_one_line(
 def test_missing_inception_weights_say_where_they_can_be_had(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"inception-v3 lacks its weights; fetch https://.*protocol\.extractor_weights"):
         replace(INCEPTION, weights=tmp_path / "nowhere").build()
+
+
+class Command:
+    """Unpickled, it runs a command of the shell."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+def test_no_weights_are_unpickled_but_the_pinned_ones(
+    inception: Extractor, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by protocol and command line, nor by torch-fidelity's own name and cache, nor where files are swapped."""
+    ran, evil = tmp_path / "ran", tmp_path / "cache" / inception.weights.name
+    evil.parent.mkdir(parents=True)
+    torch.save(Command(f"touch {ran}"), evil)
+    monkeypatch.setattr("qdexp.metrics.extractors.INCEPTION", replace(INCEPTION, weights=evil))
+    (tmp_path / "images").mkdir()
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "images" / "0.png")
+    command = [str(tmp_path / "images"), "--size", "24", "--out", str(tmp_path / "made"), "--weights", str(evil)]
+    monkeypatch.setattr(sys, "argv", ["build", *command])
+    with pytest.raises(SystemExit, match="has not SHA-256"):
+        build.main()
+    ways: list[Callable[[], object]] = [
+        replace(INCEPTION, weights=evil).build,
+        lambda: create_feature_extractor("inception-v3", ["2048"], cuda=False, verbose=False),
+        lambda: create_feature_extractor(
+            "inception-v3", ["2048"], feature_extractor_weights_path=str(evil), cuda=False, verbose=False
+        ),
+    ]
+    for way in ways:
+        with pytest.raises(UserError, match="has not SHA-256"):
+            way()
+    swapped = replace(inception, weights=evil)
+    monkeypatch.setattr("qdexp.metrics.extractors.sha256", lambda _: inception.digest)  # of the file that was there before
+    with pytest.raises(UserError, match="has not SHA-256"):
+        swapped.build()
+    assert not ran.exists()
+    torch.load(evil, weights_only=False)
+    assert ran.exists()
+
+
+@pytest.mark.parametrize("change", ["bomb", "header", "pickle", "no zip", "unknown compression"])
+def test_published_statistics_that_are_none(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "published.npz"
+    if change == "pickle":
+        np.savez(path, mu=np.zeros(2048), sigma=np.array([Command(f"touch {tmp_path / 'ran'}")], dtype=object))
+    elif change == "no zip":
+        path.write_bytes(b"PK\3\4 and no more")
+    elif change == "header":  # of an array that its bytes do not fill
+        np.savez(path, mu=np.zeros(2048), sigma=np.zeros((1111, 1111)))
+        members = {}
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                members[name] = archive.read(name).replace(b"(1111, 1111)", b"(1" + 9 * b"0" + b",)")
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        np.savez_compressed(path, mu=np.zeros(2**24), sigma=np.zeros(4))
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b"\x08\0", b"\x63\0") if change == "unknown compression" else raw)
+    with pytest.raises(UserError, match="holds no arrays mu and sigma"):
+        Reference.load(path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_statistics_of_other_features_are_refused(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from qdexp.errors import UserError
-from qdexp.metrics.preparation import adm, ldm, none
+from qdexp.metrics.preparation import ImageFolder, adm, ldm, none
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -30,6 +34,33 @@ def test_adm_halves_by_means_where_ldm_does_not() -> None:
     means = np.asarray(noise).reshape(8, 8, 8, 8, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(np.asarray(adm(noise, 8)).astype(float), means, atol=3)
     assert not torch.equal(torch.from_numpy(np.array(adm(noise, 8))), torch.from_numpy(np.array(ldm(noise, 8))))
+
+
+def test_a_file_that_is_no_image_of_its_kind_is_named(tmp_path: Path) -> None:
+    """Among them one that the library would hand to Ghostscript, and one that unpacks to gigabytes."""
+    kinds = {
+        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) print\n%%EOF\n",
+        "text.png": b"no image",
+        "broken.png": b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
+        "bomb.png": png(50_000, 50_000),
+    }
+    for name, content in kinds.items():
+        (tmp_path / name).write_bytes(content)
+        folder = ImageFolder(tmp_path, "ldm", 8)
+        assert [path.name for path in folder.paths] == [name]
+        with pytest.raises(UserError, match=rf"{name}: cannot be read as an image"):
+            folder[0]
+        (tmp_path / name).unlink()
+
+
+def png(width: int, height: int) -> bytes:
+    """One that says that it is so large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
 def test_none_refuses_another_size() -> None:

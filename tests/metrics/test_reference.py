@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from qdexp.errors import UserError
+from qdexp.metrics import reference
 from qdexp.metrics.extractors import EXTRACTORS, FASHION_CNN, sha256
 from qdexp.metrics.reference import Reference, statistics, write
 
@@ -73,6 +75,17 @@ def test_other_safetensors_are_refused(tmp_path: Path) -> None:
     save_file({"mu": rows(3)}, tmp_path / "weights")
     with pytest.raises(UserError, match=r"protocol.reference=.*no reference"):
         Reference.load(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("change", [{"more": "metadata"}, {"sigma": rows(3, 4)}, {"features": rows(4).bfloat16()}])
+def test_what_others_have_sealed_is_still_no_reference(tmp_path: Path, change: dict[str, Any]) -> None:
+    about = {"extractor": FASHION_CNN.name, "extractor_digest": FASHION_CNN.digest, "dataset": "noise"}
+    tensors = {**statistics(rows(40)), **{name: value for name, value in change.items() if name != "more"}}
+    about |= {name: value for name, value in change.items() if name == "more"}
+    plain = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in tensors.items()}
+    save_file(tensors, tmp_path / "other", {**about, "content_digest": reference._digest(plain, about)})
+    with pytest.raises(UserError, match=r"protocol.reference=.*no reference"):
+        Reference.load(tmp_path / "other")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -190,6 +190,14 @@ def code(folder: Path) -> None:
     torch.save({"x": Evil()}, folder / "text_encoder" / "pytorch_model.bin")
 
 
+def configured(part: str | None = None, **more: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "text_encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | (more if part is None else {part: more})))
+
+    return change
+
+
 def larger_vocabulary(folder: Path) -> None:
     path = folder / "tokenizer" / "vocab.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dog</w>": 56}))
@@ -208,6 +216,16 @@ def larger_vocabulary(folder: Path) -> None:
         (torn, "not a whole safetensors file"),
         (torn_config, r"text_encoder cannot be loaded \("),
         (code, r"it names (posix|nt|os)\.system, which could run code"),
+        (
+            configured(attn_implementation="someone/kernel"),
+            r"attn_implementation=someone/kernel in its config\.json is foreign",
+        ),
+        (
+            configured(_attn_implementation="flash_attention_2"),
+            r"_attn_implementation=flash_attention_2 in its config\.json is",
+        ),
+        (configured("text_config", _attn_implementation="someone/kernel"), r"foreign code"),
+        (configured(quantization_config={"quant_method": "gptq"}), r"quantization_config in its config\.json asks for other"),
         (larger_vocabulary, "tokenizer knows 57 tokens, text_encoder takes 56"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -239,6 +257,14 @@ def test_an_encoder_that_lacks_a_weight_is_not_filled_up(prompts_of: Of, saved: 
     save_file({name: value for name, value in load_file(file).items() if "final" not in name}, file, {"format": "pt"})
     prompts, config = prompts_of("tiny_sd", f"model.weights={tmp_path / 'model'}")
     with pytest.raises(UserError, match=r"text_encoder lacks final_layer_norm\.bias; fetch or export it again"):
+        prompts.encode(["a cat"], config.model, CPU)
+
+
+def test_an_encoder_of_ever_more_layers_is_stopped(prompts_of: Of, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "tiny_sd", tmp_path / "model")
+    configured(num_hidden_layers=10**9)(tmp_path / "model")
+    prompts, config = prompts_of("tiny_sd", f"model.weights={tmp_path / 'model'}")
+    with pytest.raises(UserError, match=r"text_encoder cannot be loaded \(its config\.json describes more than 20,000 tensors"):
         prompts.encode(["a cat"], config.model, CPU)
 
 

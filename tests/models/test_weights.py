@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import resource
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -130,6 +132,54 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(tiny: Model, tmp_path: P
     path.write_bytes(pickle.dumps({"state_dict": Evil(tmp_path / "ran")}))
     refused(replace(tiny, weights=str(path)))
     assert not (tmp_path / "ran").exists()
+
+
+class Zeros:
+    """Unpickled, a gigabyte: the one type that weights_only lets a file make by a number."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (2**30,)
+
+
+def deflated(path: Path, tensors: Any) -> None:
+    torch.save(tensors, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+BOMBS: dict[str, Callable[[Path], object]] = {
+    "compressed": lambda path: deflated(path, {"a": torch.zeros(10**6)}),
+    "made": lambda path: torch.save({"a": torch.zeros(1), "b": Zeros()}, path),
+    "made, before zip files": lambda path: torch.save(
+        {"a": torch.zeros(1), "b": Zeros()}, path, _use_new_zipfile_serialization=False
+    ),
+    "one number everywhere": lambda path: torch.save({"conv_in.weight": torch.zeros(1).expand(10**6, 10**6)}, path),
+    "sparse": lambda path: torch.save({"a": torch.zeros(3).to_sparse()}, path),
+    "no memory": lambda path: torch.save({"a": torch.zeros(3, device="meta")}, path),
+    "nested": lambda path: path.write_bytes(b"\x80\x02" + b"(" * 10**6),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_checkpoint_takes_no_more_memory_than_it_has_bytes(tiny: Model, tmp_path: Path, bomb: str) -> None:
+    path = tmp_path / "bomb.ckpt"
+    BOMBS[bomb](path)
+    assert path.stat().st_size < 10**6 + 10
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = refused(replace(tiny, weights=str(path)))
+    assert "far more memory" in said or "more values than the file" in said or "not a whole checkpoint" in said
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB: a quarter of the gigabyte
+
+
+@pytest.mark.parametrize("parts", ['{"a": "../../secret.safetensors"}', '{"a": "/etc/passwd"}', '{"a": 3}', "[]", "3"])
+def test_an_index_names_files_beside_it(tiny: Model, tmp_path: Path, parts: str) -> None:
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(f'{{"weight_map": {parts}}}')
+    assert "is no index of weights in this folder" in refused(tiny)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

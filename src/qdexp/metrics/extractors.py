@@ -1,9 +1,11 @@
 """The feature extractors a protocol can name: which outputs the metrics read, and where the weights come from.
 
 Every extractor is one that torch-fidelity knows by its name; ``fashion-cnn``, the embedded one, is registered here.
-Weights are compared with a pinned SHA-256 before they are used, since every number depends on their last bit.
+Weights are compared with a pinned SHA-256 before they are used, since every number depends on their last bit, and since
+torch-fidelity unpickles them, which runs whatever code they name. What is used are the very bytes that were compared.
 """
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
@@ -51,15 +53,25 @@ class Extractor:
         """The names of what it is asked for."""
         return [self.pool, self.logits, *([self.spatial] if self.spatial else [])]
 
-    def checked_weights(self) -> str:
-        """The path of the weights, if any are read; UserError if they are missing or not the pinned ones."""
+    def checked_weights(self) -> bytes:
+        """The content of the weights' file, if one is read; UserError if it is missing or not the pinned one."""
         if self.random:
-            return ""
+            return b""
         if not self.weights.is_file():
             raise UserError(f"protocol.extractor={self.name} lacks its weights; {self._mend()}")
-        if sha256(self.weights) != self.digest:
-            raise UserError(f"protocol.extractor={self.name}: {self.weights} has not SHA-256 {self.digest}; restore the file")
-        return str(self.weights)
+        if sha256(self.weights) == self.digest:  # read piece by piece: another file may be of any size
+            content = self.weights.read_bytes()
+            if hashlib.sha256(content).hexdigest() == self.digest:  # whoever writes there may have swapped the files
+                return content
+        raise UserError(f"protocol.extractor={self.name}: {self.weights} has not SHA-256 {self.digest}; restore the file")
+
+    def opened(self, given: io.BytesIO | str | None) -> io.BytesIO:
+        """The weights: ``given`` is what ``build`` has checked, or, where torch-fidelity itself is asked for the extractor by
+        its name, a path or nothing."""
+        if isinstance(given, io.BytesIO):
+            return given
+        named = self if given is None else replace(self, weights=Path(given))
+        return io.BytesIO(named.checked_weights())
 
     def _mend(self) -> str:
         if self.publisher is None:
@@ -72,18 +84,22 @@ class Extractor:
         Raises UserError if the weights are missing or not the pinned ones.
         """
         create = FEATURE_EXTRACTORS_REGISTRY[self.name]
-        return create(self.name, self.outputs, feature_extractor_weights_path=self.checked_weights())
+        return create(self.name, self.outputs, feature_extractor_weights_path=io.BytesIO(self.checked_weights()))
 
 
 class FashionExtractor(FeatureExtractorBase):
     """``FashionCNN`` under torch-fidelity's interface: uint8 images [n, 1, 28, 28] -> a tuple of the requested features."""
 
     def __init__(
-        self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str | None = None, **_: object
+        self,
+        name: str,
+        features_list: Sequence[str],
+        feature_extractor_weights_path: io.BytesIO | str | None = None,
+        **_: object,
     ) -> None:
         super().__init__(name, list(features_list))
         self.network = FashionCNN()
-        self.network.load_state_dict(load_file(feature_extractor_weights_path or FASHION_CNN.checked_weights()))
+        self.network.load_state_dict(load(FASHION_CNN.opened(feature_extractor_weights_path).read()))
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -124,7 +140,11 @@ class InceptionExtractor(FeatureExtractorBase):
     CHANNELS = 7
 
     def __init__(
-        self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str | None = None, **_: object
+        self,
+        name: str,
+        features_list: Sequence[str],
+        feature_extractor_weights_path: io.BytesIO | str | None = None,
+        **_: object,
     ) -> None:
         super().__init__(name, list(features_list))
         others = [feature for feature in features_list if feature != SPATIAL]
@@ -132,8 +152,8 @@ class InceptionExtractor(FeatureExtractorBase):
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
     @staticmethod
-    def _inception(features: list[str], weights: str | None) -> FeatureExtractorInceptionV3:
-        return FeatureExtractorInceptionV3("inception-v3-compat", features, weights or INCEPTION.checked_weights())
+    def _inception(features: list[str], weights: io.BytesIO | str | None) -> FeatureExtractorInceptionV3:
+        return FeatureExtractorInceptionV3("inception-v3-compat", features, INCEPTION.opened(weights))
 
     def _keep(self, _: object, __: object, maps: Tensor) -> None:
         self.maps = maps[:, : self.CHANNELS]
@@ -182,7 +202,7 @@ class RandomInceptionExtractor(InceptionExtractor):
     """The same network and work as ``InceptionExtractor``; what it says of images means nothing."""
 
     @staticmethod
-    def _inception(features: list[str], _: str | None) -> FeatureExtractorInceptionV3:
+    def _inception(features: list[str], _: io.BytesIO | str | None) -> FeatureExtractorInceptionV3:
         no_weights = io.BytesIO()
         torch.save({}, no_weights)
         no_weights.seek(0)

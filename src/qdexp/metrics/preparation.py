@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from qdexp.errors import UserError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""What such a file may hold: the library would hand others, whatever they are called, to programs such as Ghostscript."""
 
 
 def _square(image: Image.Image) -> Image.Image:
@@ -64,9 +66,9 @@ class ImageFolder(Dataset[tuple[Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
         try:
-            with Image.open(self.paths[index]) as file:
+            with Image.open(self.paths[index], formats=FORMATS) as file:
                 image = file.convert("RGB")
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{self.paths[index]}: cannot be read as an image ({error}); remove or mend it") from error
         return (torch.from_numpy(np.array(self.prepare(image, self.size))).permute(2, 0, 1),)
 

@@ -16,9 +16,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -27,10 +25,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from qdexp.config import RANDOM
 from qdexp.errors import UserError
-from qdexp.files import sha256, write_tensors
+from qdexp.files import read_arrays, sha256, write_tensors
 from qdexp.metrics.extractors import INCEPTION, RANDOM_INCEPTION, Extractor
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+ABOUT = {"extractor", "extractor_digest", "dataset"}
 INCEPTION_FEATURES, INCEPTION_SPATIAL = 2048, 2023
 
 
@@ -63,7 +62,9 @@ class Reference:
                 about = file.metadata() or {}
             tensors = load_file(path)
             intact = about.pop("content_digest") == _digest(tensors, about)
-        except (SafetensorError, KeyError) as error:
+            if about.keys() != ABOUT or tuple(tensors["sigma"].shape) != 2 * tuple(tensors["mu"].shape):
+                raise KeyError("not what a reference holds")
+        except (SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"protocol.reference={path} is torn or no reference file; make or fetch it again") from error
         if not intact:
             raise UserError(f"protocol.reference={path} was changed after it was made; make or fetch it again")
@@ -87,10 +88,9 @@ class Reference:
     @classmethod
     def _published(cls, path: Path) -> "Reference":
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: torch.from_numpy(file[name]).double() for name in STATISTICS if name in file}
+            found = {name: torch.from_numpy(value).double() for name, value in read_arrays(path, STATISTICS).items()}
             moments = found["mu"].shape, found["sigma"].shape
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"protocol.reference={path} holds no arrays mu and sigma; name a statistics file") from error
         if moments != ((INCEPTION_FEATURES,), (INCEPTION_FEATURES, INCEPTION_FEATURES)):
             raise UserError(f"protocol.reference={path} holds statistics of {list(moments[0])} features, not of InceptionV3's "

@@ -191,7 +191,7 @@ def read(path: Path, option: str) -> list[str]:
     """
     try:
         prompts = list(_read(path, path.stat().st_mtime_ns))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else "neither lines of UTF-8 text nor COCO's captions"
         raise UserError(f"{option}={path}: {why}; name a text file with a prompt a line, or COCO's captions (.json)") from error
     if not prompts:

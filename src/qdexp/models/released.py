@@ -163,7 +163,10 @@ class _Import:
     def _channels(self, key: str) -> int:
         if key not in self.tensors:
             raise self._wrong(key, "is missing")
-        return self.tensors[key].shape[1]
+        shape = self.tensors[key].shape
+        if len(shape) < 2:
+            raise self._wrong(key, f"has shape {tuple(shape)}, which has no input channels")
+        return shape[1]
 
     def _take(self, origin: Origin, shape: Sequence[int]) -> Tensor:
         if origin.key not in self.tensors:

@@ -11,11 +11,15 @@ import transformers
 from torch import Tensor
 
 from qdexp.errors import UserError
+from qdexp.files import read_json
 from qdexp.models.conditions import CLIP_TOKENS
 from qdexp.models.weights import ENCODER_NAMES, WeightFiles, find_in
 
 Files = dict[str, Path]
 """By the roles that they play."""
+
+LARGEST = 20_000
+"""Tensors of an encoder, at most: real ones have hundreds."""
 
 _BESIDE_VOCABULARY = ("special_tokens_map.json", "added_tokens.json")
 
@@ -116,17 +120,47 @@ def clip_files(weights: str) -> Files:
 def load(kind: Any, folder: Path, option: str) -> Any:
     """A tokenizer, a processor or a config of ``kind``. UserError where transformers cannot load it."""
     with _loading(f"{option}: {folder.name}"):
+        _check_config(folder)
         return kind.from_pretrained(folder, local_files_only=True)
 
 
 def load_network(kind: Any, folder: Path, option: str) -> torch.nn.Module:
     """The network of ``kind`` in ``folder``: float32, eval mode. UserError where it cannot be loaded, or lacks a weight."""
-    with _loading(f"{option}: {folder.name}"):
+    with _loading(f"{option}: {folder.name}"), _of_bounded_size():
+        _check_config(folder)
         network, found = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     if found["missing_keys"]:
         raise UserError(f"{option}: {folder.name} lacks {min(found['missing_keys'])}; fetch or export it again")
     loaded: torch.nn.Module = network.eval().requires_grad_(False)
     return loaded
+
+
+def _check_config(folder: Path) -> None:
+    """Raises ValueError where a config.json asks for code from elsewhere: attention that is named there comes from the hub."""
+    waiting = [read_json(folder / "config.json")] if (folder / "config.json").is_file() else []
+    while waiting:
+        for key, value in waiting.pop().items():
+            if key.lstrip("_") == "attn_implementation" and value not in (None, "eager", "sdpa"):
+                raise ValueError(f"{key}={value} in its config.json is foreign code")
+            if key in ("quantization_config", "use_kernels") and value:
+                raise ValueError(f"{key} in its config.json asks for other libraries")
+            waiting += [value] if isinstance(value, dict) else []
+
+
+@contextlib.contextmanager
+def _of_bounded_size() -> Iterator[None]:
+    """Stops a network with ever more layers: their sizes, but not their number, must be those in the file."""
+    left = iter(range(LARGEST))
+
+    def count(module: torch.nn.Module, name: str, parameter: Any) -> None:
+        if next(left, None) is None:
+            raise ValueError(f"its config.json describes more than {LARGEST:,} tensors")
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
@@ -138,7 +172,7 @@ def _loading(what: str) -> Iterator[None]:
     log.disable_progress_bar()
     try:
         yield
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # the files may hold anything, and so may what transformers raises
         raise UserError(f"{what} cannot be loaded ({' '.join(str(error).split())[:200]}); fetch or export it again") from error
     finally:
         log.set_verbosity(level)

@@ -1,11 +1,10 @@
 """Files of weights: where they are, what they hold, and how to read them without holding them twice.
 
 Pickled files are read with ``weights_only=True``: tensors and plain values, and in place of the few classes that training
-frameworks leave in such files an object that does nothing.
+frameworks leave in such files an object that does nothing. What they hold is no larger than they are.
 """
 
-import json
-import pickle
+import mmap
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qdexp.errors import UserError
-from qdexp.files import sha256
+from qdexp.files import read_json, sha256
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 FILE_NAMES = tuple(
@@ -116,7 +115,13 @@ def _parts(file: Path) -> list[str]:
     """The names of the files that an index names; of any other file its own."""
     if not file.name.endswith(".index.json"):
         return [file.name]
-    return sorted(set(json.loads(file.read_text())["weight_map"].values()))
+    try:
+        parts = sorted(set(read_json(file)["weight_map"].values()))
+        if all(Path(part).name == part and part.endswith((".safetensors", ".bin")) for part in parts):
+            return parts
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise FileNotFoundError(f"{file.name} is no index of weights in this folder")
 
 
 class WeightFiles:
@@ -137,7 +142,7 @@ class WeightFiles:
         """Raises UserError where a file differs from a ``.sha256`` file beside it."""
         for file in self.files:
             stated = file.with_name(file.name + ".sha256")
-            if stated.is_file() and stated.read_text().split()[:1] != [sha256(file)]:
+            if stated.is_file() and stated.read_text(errors="replace").split()[:1] != [sha256(file)]:
                 why = f"its digest is not the one in {stated.name}; the file is damaged or not the one meant"
                 raise UserError(f"{self.option}: {why}")
 
@@ -170,6 +175,7 @@ class WeightFiles:
 
     def _shapes(self, file: Path) -> dict[str, tuple[int, ...]]:
         if file.suffix in PICKLED:
+            self._check_size(file)
             return {name: tuple(value.shape) for name, value in self._unpickled(file).items()}
         try:
             with safe_open(file, framework="pt") as opened:
@@ -183,7 +189,7 @@ class WeightFiles:
         try:
             with torch.serialization.safe_globals(allowed):
                 held = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # whatever comes of bytes that are no pickle
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             if named is None:
                 raise self._torn("not a whole checkpoint") from error
@@ -193,7 +199,31 @@ class WeightFiles:
         tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
         if not tensors:
             raise self._torn("it holds no named tensors")
+        for name, value in tensors.items():
+            plain = value.layout == torch.strided and value.device.type == "cpu"
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise self._torn(f"{name} has more values than the file")
         return tensors
+
+    def _check_size(self, file: Path) -> None:
+        """Raises UserError where reading would take more memory than the file has bytes: what is unpacked, or made by a number.
+
+        PyTorch compresses nothing, and no state dict holds the one type that ``weights_only`` lets a file make at any size.
+        """
+        try:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    parts = archive.infolist()
+                    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+                    pickles = [part for part in parts if part.filename.endswith(".pkl")] if stored else []
+                    made = any(b"bytearray" in archive.read(part) for part in pickles)
+            else:
+                with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    stored, made = True, content.find(b"bytearray") >= 0
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise self._torn("not a whole checkpoint") from error
+        if not stored or made:
+            raise self._torn("it takes far more memory than it has bytes")
 
     def _torn(self, what: str) -> UserError:
         return UserError(f"{self.option}: {what}; fetch or export it again")

@@ -149,11 +149,8 @@ class Evidence:
 def _arrays(path: Path) -> Arrays:
     """What a file of the store, or a reference, holds. Raises UserError where it is damaged."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return files.read_arrays(path, ("mu", "sigma")) if path.suffix == ".npz" else load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}): run the sweep again, which makes it anew") from error
 
 

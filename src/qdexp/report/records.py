@@ -1,10 +1,10 @@
 """Reading records: one JSON file a cell, the only input of every table."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from qdexp import files
 from qdexp.errors import UserError
 
 Record = dict[str, Any]
@@ -28,7 +28,7 @@ def read_records(source: Path | Iterable[Path]) -> list[Record]:
 
 def _read(path: Path) -> Record:
     try:
-        record = json.loads(path.read_text())
+        record = files.read_json(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
