@@ -1,5 +1,6 @@
 """The examples of the README run as they are shown."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,17 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
+
+
+LOAD = """
+import sys, qdexp
+from qdexp.errors import UserError
+try:
+    qdexp.load(sys.argv[1])
+except UserError as error:
+    assert "mine.TinyNet" in str(error) and "mine" not in sys.modules
+print(type(qdexp.load(sys.argv[1], trust=["mine.TinyNet"])).__name__)
+"""
 
 
 def example() -> dict[str, str]:
@@ -35,3 +47,7 @@ def test_the_example_of_own_model_estimator_and_strategy(checkout: Path) -> None
     assert done.returncode == 0, done.stderr
     (record,) = (checkout / "outputs" / "records").glob("mine-percentile-ends-w4a8-*.json")
     assert '"status": "complete"' in record.read_text()
+    (saved,) = (checkout / "outputs" / "store").glob("quantization-*/checkpoint")
+    check = [sys.executable, "-c", LOAD, str(saved)]
+    done = subprocess.run(check, cwd=checkout, env={**os.environ, "PYTHONPATH": "mine"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "TinyNet\n"), done.stderr

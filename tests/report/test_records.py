@@ -26,7 +26,7 @@ def test_folder_is_read_by_name_and_files_in_order(tmp_path: Path, make: Callabl
     assert read_records(paths) == records
 
 
-@pytest.mark.parametrize("text", ['{"format": 1, "cell": "a', "", "[]", "null", '{"files": {}}', "\x00"])
+@pytest.mark.parametrize("text", ['{"format": 1, "cell": "a', "", "[]", "null", '{"files": {}}', "\x00", "[" * 100_000])
 def test_what_is_no_record_is_named(tmp_path: Path, make: Callable[..., Record], text: str) -> None:
     write(tmp_path, [make("ptq")])
     (tmp_path / "torn.json").write_text(text)
