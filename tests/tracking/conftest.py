@@ -1,6 +1,27 @@
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from qdexp import files
+from qdexp.entries import MANIFEST
+
+
+@pytest.fixture
+def entry() -> Callable[[Path, dict[str, bytes]], list[Path]]:
+    """``entry(folder, content)``: an entry of a store with these files; returns their paths."""
+
+    def made(folder: Path, content: dict[str, bytes]) -> list[Path]:
+        for name, data in content.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+        files.write_sealed(folder / MANIFEST, {"costs": {}, "note": {}, "files": digests})
+        return [folder / name for name in content]
+
+    return made
 
 
 @pytest.fixture

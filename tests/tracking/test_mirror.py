@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qdexp import files
-from qdexp.entries import MANIFEST
 from qdexp.tracking.log import HEADER, Run, chunks, read
 from qdexp.tracking.mirror import LONGEST, SETTINGS, TrackingError, mirror, run_id
 
 Record = dict[str, Any]
+EntryOf = Callable[[Path, dict[str, bytes]], list[Path]]
+Made = Callable[[dict[str, bytes]], Path]
+
+
+@pytest.fixture
+def made(record: Record, tmp_path: Path, entry: EntryOf) -> Made:
+    """``made(content)``: the folder of the record's checkpoint in ``tmp_path/out``, with these files."""
+
+    def folder(content: dict[str, bytes]) -> Path:
+        place = tmp_path / "out" / record["artifacts"]["checkpoint"]
+        entry(place.parent, {f"{place.name}/{name}": data for name, data in content.items()})
+        return place
+
+    return folder
 
 
 def mirrored(record: Record, folder: Path, sweep: str = "sweep", **more: Any) -> Run:
@@ -24,24 +37,6 @@ def mirrored(record: Record, folder: Path, sweep: str = "sweep", **more: Any) ->
     assert directory.is_relative_to(folder)
     (log,) = directory.glob("*.wandb")
     return read(log)
-
-
-def entry(folder: Path, content: dict[str, bytes]) -> list[Path]:
-    """An entry of a store with these files; returns their paths."""
-    paths = [folder / name for name in content]
-    for path, data in zip(paths, content.values(), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-    files.write_sealed(folder / MANIFEST, {"costs": {}, "note": {}, "files": digests})
-    return paths
-
-
-def made(record: Record, out: Path, content: dict[str, bytes]) -> Path:
-    """The record's checkpoint, with these files."""
-    folder = out / record["artifacts"]["checkpoint"]
-    entry(folder.parent, {f"{folder.name}/{name}": data for name, data in content.items()})
-    return folder
 
 
 def headline(run: Run) -> Record:
@@ -142,9 +137,9 @@ def test_run_ids_fit_and_differ() -> None:
     assert all(len(name) <= LONGEST and not set(name) & set(":;,#?/' ") for name in odd)
 
 
-def test_checkpoint_is_an_artifact_that_is_not_copied(record: Record, tmp_path: Path) -> None:
+def test_checkpoint_is_an_artifact_that_is_not_copied(record: Record, tmp_path: Path, made: Made) -> None:
     weights = os.urandom(5000)
-    checkpoint = made(record, tmp_path / "out", {"weights.safetensors": weights, "scheme.json": b"{}"})
+    checkpoint = made({"weights.safetensors": weights, "scheme.json": b"{}"})
     run = mirrored(record, tmp_path / "mirror", out=tmp_path / "out")
     (artifact,) = run.artifacts
     assert (artifact.name, artifact.type) == (f"checkpoint-{'d' * 16}", "checkpoint")
@@ -156,8 +151,8 @@ def test_checkpoint_is_an_artifact_that_is_not_copied(record: Record, tmp_path: 
     assert not [path for path in (tmp_path / "mirror").rglob("*") if path.is_file() and path.read_bytes() == weights]
 
 
-def test_nothing_but_a_whole_checkpoint_of_the_store_is_sent(record: Record, tmp_path: Path) -> None:
-    checkpoint = made(record, tmp_path / "out", {"weights": b"weights"})
+def test_nothing_but_a_whole_checkpoint_of_the_store_is_sent(record: Record, tmp_path: Path, made: Made) -> None:
+    checkpoint = made({"weights": b"weights"})
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "key").write_text("secret")
     for elsewhere in ("../private", str(tmp_path / "private"), "store/../../private", ".", "store"):
@@ -169,7 +164,7 @@ def test_nothing_but_a_whole_checkpoint_of_the_store_is_sent(record: Record, tmp
         mirrored(record, tmp_path / "mirror", out=tmp_path / "out")
 
 
-def test_a_corrupt_table_of_layers_is_not_shown(record: Record, tmp_path: Path) -> None:
+def test_a_corrupt_table_of_layers_is_not_shown(record: Record, tmp_path: Path, entry: EntryOf) -> None:
     record["keys"]["layers"], record["artifacts"] = "e" * 16, {}
     (path,) = entry(tmp_path / "out" / "store" / f"layers-{'e' * 16}", {"layers.json": b'[{"name": "conv_in", "error": 1.99}]'})
     mirrored(record, tmp_path / "mirror", out=tmp_path / "out")
@@ -239,11 +234,11 @@ mirror(record, "sweep", Path("mirror"), "project", "offline", None, out=Path("ou
 """
 
 
-def test_nothing_is_written_elsewhere(record: Record, tmp_path: Path) -> None:
+def test_nothing_is_written_elsewhere(record: Record, tmp_path: Path, made: Made) -> None:
     """Alone in a fresh process: the home folder stays empty, the terminal silent, no name is looked up."""
     home = tmp_path / "home"
     home.mkdir()
-    made(record, tmp_path / "out", {"weights": b"w"})
+    made({"weights": b"w"})
     (tmp_path / "record.json").write_text(json.dumps(record))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "XDG"))}
     env = {**kept, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -19,11 +19,10 @@ Command = Callable[..., int]
 
 
 @pytest.fixture
-def run(record: Record, tmp_path: Path) -> Path:
+def run(record: Record, tmp_path: Path, entry: Callable[..., list[Path]]) -> Path:
     """A whole offline run with an artifact."""
     folder = tmp_path / record["artifacts"]["checkpoint"]
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.json").write_text("{}")
+    entry(folder.parent, {f"{folder.name}/checkpoint.json": b"{}"})
     return mirror(record, "sweep", tmp_path, "project", "offline", None, out=tmp_path)
 
 
