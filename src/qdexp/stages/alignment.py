@@ -11,6 +11,7 @@ import transformers
 
 from qdexp import files
 from qdexp.config import WITHOUT_EFFECT, Config
+from qdexp.entries import digest
 from qdexp.errors import UserError
 from qdexp.metrics.clip import ClipScore
 from qdexp.models.text import Files, clip_files, load, load_network
@@ -18,7 +19,7 @@ from qdexp.models.weights import WeightFiles
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import conditioning_of
-from qdexp.stages.keys import digest, short_hash
+from qdexp.stages.keys import short_hash
 from qdexp.stages.samples import SamplesStage
 
 FILE = "alignment.safetensors"

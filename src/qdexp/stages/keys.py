@@ -17,8 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 from hydra.utils import get_object
 
 from qdexp.config import NAMES_CODE, ORDERED, WITHOUT_EFFECT, Target
+from qdexp.entries import digest
 from qdexp.errors import UserError
-from qdexp.files import sha256
 from qdexp.paths import PACKAGE
 from qdexp.stages import code
 
@@ -125,14 +125,3 @@ def targets(value: Any) -> Iterator[str]:
                 yield inner
             elif not _has(field.metadata, WITHOUT_EFFECT) and not isinstance(inner, Keyed):
                 yield from targets(inner)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file: large weights are read once a process, not once a stage."""
-    state = path.stat()
-    return _digest(path, state.st_mtime_ns, state.st_size)
-
-
-@cache
-def _digest(path: Path, changed: int, size: int) -> str:
-    return sha256(path)
