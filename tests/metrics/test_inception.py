@@ -91,7 +91,10 @@ def test_a_reference_is_built_from_a_folder(
     torch.testing.assert_close(made.mu, statistics(truth.pool)["mu"])
     assert made.mu_s is not None
     assert made.mu_s.shape == (2023,)
-    assert "lsun, 11 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "lsun, 11 images" in printed
+    assert made.images == "6 PNG RGB, 5 WEBP RGB"
+    assert f"read {made.images}\n" in printed
 
 
 @pytest.mark.parametrize(
@@ -100,9 +103,10 @@ def test_a_reference_is_built_from_a_folder(
         (["nowhere", "--size", "8"], "nowhere: no folder, and none of cifar10-train"),
         (["cifar10-train", "--root", "empty"], "cifar10-train: not in empty; put it there"),
         (["."], "--size is missing"),
-        ([".", "--size", "8"], r"holds no image"),
+        (["bare", "--size", "8"], r"holds no image"),
         ([".", "--size", "0"], "--size 0: choose at least 1"),
         ([".", "--n", "1"], "--n 1: choose at least 2"),
+        (["one", "--size", "8"], "one: holds 1 image, which has no covariance"),
         ([".", "--out", "file/made"], "--out file/made: .*; choose a folder that can be written to"),
     ],
 )
@@ -111,6 +115,9 @@ def test_what_is_missing_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "alone.tif")
     monkeypatch.setattr(sys, "argv", ["build", "--out", "made", "--extractor", "fashion-cnn", *arguments])
     with pytest.raises(SystemExit, match=f"qdexp: .*{message}"):
         build.main()

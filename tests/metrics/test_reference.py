@@ -73,7 +73,7 @@ def test_an_exchanged_name_is_refused(written: Path) -> None:
 
 def test_other_safetensors_are_refused(tmp_path: Path) -> None:
     save_file({"mu": rows(3)}, tmp_path / "weights")
-    with pytest.raises(UserError, match=r"protocol.reference=.*no reference"):
+    with pytest.raises(UserError, match=r"protocol.reference=.*(no reference|can give no FID)"):
         Reference.load(tmp_path / "weights")
 
 
@@ -84,8 +84,53 @@ def test_what_others_have_sealed_is_still_no_reference(tmp_path: Path, change: d
     about |= {name: value for name, value in change.items() if name == "more"}
     plain = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in tensors.items()}
     save_file(tensors, tmp_path / "other", {**about, "content_digest": reference._digest(plain, about)})
-    with pytest.raises(UserError, match=r"protocol.reference=.*no reference"):
+    with pytest.raises(UserError, match=r"protocol.reference=.*(no reference|can give no FID)"):
         Reference.load(tmp_path / "other")
+
+
+UNSOUND: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+    "one image": ({**statistics(rows(9)), "sigma": torch.full((5, 5), torch.nan)}, "sigma has numbers that are not finite"),
+    "not finite": ({**statistics(rows(9)), "mu": torch.full((5,), torch.inf)}, "mu has numbers that are not finite"),
+    "of one variable": ({**statistics(rows(9)), "sigma": torch.ones(5)}, r"mu is \[5\] and sigma \[5\]"),
+    "of others": ({**statistics(rows(9)), "sigma": torch.eye(4)}, r"mu is \[5\] and sigma \[4, 4\]"),
+    "not symmetric": ({**statistics(rows(9)), "sigma": torch.eye(5).roll(1, 0)}, "sigma is no covariance"),
+    "negative": ({**statistics(rows(9)), "sigma": -torch.eye(5)}, "sigma is no covariance"),
+    "no sigma": ({"mu": torch.ones(5)}, "mu and sigma are not both there"),
+    "no sigma_s": ({**statistics(rows(9)), "mu_s": torch.ones(5)}, "mu_s and sigma_s are not both there"),
+    "other features": ({**statistics(rows(9)), "features": rows(3, 4)}, r"features is \[3, 4\], not \[m, 5\]"),
+    "broken features": ({**statistics(rows(9)), "features": rows(3) * torch.nan}, "features has numbers"),
+}
+
+
+@pytest.mark.parametrize("fault", UNSOUND)
+def test_statistics_without_a_finite_fid_are_neither_written_nor_read(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, message = UNSOUND[fault]
+    with pytest.raises(UserError, match=f"made can give no FID \\({message}.*at least 2 images$"):
+        write(tmp_path / "made", tensors, FASHION_CNN, "noise")
+    assert not (tmp_path / "made").exists()
+    with monkeypatch.context() as patch:  # written by somebody who did not look
+        patch.setattr("qdexp.metrics.reference._require_sound", lambda *_: None)
+        write(tmp_path / "made", tensors, FASHION_CNN, "noise")
+    with pytest.raises(UserError, match=f"^protocol.reference=.*made can give no FID \\({message}"):
+        Reference.load(tmp_path / "made")
+
+
+def test_published_statistics_are_looked_at_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "nan.npz", mu=np.zeros(2048), sigma=np.full((2048, 2048), np.nan))
+    with pytest.raises(UserError, match=r"nan\.npz can give no FID \(sigma has numbers that are not finite\)"):
+        Reference.load(tmp_path / "nan.npz")
+
+
+def test_what_images_were_read_is_a_part_of_the_reference(tmp_path: Path) -> None:
+    digests = set()
+    for images in ("", "9 PNG L", "9 PNG RGB"):
+        write(tmp_path / "made", statistics(rows(9)), FASHION_CNN, "noise", images)
+        read = Reference.load(tmp_path / "made")
+        assert read.images == images
+        digests.add(read.digest)
+    assert len(digests) == 3
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

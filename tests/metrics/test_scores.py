@@ -34,6 +34,7 @@ def reference_of(pool: Tensor, features: Tensor | None = None) -> Reference:
         extractor_digest="",
         dataset="",
         digest="",
+        images="",
     )
 
 

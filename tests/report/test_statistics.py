@@ -24,7 +24,7 @@ def rows(n: int, d: int, seed: int, shift: float = 0.0) -> Rows:
 
 def torch_fidelity(x: Rows, real: Rows) -> float:
     reference = Reference(**statistics(torch.from_numpy(real)), features=None, floor_features=None, extractor="",
-                          extractor_digest="", dataset="", digest="")  # fmt: skip
+                          extractor_digest="", dataset="", digest="", images="")  # fmt: skip
     return fid(torch.from_numpy(x), reference)
 
 

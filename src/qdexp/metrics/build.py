@@ -4,15 +4,15 @@
     python -m qdexp.metrics.build lsun/bedroom --prepare ldm --size 256 --out bedroom.safetensors
 
 The images are one of torch-fidelity's registered inputs, in its folder of data sets, or a folder (an LSUN export, too), read in
-the order of its paths. Then: protocol.reference=cifar10.safetensors protocol.extractor=inception-v3.
+the order of its paths; what was read and what was left out is printed, and kept in the reference. Then:
+protocol.reference=cifar10.safetensors protocol.extractor=inception-v3.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from torch_fidelity.registry import DATASETS_REGISTRY
 
 from qdexp import files
@@ -26,7 +26,7 @@ from qdexp.metrics.preparation import PREPARATIONS, ImageFolder, Registered
 BATCH = 64
 
 
-def images_of(args: argparse.Namespace) -> Dataset[tuple[Tensor]]:
+def images_of(args: argparse.Namespace) -> ImageFolder | Registered:
     """The images that the command names. Raises UserError where they are not there."""
     if args.images not in DATASETS_REGISTRY:
         if not Path(args.images).is_dir():
@@ -50,16 +50,20 @@ def build(args: argparse.Namespace) -> None:
     files.require_writable(args.out.parent, f"--out {args.out}")
     extractor = find(args.extractor, args.weights)
     images = images_of(args)
-    if args.n is not None:
-        images = Subset(images, range(min(args.n, len(images))))  # type: ignore[arg-type]
-    found = extract_from(extractor, images, BATCH, resolve("auto"))
+    count = min(args.n or len(images), len(images))
+    if count < 2:
+        raise UserError(f"{args.images}: holds 1 image, which has no covariance; FID needs thousands, and at least 2")
+    found = extract_from(extractor, Subset(images, range(count)), BATCH, resolve("auto"))
     parts = reference.statistics(found.pool)
     if found.spatial is not None:
         parts |= {f"{name}_s": value for name, value in reference.statistics(found.spatial).items()}
     kept = torch.randperm(len(found.pool), generator=torch.Generator().manual_seed(0))[: args.keep]
-    dataset = f"{Path(args.images).name}, {len(found.pool)} images, prepared {args.prepare}"
-    reference.write(args.out, {**parts, "features": found.pool[kept]}, extractor, dataset)
+    dataset = f"{Path(args.images).name}, {count} images, prepared {args.prepare}"
+    account = images.account if isinstance(images, ImageFolder) else ""
+    reference.write(args.out, {**parts, "features": found.pool[kept]}, extractor, dataset, account)
     print(f"{args.out}: {dataset}, features of {extractor.name} {extractor.digest[:8]}")
+    if account:
+        print(f"read {account}")
 
 
 def main() -> None:

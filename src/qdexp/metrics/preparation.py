@@ -3,6 +3,7 @@
 Another crop or filter moves FID by more than quantization does, so a reference says in its name how its images were prepared.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qdexp.errors import UserError
-
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""What such a file may hold: the library would hand others, whatever they are called, to programs such as Ghostscript."""
+from qdexp.metrics import images
 
 
 def _square(image: Image.Image) -> Image.Image:
@@ -56,21 +54,30 @@ class ImageFolder(Dataset[tuple[Tensor]]):
     """
 
     def __init__(self, folder: Path, prepare: str, size: int) -> None:
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+        found = images.listing(folder)
+        self.paths, self.left_out = found.paths, found.left_out
         self.prepare, self.size = PREPARATIONS[prepare], size
+        self._kinds: dict[int, str] = {}
         if not self.paths:
-            raise UserError(f"{folder}: holds no image ({', '.join(sorted(ENDINGS))}); name a folder of images")
+            instead = f"; left out: {_counted(self.left_out)}" if self.left_out else ""
+            raise UserError(f"{folder}: holds no image (.png, .jpg, .webp, .tif ...{instead}); name a folder of images")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
-        try:
-            with Image.open(self.paths[index], formats=FORMATS) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self.paths[index]}: cannot be read as an image ({error}); remove or mend it") from error
+        image, self._kinds[index] = images.read(self.paths[index])
         return (torch.from_numpy(np.array(self.prepare(image, self.size))).permute(2, 0, 1),)
+
+    @property
+    def account(self) -> str:
+        """How many images of which format and mode were read so far, and what was left out and why."""
+        left_out = f"; left out: {_counted(self.left_out)}" if self.left_out else ""
+        return f"{_counted(Counter(self._kinds.values()))}{left_out}"
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
 
 
 class Registered(Dataset[tuple[Tensor]]):

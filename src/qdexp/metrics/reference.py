@@ -3,8 +3,9 @@
 A reference is a safetensors file with mean ``mu`` [d] and covariance ``sigma`` [d, d] (float64) of the real images' features,
 and likewise ``mu_s`` and ``sigma_s`` of their spatial features. FID and sFID need no more. ``features`` [m, d] (float32), a
 random subset of the same features, serves KID, precision and recall; ``floor_features`` [f, d] (float32), those of held-out
-real images in their order, tell how a perfect model would score. The metadata name data set, extractor and its digest, and hold
-a digest of all the content, so that a changed file is found out.
+real images in their order, tell how a perfect model would score. The metadata name data set, extractor and its digest, say
+which ``images`` were read and which left out, and hold a digest of all the content, so that a changed file is found out.
+Statistics that can give no finite FID are refused, when they are to be written and when they are read.
 
 The ADM evaluation suite publishes ``.npz`` files of means and covariances alone (Dhariwal and Nichol 2021, arXiv 2105.05233).
 They name no extractor: they are taken for statistics of InceptionV3, whose 2,048 features they must have.
@@ -14,6 +15,7 @@ The reference ``random`` is no file: a standard normal distribution of such feat
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +49,14 @@ class Reference:
     digest: str
     mu_s: Tensor | None = None
     sigma_s: Tensor | None = None
+    images: str = ""
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
-        """Reads a reference file; UserError if it is missing, torn, changed, or no reference. ``random`` is none."""
+        """Reads a reference file. ``random`` is none.
+
+        Raises UserError if it is missing, torn, changed, no reference, or one that can give no finite FID.
+        """
         if str(path) == RANDOM:
             return cls._made_up()
         if not path.is_file():
@@ -62,12 +68,13 @@ class Reference:
                 about = file.metadata() or {}
             tensors = load_file(path)
             intact = about.pop("content_digest") == _digest(tensors, about)
-            if about.keys() != ABOUT or tuple(tensors["sigma"].shape) != 2 * tuple(tensors["mu"].shape):
+            if about.keys() - {"images"} != ABOUT:
                 raise KeyError("not what a reference holds")
         except (SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"protocol.reference={path} is torn or no reference file; make or fetch it again") from error
         if not intact:
             raise UserError(f"protocol.reference={path} was changed after it was made; make or fetch it again")
+        _require_sound(tensors, f"protocol.reference={path}")
         return cls(
             mu=tensors["mu"],
             sigma=tensors["sigma"],
@@ -95,6 +102,7 @@ class Reference:
         if moments != ((INCEPTION_FEATURES,), (INCEPTION_FEATURES, INCEPTION_FEATURES)):
             raise UserError(f"protocol.reference={path} holds statistics of {list(moments[0])} features, not of InceptionV3's "
                             f"{INCEPTION_FEATURES}; name another file")  # fmt: skip
+        _require_sound(found, f"protocol.reference={path}")
         return cls(
             mu=found["mu"],
             sigma=found["sigma"],
@@ -122,11 +130,43 @@ def statistics(pool: Tensor) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in fid_features_to_statistics(pool.double()).items()}
 
 
-def write(path: Path, tensors: dict[str, Tensor], extractor: Extractor, dataset: str) -> None:
-    """Writes a reference file of ``mu`` and ``sigma`` and, where known, ``features`` and ``floor_features``."""
+def write(path: Path, tensors: dict[str, Tensor], extractor: Extractor, dataset: str, images: str = "") -> None:
+    """Writes a reference file of ``mu`` and ``sigma`` and, where known, ``features`` and ``floor_features``.
+
+    Args:
+        images: which were read, and which left out.
+
+    Raises:
+        UserError: The statistics can give no finite FID.
+    """
+    _require_sound(tensors, str(path))
     about = {"extractor": extractor.name, "extractor_digest": extractor.digest, "dataset": dataset}
+    about |= {"images": images} if images else {}
     about["content_digest"] = _digest(tensors, about)
     write_tensors(path, tensors, about)
+
+
+def _require_sound(tensors: Mapping[str, Tensor], place: str) -> None:
+    """UserError unless means are [d], covariances symmetric [d, d], features [m, d], and all of them finite."""
+    fault = next(_faults(tensors), None)
+    if fault is not None:
+        raise UserError(f"{place} can give no FID ({fault}); build it again, of at least 2 images")
+
+
+def _faults(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    yield from (f"{name} has numbers that are not finite" for name, value in tensors.items() if not value.isfinite().all())
+    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
+        mu, sigma = tensors.get(mean), tensors.get(covariance)
+        if mu is None or sigma is None:
+            if mu is not sigma or mean == "mu":
+                yield f"{mean} and {covariance} are not both there"
+        elif mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            yield f"{mean} is {list(mu.shape)} and {covariance} {list(sigma.shape)}, not [d] and [d, d]"
+        elif not torch.allclose(sigma, sigma.T, atol=1e-6 * float(sigma.abs().max())) or sigma.diagonal().min() < 0:
+            yield f"{covariance} is no covariance: not symmetric, or with a negative variance"
+    for name in ("features", "floor_features"):
+        if name in tensors and tensors[name].shape[1:] != tensors["mu"].shape:
+            yield f"{name} is {list(tensors[name].shape)}, not [m, {len(tensors['mu'])}]"
 
 
 def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
