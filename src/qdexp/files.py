@@ -1,5 +1,6 @@
-"""Files that are whole or not there: written under another name, flushed, then renamed."""
+"""Files that are whole or not there: written under another name, flushed, then renamed. And text that others wrote."""
 
+import codecs
 import hashlib
 import io
 import json
@@ -20,6 +21,28 @@ PART = ".part-"
 """How the names of unfinished files begin."""
 SEAL = "content_digest"
 """Under which name a sealed file holds the digest of all its other content."""
+
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # which begins as that of UTF-16 does
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks, and the codecs that take them away."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user or another program wrote: UTF-8, or what its byte order mark says; without the mark.
+
+    Raises ValueError where it is no such text.
+    """
+    raw = path.read_bytes()
+    text = raw.decode(next((codec for mark, codec in _MARKS.items() if raw.startswith(mark)), "utf-8"))
+    if "\0" in text:  # UTF-16 without a mark is also valid UTF-8, of every other character
+        raise ValueError("neither UTF-8 nor text with a byte order mark")
+    return text
 
 
 def sha256(path: Path) -> str:

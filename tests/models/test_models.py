@@ -87,7 +87,7 @@ def test_weights_that_are_no_safetensors(tiny: Model) -> None:
 
 def test_a_digest_beside_the_weights_is_checked(tiny: Model) -> None:
     path = Path(tiny.weights)
-    for text in (f"{sha256(path)}  {path.name}\n", sha256(path)):
+    for text in (f"{sha256(path)}  {path.name}\n", sha256(path), f"\ufeff{sha256(path).upper()}"):
         sidecar(tiny, text)
         models.check_weights(tiny)
     data = bytearray(path.read_bytes())

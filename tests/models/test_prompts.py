@@ -132,6 +132,29 @@ def test_who_is_asked_for_what(prompts_of: Of, tmp_path: Path) -> None:
     assert prompts.wanted(config, "evaluation", 2) == lines[:2]
 
 
+MARKED = ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be")
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", MARKED)
+def test_prompts_in_every_encoding_that_says_so(tmp_path: Path, encoding: str, ends: str) -> None:
+    mark = "\ufeff" if encoding.endswith("-be") else ""
+    (tmp_path / "prompts.txt").write_bytes(f"{mark}a café{ends}{ends} a dog\u2028sits {ends}".encode(encoding))
+    assert read(tmp_path / "prompts.txt", "protocol.prompts") == ["a café", "a dog\u2028sits"]
+
+
+def test_joined_files_of_prompts_leave_no_mark_within(tmp_path: Path) -> None:
+    (tmp_path / "joined.txt").write_bytes(2 * "a cat\n".encode("utf-8-sig"))
+    assert read(tmp_path / "joined.txt", "protocol.prompts") == ["a cat", "a cat"]
+
+
+@pytest.mark.parametrize("encoding", MARKED[:3])
+def test_captions_in_every_encoding_that_says_so(tmp_path: Path, encoding: str) -> None:
+    entries = [{"image_id": 1, "id": 1, "caption": " "}, {"image_id": 1, "id": 2, "caption": "two cafés"}]
+    (tmp_path / "captions.JSON").write_bytes(json.dumps({"annotations": entries}, ensure_ascii=False).encode(encoding))
+    assert read(tmp_path / "captions.JSON", "protocol.prompts") == ["two cafés"]
+
+
 def test_captions_of_coco_are_the_first_of_each_image(tmp_path: Path) -> None:
     captions = [(9, 3, "later"), (4, 2, "two\n lines "), (9, 1, "first of nine"), (4, 5, "another")]
     entries = [{"image_id": image, "id": number, "caption": text} for image, number, text in captions]
@@ -145,6 +168,8 @@ def test_captions_of_coco_are_the_first_of_each_image(tmp_path: Path) -> None:
         ("none.txt", None, "No such file"),
         ("empty.txt", b"\n  \n", "no prompt in it"),
         ("image.txt", b"\x89PNG\xff", "neither lines of UTF-8 text nor COCO's captions"),
+        ("unmarked.txt", "a cat".encode("utf-16-le"), "neither lines of UTF-8 text nor COCO's captions"),
+        ("latin.txt", "a café".encode("latin-1"), "neither lines of UTF-8 text nor COCO's captions"),
         ("instances.json", b'{"annotations": [{"image_id": 1, "id": 2}]}', "neither lines of UTF-8 text nor"),
         ("list.json", b'["a cat"]', "neither lines of UTF-8 text nor"),
     ],

@@ -6,6 +6,7 @@ takes those of the protocol from the last one back, so that it sees others where
 
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cache
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 from qdexp import models
 from qdexp.config import RANDOM, Config, Model
 from qdexp.errors import UserError
+from qdexp.files import read_text
 from qdexp.models.conditioning import CALIBRATION, Conditioning
 from qdexp.models.conditions import T5_TOKENS, Condition, example_condition
 from qdexp.models.text import Files, LoadedEncoder, TextEncoder
@@ -187,7 +189,8 @@ class PixArtPrompts(Prompts):
 def read(path: Path, option: str) -> list[str]:
     """The prompts in a text file, one a line, or in COCO's captions (``.json``): of each image, by its number, its first.
 
-    Lines are stripped, empty ones left out. Raises UserError where there is none.
+    Lines are stripped, empty ones left out; the text is UTF-8, or what its byte order mark says. Raises UserError where there
+    is none.
     """
     try:
         prompts = list(_read(path, path.stat().st_mtime_ns))
@@ -202,12 +205,12 @@ def read(path: Path, option: str) -> list[str]:
 @cache
 def _read(path: Path, changed: int) -> tuple[str, ...]:
     """As of the time that the file ``changed``: captions are parsed once a process, not once a stage."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
+    text = read_text(path).replace("\ufeff", "")  # where files were joined, the marks of the later ones lie within
+    if path.suffix.lower() == ".json":
         captions = sorted(json.loads(text)["annotations"], key=lambda entry: (entry["image_id"], entry["id"]), reverse=True)
-        first = {entry["image_id"]: " ".join(entry["caption"].split()) for entry in captions}
+        first = {entry["image_id"]: " ".join(entry["caption"].split()) for entry in captions if entry["caption"].strip()}
         return tuple(first[image] for image in sorted(first))
-    return tuple(line.strip() for line in text.split("\n") if line.strip())
+    return tuple(line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip())
 
 
 def _batches(texts: Sequence[str]) -> list[Sequence[str]]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qdexp.errors import UserError
-from qdexp.files import read_json, sha256
+from qdexp.files import read_json, read_text, sha256
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 FILE_NAMES = tuple(
@@ -124,6 +124,14 @@ def _parts(file: Path) -> list[str]:
     raise FileNotFoundError(f"{file.name} is no index of weights in this folder")
 
 
+def _first_word(file: Path) -> str:
+    """In lower case; "" where the file is no text."""
+    try:
+        return "".join(read_text(file).lower().split()[:1])
+    except ValueError:
+        return ""
+
+
 class WeightFiles:
     """Named tensors in one or more files.
 
@@ -142,7 +150,7 @@ class WeightFiles:
         """Raises UserError where a file differs from a ``.sha256`` file beside it."""
         for file in self.files:
             stated = file.with_name(file.name + ".sha256")
-            if stated.is_file() and stated.read_text(errors="replace").split()[:1] != [sha256(file)]:
+            if stated.is_file() and _first_word(stated) != sha256(file):
                 why = f"its digest is not the one in {stated.name}; the file is damaged or not the one meant"
                 raise UserError(f"{self.option}: {why}")
 
