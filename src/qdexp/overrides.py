@@ -1,11 +1,16 @@
 """What a command line gives the axes, checked before Hydra composes it, which takes these mistakes, or ends in a traceback."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
@@ -14,7 +19,14 @@ MULTIRUN = ("-m", "--multirun")
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raises UserError where an axis is given what names no choice, or several values stand where one cell is run."""
+    """Checks the arguments of a command.
+
+    Raises:
+        UserError: An axis is given what names no choice, several values stand where one cell is run, or a folder of the
+            user's own configs holds a file that is called like one of ours.
+    """
+    for folder in _own_folders(arguments):
+        _check_names(folder)
     axes = {path.name for path in conf_folder().iterdir() if path.is_dir()}
     sweeps = any(argument in MULTIRUN for argument in arguments)
     for argument in arguments:
@@ -49,3 +61,42 @@ def _check_choice(axis: str, value: Any) -> None:
         raise UserError(f"{axis}={value}: name one; several are a sweep: -m {axis}={','.join(map(str, value))}")
     if isinstance(value, int | float):
         raise UserError(f"{axis}={value}: no name of a choice; python -m qdexp --help lists them")
+
+
+def _own_folders(arguments: Sequence[str]) -> Iterator[Traversable]:
+    """Where else Hydra will look for configs, as far as it can."""
+    for flag, folder in pairwise(arguments):
+        if flag in ("--config-dir", "-cd"):
+            yield Path(folder)
+    for argument in arguments:
+        if argument.startswith("--config-dir="):
+            yield Path(argument.partition("=")[2])
+        override = _parse(argument)
+        if override is None or override.key_or_group != "hydra.searchpath" or override.is_delete():
+            continue
+        given = override.value()
+        for place in OmegaConf.create(given if isinstance(given, list) else [given]):  # ${oc.env:...} is looked up
+            scheme, _, name = str(place).rpartition("://")
+            if scheme in ("", "file"):
+                yield Path(name)
+            elif scheme == "pkg" and (package := _package(name)) is not None:
+                yield package
+
+
+def _package(name: str) -> Traversable | None:
+    """The folder ``a.b/c`` or ``a.b.c`` of a package; None where there is none: Hydra says so."""
+    try:
+        return files(name.replace("/", "."))
+    except (ImportError, TypeError, ValueError):
+        return None
+
+
+def _check_names(folder: Traversable) -> None:
+    """UserError where a file would be ignored, since one of ours has its name and comes first. An equal copy may stay."""
+    ours = conf_folder()
+    hidden = [(folder.joinpath(str(own.relative_to(ours))), own) for own in sorted(ours.rglob("*.yaml"))]
+    hidden = [(file, own) for file, own in hidden if file.is_file() and file.read_bytes() != own.read_bytes()]
+    if hidden:
+        (file, own), others = hidden[0], len(hidden) - 1
+        more = f"; so would {others} more" if others else ""
+        raise UserError(f"hydra.searchpath: {file} would be ignored, since {own} has its name{more}; rename it")

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from qdexp import models
+from qdexp import models, overrides
 from qdexp.config import Config, Model, Quant
 from qdexp.errors import UserError, one_line
 from qdexp.models.describe import Block, Description, describe
@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> None:
         print(HELP, end="")
         return
     with one_line(HydraException, OmegaConfBaseException):
+        overrides.check(arguments)
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
             quants = [Config.of(compose("config", [*arguments, f"quant={choice}"])).quant for choice in choices]
