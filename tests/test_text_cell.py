@@ -173,7 +173,7 @@ def test_what_is_asked_of_the_wrong_model_is_told_before_any_work(text_of: CellO
             r"model\.condition=.*: name a subclass of qdexp\.models\.con",
         ),
         ("tiny_sd", "model.condition._target_=qdexp.none", r"model\.condition: Error (locating|loading) .*none"),
-        ("tiny_sd", "sampler=dpm_solver", r"protocol\.scheduler\.thresholding=true: tiny_sd samples latents"),
+        ("tiny_sd", "sampler=dpm_solver", r"protocol\.scheduler=.*tiny_sd samples latents.*scheduler\.thresholding=false"),
         ("tiny_sd", f"protocol.clip={tmp_path}", r"protocol\.clip=.*: no model\.safetensors or \.bin in this folder; name a"),
         ("tiny_sd", f"protocol.clip={saved / 'tiny_sd' / 'text_encoder'}", r"protocol\.clip=.*: no preprocessor_config\.json"),
         ("ddpm_fashion", "protocol.guidance=1", r"protocol\.prompts=.*: ddpm_fashion is unconditional; leave it out"),

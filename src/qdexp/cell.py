@@ -22,6 +22,7 @@ from qdexp.metrics.scores import floor
 from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
+from qdexp.sampling.effects import refuse_bounds
 from qdexp.sampling.sampler import Sampler
 from qdexp.stages import alignment, conditions, conversion, curves, evaluation, layers, perceptual, similarity
 from qdexp.stages.base import Stage
@@ -258,6 +259,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     _ = cell.key  # every _target_ can be imported, every file be read
     check(lambda: models.check_fit(model), "fit", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
+    check(lambda: refuse_bounds(model, protocol), "bounds", protocol, model)
     if cell.quantized:
         if not config.quantizer.released:
             check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
@@ -270,9 +272,6 @@ def _check_protocol(config: Config) -> None:
         raise UserError("protocol.reference=: name a file of statistics; python -m qdexp.metrics.build makes one")
     conditions.check(config)
     alignment.check(config)
-    if config.model.first_stage is not None and config.protocol.scheduler.get("thresholding"):
-        raise UserError(f"protocol.scheduler.thresholding=true: {config.model.name} samples latents, which have no bounds; "
-                        f"choose sampler=dpm_solver_latent, or another")  # fmt: skip
     extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
     extractor.checked_weights()
     if extractor.random and not models.is_random(config.model):

@@ -29,13 +29,16 @@ Observer = Callable[[int, Tensor, Tensor], None]
 class Sampler:
     """Holds what the protocol fixes: the scheduler, and the ``timesteps`` of its ``steps`` calls of the network.
 
-    Raises UserError where the scheduler cannot be made with its options and steps.
+    Raises UserError where the scheduler cannot be made with its options and steps, or an option is one of the noise schedule.
     """
 
     def __init__(self, model: Model, options: SamplerOptions) -> None:
         trained = model.schedule.get("num_train_timesteps")
         if trained is not None and options.steps > trained:
             raise UserError(f"protocol.steps={options.steps}: {model.name} has {trained} timesteps; choose at most as many")
+        for option in sorted(options.scheduler.keys() & model.schedule.keys()):
+            raise UserError(f"protocol.scheduler.{option}={options.scheduler[option]}: does nothing, the network was trained "
+                            f"with model.schedule.{option}={model.schedule[option]}, which wins; leave it out")  # fmt: skip
         self.shape = tuple(model.shape)
         self._wanted = options.steps
         self._name = options.scheduler["_target_"]
@@ -63,7 +66,7 @@ class Sampler:
     def rehearse(self) -> None:
         """Walks once with a network that answers zeros. Raises UserError where the scheduler cannot be walked with."""
         try:
-            self._walk(lambda x_t, _: torch.zeros_like(x_t), generators("evaluation", 0, [0]), torch.device("cpu"), (1, 2, 2))
+            self.walk(lambda x_t, _: torch.zeros_like(x_t), generators("evaluation", 0, [0]), torch.device("cpu"), (1, 2, 2))
         except Exception as error:  # it may be the user's own
             raise UserError(f"protocol.scheduler={self._name}: its walk ends with {type(error).__name__}: "
                             f"{' '.join(str(error).split())}; choose another sampler") from error  # fmt: skip
@@ -80,13 +83,13 @@ class Sampler:
 
         Raises UserError where a number in it is not finite: as pixels it would look like any other.
         """
-        x_0 = self._walk(partial(asked.estimate, network), sources, device, self.shape, observe)
+        x_0 = self.walk(partial(asked.estimate, network), sources, device, self.shape, observe)
         if not x_0.isfinite().all():
             raise UserError("model.network: its answers make samples whose numbers are not finite; look into model.weights, "
                             "or, where full precision samples well, give quant more bits")  # fmt: skip
         return x_0
 
-    def _walk(
+    def walk(
         self,
         estimate: Callable[[Tensor, Tensor], Tensor],
         sources: list[torch.Generator],
@@ -94,6 +97,7 @@ class Sampler:
         shape: tuple[int, ...],
         observe: Observer | None = None,
     ) -> Tensor:
+        """Where ``estimate(x_t, t)``, called as a network, leads from noise of ``shape``: x_0 [n, *shape]."""
         scheduler = self._ready()
         timesteps = torch.tensor(self.timesteps, device=device)
         takes_noise = "generator" in inspect.signature(scheduler.step).parameters

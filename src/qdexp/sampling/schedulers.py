@@ -17,6 +17,11 @@ from torch import Tensor
 from qdexp.sampling.noise import draw
 
 SKIPS = ("uniform", "quadratic")
+NOISE = frozenset(
+    {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"}
+    | {"prediction_type"}
+)
+"""The options of a noise schedule, and of what the network predicts."""
 
 
 class DDIM:
@@ -41,6 +46,8 @@ class DDIM:
             raise ValueError(f"skip={skip}: choose {' or '.join(SKIPS)}")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta}: choose 0 to 1")
+        if schedule.keys() - NOISE:
+            raise ValueError(f"{min(schedule.keys() - NOISE)}: no option of this scheduler")
         noise = DDIMScheduler(**schedule)
         if noise.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"prediction_type={noise.config.prediction_type}: choose epsilon or v_prediction")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from qdexp.cell import Cell, preflight
 from qdexp.config import Config
 from qdexp.errors import NothingToSplitError, UserError
+from qdexp.sampling.effects import refuse_idle_options
 
 PARTS = ("quantizer", "calib")
 """The groups that a method fixes."""
@@ -102,4 +103,5 @@ def distinct(configs: Iterable[Config], ladder: bool = False) -> list[tuple[int,
             print(f"left out {config.method} {config.quant.label} of {config.model.name}: {reason}", flush=True)
             continue
         cells.setdefault(cell.key, (index, cell))
+    refuse_idle_options((cell.config.model, cell.config.protocol) for _, cell in cells.values())
     return list(cells.values())

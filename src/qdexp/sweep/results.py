@@ -28,6 +28,7 @@ from qdexp.report.grid import sample_grid
 from qdexp.report.records import read_records
 from qdexp.report.sources import CELLS
 from qdexp.report.table import ladder_table, row_names, to_markdown
+from qdexp.sampling.effects import refuse_idle_options
 from qdexp.sampling.shards import read_shards, shard_path
 from qdexp.store import Store
 from qdexp.sweep.freeze import freeze
@@ -69,6 +70,8 @@ def run(cfg: DictConfig) -> str:
     if alone:
         _check_no_sweep(hydra_config)
     cell = preflight(freeze(whole))
+    if alone:
+        refuse_idle_options([(cell.config.model, cell.config.protocol)])
     devices.make_repeatable()
     if alone:
         enlist([cell])
