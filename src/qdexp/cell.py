@@ -257,6 +257,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
         check(lambda: perceptual.check(weights, _image_shape(model)), "lpips", config.inspection.lpips, model)
     cell = Cell(config)
     _ = cell.key  # every _target_ can be imported, every file be read
+    check(lambda: models.check_declared(model), "declared", model)
     check(lambda: models.check_fit(model), "fit", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
     check(lambda: refuse_bounds(model, protocol), "bounds", protocol, model)

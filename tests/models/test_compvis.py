@@ -122,7 +122,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Model, Origin
         model,
         weights=str(path),
         network={**model.network, **unet_changes},
-        first_stage=replace(model.first_stage, weights=str(path), network=autoencoder),
+        first_stage=replace(model.first_stage, weights=str(path), network=autoencoder, scale=None),
     )
     classes = torch.randn(11, 12)
     with_classes = classes if "num_classes" in model.network else None
@@ -153,7 +153,7 @@ def test_the_first_stage_decodes_and_encodes_as_the_original(small: Any) -> None
     assert decoder is not None
     z = torch.randn(2, stage.post_quant_conv.in_channels, 8, 8)
     truth = stage.decode(z)
-    own = decoder.decode(0.4 * z)  # the scale that the checkpoint holds, not the one of the config
+    own = decoder.decode(0.4 * z)  # the scale that the checkpoint holds
     torch.testing.assert_close(own, truth, rtol=1e-5, atol=1e-5 * truth.abs().max().item())
     images = torch.randn(2, 3, 16, 16)
     hidden = decoder.autoencoder.quant_conv(decoder.autoencoder.encoder(images))
@@ -195,6 +195,12 @@ def test_what_does_not_fit_is_named(rewritten: Any, told: str) -> None:
 
 
 def test_a_scale_that_neither_the_config_nor_the_file_has(small: Any, rewritten: Any) -> None:
-    if small[0].first_stage.scale is None:
-        told = rewritten(lambda state: state.pop("scale_factor"))
-        assert told.endswith("it holds no scale_factor; give model.first_stage.scale, the factor of its latents")
+    told = rewritten(lambda state: state.pop("scale_factor"))
+    assert told.endswith("it holds no scale_factor; give model.first_stage.scale, the factor of its latents")
+
+
+def test_a_scale_that_is_not_the_checkpoints(small: Any) -> None:
+    model = small[0]
+    models.check_fit(replace(model, first_stage=replace(model.first_stage, scale=0.40001)))
+    with pytest.raises(UserError, match=r"it holds scale_factor=0\.4, model\.first_stage\.scale is 1\.0; give null there"):
+        models.check_fit(replace(model, first_stage=replace(model.first_stage, scale=1.0)))

@@ -228,9 +228,19 @@ def larger_vocabulary(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dog</w>": 56}))
 
 
+def saying(file: str, **values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (saying("text_encoder/config.json", use_attention_mask=True), r"text_encoder/config\.json says use_attention_mask="),
+        (saying("tokenizer/tokenizer_config.json", model_max_length=64), "tokenizer says model_max_length=64, prompts have 77"),
         (lacking("tokenizer/vocab.json"), r"no tokenizer/vocab\.json in this folder; name a diffusers folder with text enc"),
         (lacking("tokenizer/merges.txt"), r"no tokenizer/merges\.txt in this folder"),
         (lacking("tokenizer/tokenizer_config.json"), r"no tokenizer/tokenizer_config\.json in this folder"),
@@ -262,6 +272,17 @@ def test_encoders_that_cannot_be_used_are_told_before_any_work(
     change(tmp_path / "model")
     prompts, config = prompts_of("tiny_sd", f"model.weights={tmp_path / 'model'}")
     with pytest.raises(UserError, match=rf"^model\.condition\.weights=.*model: .*{message}"):
+        prompts.check(config)
+
+
+def test_a_pipeline_that_asks_for_nothing_in_another_way_is_refused(prompts_of: Of, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "tiny_sdxl", tmp_path / "model")
+    for file, value in (("model_index.json", True), ("model_index.json", False)):
+        saying(file, force_zeros_for_empty_prompt=value)(tmp_path / "model")
+        prompts, config = prompts_of("tiny_sdxl", f"model.weights={tmp_path / 'model'}")
+        if value:
+            prompts.check(config)
+    with pytest.raises(UserError, match=r"model_index\.json says force_zeros_for_empty_prompt=false, model\.condition \(XLPr"):
         prompts.check(config)
 
 

@@ -10,8 +10,8 @@ from qdexp.config.checks import WITHOUT_EFFECT, Target, require
 class FirstStage:
     """The autoencoder of a latent model: images are ``network.decode(latents / scale + shift)``.
 
-    ``weights`` and ``subfolder`` as in ``Model``. A CompVis checkpoint that holds a scale of its own wins over ``scale``; where
-    that is null, it has to.
+    ``weights`` and ``subfolder`` as in ``Model``. A ``scale`` that contradicts the one in a CompVis checkpoint is refused;
+    where it is null, the checkpoint has to hold one.
     """
 
     weights: str = field(metadata=WITHOUT_EFFECT)  # what is in the files counts

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from qdexp.config import RANDOM, Model
 from qdexp.errors import UserError
-from qdexp.models import loading
+from qdexp.models import declared, loading
 from qdexp.models.first_stage import Decoder
 
 
@@ -49,6 +49,11 @@ def check_weights(model: Model) -> None:
     loading.check_schedule(opened, model.schedule)
     if model.first_stage is not None:
         loading.opened(first_stage_files(model), f"model.first_stage.weights={model.first_stage.weights}").check_digests()
+
+
+def check_declared(model: Model) -> None:
+    """Raises UserError where the folder of the weights says something else of the model than the config."""
+    declared.check(model, lambda target: _skeleton(target, "model.network"))
 
 
 def check_fit(model: Model) -> None:

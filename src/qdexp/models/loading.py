@@ -1,6 +1,7 @@
 """From files of weights into a network: every name has one origin in the file, and nothing in the file is left over."""
 
 from collections.abc import Mapping
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,16 @@ def check_schedule(found: WeightFiles, schedule: Mapping[str, Any]) -> None:
 
 
 def measured_scale(found: WeightFiles, stated: float | None) -> float:
-    """The scale of the latents that a CompVis checkpoint measured on its data, or else the one that the config states."""
+    """The scale of the latents that a CompVis checkpoint measured on its data, or else the one that the config states.
+
+    Raises UserError where there are two that differ, or none.
+    """
     if "scale_factor" in found.shapes:
-        return float(found.tensor("scale_factor"))
+        measured = float(found.tensor("scale_factor"))
+        if stated is not None and not isclose(measured, stated, rel_tol=1e-3):
+            raise UserError(f"{found.option}: it holds scale_factor={measured:.6g}, model.first_stage.scale is {stated}; give "
+                            f"null there for the checkpoint's own")  # fmt: skip
+        return measured
     if stated is None:
         raise UserError(f"{found.option}: it holds no scale_factor; give model.first_stage.scale, the factor of its latents")
     return stated

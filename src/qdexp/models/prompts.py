@@ -22,6 +22,7 @@ from qdexp import models
 from qdexp.config import RANDOM, Config, Model
 from qdexp.errors import UserError
 from qdexp.files import read_text
+from qdexp.models import declared
 from qdexp.models.conditioning import CALIBRATION, Conditioning
 from qdexp.models.conditions import T5_TOKENS, Condition, example_condition
 from qdexp.models.text import Files, LoadedEncoder, TextEncoder
@@ -144,6 +145,12 @@ class XLPrompts(Prompts):
     def __init__(self, weights: str, size: int) -> None:
         super().__init__(weights)
         self.size = size
+
+    def _check_encoders(self, files: Files, model: Model) -> None:
+        super()._check_encoders(files, model)
+        if not declared.declared(self.weights, declared.INDEX, self.option).get("force_zeros_for_empty_prompt", True):
+            raise UserError(f"{self.option}: {declared.INDEX} says force_zeros_for_empty_prompt=false, model.condition "
+                            f"({type(self).__name__}) gives zeros; name another folder, or a class of yours")  # fmt: skip
 
     def identity(self, model: Model) -> dict[str, Any]:
         return {**super().identity(model), "size": self.size}

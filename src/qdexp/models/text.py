@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from qdexp.errors import UserError
 from qdexp.files import read_json
@@ -36,6 +37,10 @@ class TextEncoder:
     tokenizer: str = "tokenizer"
     tokens: int = CLIP_TOKENS
 
+    @property
+    def _is_clip(self) -> bool:
+        return self.kind.startswith("CLIP")
+
     def files(self, weights: str) -> Files:
         """In a folder or a repository of the hub. Raises FileNotFoundError, see ``find_in``."""
         parts = find_in(weights, [f"{self.folder}/{name}" for name in ENCODER_NAMES])
@@ -55,7 +60,15 @@ class TextEncoder:
         if self.kind not in (config.architectures or []):
             raise UserError(f"{option}: {self.folder} is {config.architectures}, not {self.kind}; name the folder of the "
                             f"model's own pipeline")  # fmt: skip
-        known, takes = len(self._load_tokenizer(files, option)), config.vocab_size
+        tokenizer = self._load_tokenizer(files, option)
+        known, takes = len(tokenizer), config.vocab_size
+        if self._is_clip:  # pipelines let these two decide; T5's lengths and masks they give themselves
+            if getattr(config, "use_attention_mask", False):
+                raise UserError(f"{option}: {self.folder}/config.json says use_attention_mask=true, here padding is attended "
+                                f"to as well; set it to false, or name another folder")  # fmt: skip
+            if tokenizer.model_max_length not in (self.tokens, VERY_LARGE_INTEGER):  # the latter: it does not say
+                raise UserError(f"{option}: {self.tokenizer} says model_max_length={tokenizer.model_max_length}, prompts have "
+                                f"{self.tokens} tokens here; name the folder of the model's own pipeline")  # fmt: skip
         if known > takes:
             raise UserError(f"{option}: {self.tokenizer} knows {known} tokens, {self.folder} takes {takes}; take both from "
                             f"the same pipeline")  # fmt: skip
@@ -70,7 +83,7 @@ class TextEncoder:
         return [path for role, path in files.items() if role.startswith(f"{self.folder}/") and path.name != "config.json"]
 
     def _load_tokenizer(self, files: Files, option: str) -> Any:
-        kind = transformers.T5Tokenizer if self.kind.startswith("T5") else transformers.CLIPTokenizer
+        kind = transformers.CLIPTokenizer if self._is_clip else transformers.T5Tokenizer
         return load(kind, files[f"{self.tokenizer}/tokenizer_config.json"].parent, option)
 
 
