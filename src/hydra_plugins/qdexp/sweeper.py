@@ -117,7 +117,8 @@ class LadderSweeper(Sweeper):
         name = f"sweep={config.sweep}"  # read once: ${now:...} would name every cell anew
         points = [[*point, name] for point in self.points(arguments)]
         with nullcontext() if ours is None else ours.place():
-            kept = distinct((composer.config(point) for point in points), ladder=not self.cells and self.climbs(arguments))
+            ladder = not self.cells and self.climbs(arguments)
+            kept = distinct(points, (composer.config(point) for point in points), ladder)
             cells = [cell for _, cell in kept]
             if ours is not None:
                 return ours.launch_cells(cells)

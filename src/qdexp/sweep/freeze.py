@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from qdexp.cell import Cell, preflight
 from qdexp.config import Config
 from qdexp.errors import NothingToSplitError, UserError
-from qdexp.sampling.effects import refuse_idle_options
+from qdexp.sweep import idle
 
 PARTS = ("quantizer", "calib")
 """The groups that a method fixes."""
@@ -82,15 +82,16 @@ def _is_value(override: Override) -> bool:
     return override.type == OverrideType.CHANGE and override.package is None and simple and not key.startswith("hydra")
 
 
-def distinct(configs: Iterable[Config], ladder: bool = False) -> list[tuple[int, Cell]]:
-    """Every cell checked; those that come out equal kept once, with their place in ``configs``.
+def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder: bool = False) -> list[tuple[int, Cell]]:
+    """Every cell checked; those that come out equal kept once, with their place in ``configs``, which are those of ``points``.
 
     A rung of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the rung before, again.
-    Raises UserError where the cells differ in what all cells of a sweep share.
+    Raises UserError where the cells differ in what all cells of a sweep share, or the points in what none of them reads.
     """
     passed: set[str] = set()
     shared: dict[str, object] = {}
     cells: dict[str, tuple[int, Cell]] = {}
+    made: list[Cell | None] = []
     for index, config in enumerate(configs):
         for option in ("out", "sweep", "cluster"):
             if shared.setdefault(option, getattr(config, option)) != getattr(config, option):
@@ -100,8 +101,10 @@ def distinct(configs: Iterable[Config], ladder: bool = False) -> list[tuple[int,
         except NothingToSplitError as reason:
             if not ladder:
                 raise
+            made.append(None)
             print(f"left out {config.method} {config.quant.label} of {config.model.name}: {reason}", flush=True)
             continue
+        made.append(cell)
         cells.setdefault(cell.key, (index, cell))
-    refuse_idle_options((cell.config.model, cell.config.protocol) for _, cell in cells.values())
+    idle.check(points, made)
     return list(cells.values())

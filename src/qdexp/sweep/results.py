@@ -28,9 +28,9 @@ from qdexp.report.grid import sample_grid
 from qdexp.report.records import read_records
 from qdexp.report.sources import CELLS
 from qdexp.report.table import ladder_table, row_names, to_markdown
-from qdexp.sampling.effects import refuse_idle_options
 from qdexp.sampling.shards import read_shards, shard_path
 from qdexp.store import Store
+from qdexp.sweep import idle
 from qdexp.sweep.freeze import freeze
 from qdexp.tracking.mirror import TrackingError, mirror, written
 
@@ -71,7 +71,7 @@ def run(cfg: DictConfig) -> str:
         _check_no_sweep(hydra_config)
     cell = preflight(freeze(whole))
     if alone:
-        refuse_idle_options([(cell.config.model, cell.config.protocol)])
+        idle.check([hydra_config.overrides.task], [cell])
     devices.make_repeatable()
     if alone:
         enlist([cell])

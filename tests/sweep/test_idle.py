@@ -1,0 +1,81 @@
+"""What is named on a command line and changes nothing."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., tuple[int, str, str]]
+DRY = "hydra.launcher.dry=true"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "axis"),
+    [
+        ("method=ptq,timestep_aware recon.scales.rate=0.1,0.2", "recon.scales.rate"),
+        ("quantizer=linear recon=fast,published", "recon"),
+        ("method=ptq tracker=none,wandb", "tracker"),
+    ],
+)
+def test_an_axis_along_which_all_cells_are_equal_is_refused(qdexp: Command, tmp_path: Path, arguments: str, axis: str) -> None:
+
+    code, _, err = qdexp("-m", *arguments.split())
+    assert code == 1
+    assert f"all cells come out equal, none depends on {axis}; leave the axis out" in err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "method=fp seed=0,1",
+        "method=fp quant=w8a8,w4a8",
+        "method=fp,ptq calib.rows=2,4",
+        "method=ptq,reconstruction recon.scales.rate=0.1,0.2",
+        """'hydra.sweeper.cells=["method=ptq quantizer.act.rows=4","method=timestep_aware quantizer.act.rows=8"]'""",
+        "method=ptq seed=0,1",
+    ],
+)
+def test_what_some_cell_reads_or_full_precision_ignores_is_left_alone(qdexp: Command, arguments: str) -> None:
+    code, _, err = qdexp("-m", *shlex.split(arguments), DRY)
+    assert (code, err) == (0, "")
+
+
+def test_what_no_cell_reads_is_said(qdexp: Command) -> None:
+    said = (
+        "note: recon.batch=4 recon.heldout=4 recon.weights.iterations=4 recon.scales.iterations=2: not read, no cell learns\n"
+    )
+    assert said in qdexp("-m", "method=ptq", DRY)[1]
+    for arguments in ("method=fp", "method=ptq,reconstruction"):
+        assert "note:" not in qdexp("-m", arguments, DRY)[1]
+
+
+WITHOUT_ATTENTION = ["model.network.down_block_types=[DownBlock2D,DownBlock2D]", "model.weights=random",
+                     "model.network.up_block_types=[UpBlock2D,UpBlock2D]", "+model.network.add_attention=false"]  # fmt: skip
+
+
+def test_bits_of_a_softmax_that_is_nowhere_are_refused(qdexp: Command) -> None:
+    code, _, err = qdexp("method=ptq", "quant.softmax_bits=16", *WITHOUT_ATTENTION)
+    assert (code, err) == (1, "qdexp: quant.softmax_bits=16: does nothing, tiny has no attention; leave it out")
+    for arguments in (["-m", "quant.softmax_bits=16", "method=ptq"], ["-m", "method=ptq", *WITHOUT_ATTENTION]):
+        assert qdexp(*arguments, DRY)[0] == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("+protocol.scheduler.beta_end=0.2", "protocol.scheduler.beta_end=0.2: does nothing, the network was trained with"),
+        (
+            "+protocol.scheduler.solver_type=heun protocol.scheduler.solver_order=1",
+            "protocol.scheduler.solver_type=heun: does no",
+        ),
+    ],
+)
+def test_an_option_of_the_scheduler_that_does_nothing(
+    qdexp: Command, tmp_path: Path, flags: tuple[str, ...], option: str, message: str
+) -> None:
+    code, _, err = qdexp(*flags, "method=fp", *option.split())
+    assert code == 1 and err.startswith(f"qdexp: {message}")
+    assert not (tmp_path / "out" / "store").exists()
