@@ -25,7 +25,7 @@ Key = tuple[str, str]
 """(summary, config or history; the key's name)."""
 
 BARS = {"fid": "FID", "kid": "KID", "noise_error": "error of the noise estimate", "ssim": "SSIM to full precision"}
-COSTS = {"size_stored_mb": "stored MB", "gbops": "10^9 MACs x weight bits x input bits"}
+COSTS = {"size_stored_mb": "stored MB", "gbops": "10^9 MACs x bits of both factors"}
 CURVES = {"teacher_forced": "error of each step alone", "free_running": "error accumulated"}
 PREFIXES = {"summary_metrics.": "summary", "summary:": "summary", "config:": "config", "config.": "config"}
 """How a specification marks what kind of key follows; history keys stand bare."""

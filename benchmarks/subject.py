@@ -79,9 +79,9 @@ class Subject:
     def rounded(self, full: nn.Module) -> tuple[nn.Module, list[str]]:
         """A copy of `full` with weights rounded to nearest and activations not quantized yet; its blocks."""
         network, quantizer = copy.deepcopy(full), self.config.quantizer
-        order = convert(network, self.config.quant, quantizer.weight, quantizer.split, self.batches, quantizer.act.symmetric)
+        plan = convert(network, self.config.quant, quantizer.weight, quantizer.split, self.batches, quantizer.act.symmetric)
         networks.quantize_weights(network, instantiate(quantizer.weight.range), nearest)
-        return network, blocks_of(network, order)
+        return network, blocks_of(network, plan)
 
 
 def resized(config: Config, width: float, folder: Path) -> Config:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import qdexp as package
 from qdexp import files
 from qdexp.cell import Cell, protocol_of
+from qdexp.models.describe import describe
 from qdexp.record import FORMAT, read_complete
 
 CellOf = Callable[..., Cell]
@@ -125,7 +126,10 @@ def test_full_precision_record(cell_of: CellOf) -> None:
     }
     assert record["metrics"]["distance"] == 0
     assert "psnr" not in record["metrics"]
-    assert record["metrics"]["size_stored_mb"] == Path(cell.config.model.weights).stat().st_size / 1e6
+    held = load_file(cell.config.model.weights).values()
+    assert record["metrics"]["size_stored_mb"] == sum(value.nbytes for value in held) / 1e6
+    assert record["metrics"]["gbops"] == 1024 * describe(cell.config.model).macs / 1e9
+    assert "coverage" not in record and "coverage_macs" not in record["metrics"]
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from qdexp import device as devices
 from qdexp import files, models, provenance
 from qdexp import record as records
-from qdexp.config import RANDOM, Config, Model
+from qdexp.config import RANDOM, UNTOUCHED, Config, Model
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import floor
+from qdexp.models.describe import describe as description_of
 from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.effects import refuse_bounds
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import alignment, conditions, conversion, curves, evaluation, layers, perceptual, similarity
+from qdexp.stages import alignment, conditions, conversion, curves, evaluation, perceptual, similarity
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import chosen_rows
 from qdexp.stages.keys import identity, short_hash
@@ -163,11 +164,17 @@ class Cell:
             if "perceptual" in folders:
                 metrics["lpips"] = _mean(folders["perceptual"] / perceptual.FILE, "lpips")
                 results["lpips"] = json.loads((folders["perceptual"] / perceptual.MADE_WITH).read_text())
-            metrics |= _operations(folders)
+            found = json.loads((folders["quantization"] / conversion.COVERAGE).read_text())
+            metrics |= {f"coverage_{what}": share for what, share in found["quantized"].items()}
+            metrics["gbops"] = found.pop("bit_operations") / 1e9
+            results["coverage"] = found
+            bits, left_out = self.config.quant.weight_bits, found["weights_left_out"]
         else:
             metrics["size_stored_mb"] = models.stored_bytes(self.config.model) / 1e6
-        bits = self.config.quant.weight_bits if self.quantized else 32
-        metrics["size_nominal_mb"] = checkpoint.nominal_bytes(models.parameters(self.config.model), bits) / 1e6
+            metrics |= _full_operations(self.config.model)
+            bits, left_out = UNTOUCHED, 0
+        nominal = checkpoint.nominal_bytes(models.parameters(self.config.model), bits, left_out)
+        metrics["size_nominal_mb"] = nominal / 1e6
         return results
 
 
@@ -193,12 +200,12 @@ def _reconstruction(folders: dict[str, Path]) -> dict[str, Any]:
     return {learned: json.loads(path.read_text()) for learned, path in written.items() if path.exists()}
 
 
-def _operations(folders: dict[str, Path]) -> dict[str, float]:
-    """``gbops``: 10^9 multiplications x weight bits x input bits of all layers, for one image and step, if counted."""
-    if "layers" not in folders:
+def _full_operations(model: Model) -> dict[str, float]:
+    """``gbops`` of full precision; nothing where the network cannot be counted by shapes alone."""
+    try:
+        return {"gbops": description_of(model).macs * UNTOUCHED**2 / 1e9}
+    except UserError:
         return {}
-    counted = json.loads((folders["layers"] / layers.FILE).read_text())
-    return {"gbops": sum(layer["macs"] * layer["weight_bits"] * layer["act_bits"] for layer in counted) / 1e9}
 
 
 def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, Family
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from qdexp.config import Model, Quant
@@ -15,6 +16,9 @@ from qdexp.models.__main__ import main
 from qdexp.models.conditions import example_condition
 from qdexp.models.describe import describe
 from qdexp.quant import checkpoint
+from qdexp.quant.coverage import Coverage, Wanted, known_bits
+from qdexp.quant.macs import count, macs_by_module
+from qdexp.quant.network import LayerBits
 
 WIDTHS = [(4, 8), (8, 8), (3, 4), (4, 32), (32, 8)]
 
@@ -85,13 +89,33 @@ def test_bops_by_hand() -> None:
         describe(Model("own", "random", [1, 8, 8], layers, {}))
     family = FAMILIES[0]
     description = describe(family.model)
-    names = list(description.layers)
+    names, macs = list(description.order), macs_by_module(description.products)
     ends = {next(name for name in names if "conv" in name), names[-1]}
-    inner = sum(macs for name, macs in description.layers.items() if name not in ends)
-    outer = sum(description.layers[name] for name in ends)
-    products = sum(description.products.values())
-    assert description.bops(quant(4, 6)) == 24 * inner + 64 * outer + (36 + 48) * products
+    inner = sum(macs[name] for name in names if name not in ends)
+    outer = sum(macs[name] for name in ends)
+    products = description.macs - inner - outer
+    assert description.bops(quant(4, 6)) == 24 * inner + 64 * outer + (36 + 48) * products // 2 and products > 0
     assert description.bops(quant(32, 32)) == 1024 * description.macs
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_all_that_is_multiplied_is_quantized(family: Family) -> None:
+    """What was made has the coverage that was foretold, of every family."""
+    foretold, network = describe(family.model).coverage(quant(4, 8)), family.quantized(4, 8)
+    rows = tuple(pytree.tree_map(lambda part: part[:1], family.batch(network)))
+    wanted = Wanted(describe(family.model).plan(quant(4, 8)), LayerBits(4, 8), 8)
+    found = Coverage(network, count(network, rows), known_bits(network), wanted)
+    assert found.content() == foretold.content()
+    assert found.share("macs") == found.share("parameters") == 1
+    assert found.macs["full"] == 0 and found.weights == 0
+
+
+def test_what_stays_in_full_precision_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "model=ddpm_fashion", "quant.layers={mid_block*: {weight_bits: 32, act_bits: 32}}")
+    start = next(i for i, line in enumerate(lines) if line.startswith("in full precision"))
+    assert lines[start + 1].split()[:4] == ["Conv2d,", "by", "quant", "4"]
+    shares = {line.split()[0]: line.split()[-2:] for line in lines if line.startswith("w")}
+    assert 90 < float(shares["w4a8+layers"][0]) < 99 and shares["w32a32"] == ["0.00", "0.00"]
 
 
 @pytest.mark.parametrize("wrong", ["model=none", "quant.weight_bits=99", "model.network.norm_num_groups=7"])

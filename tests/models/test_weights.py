@@ -26,6 +26,7 @@ from qdexp.config import FirstStage, Model
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import RANDOM_INCEPTION
 from qdexp.metrics.reference import Reference
+from qdexp.models.compvis import AVERAGE, UNET, unet_name
 from qdexp.report.table import protocol_line, to_markdown
 from qdexp.stages.evaluation import EvaluationStage
 
@@ -220,6 +221,25 @@ def test_random_weights_are_the_same_every_time(tiny: Model) -> None:
     assert models.stored_bytes(drawn) == 4 * models.parameters(drawn)
     answer = one(torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]))[0]
     assert answer.isfinite().all() and answer.std() > 1e-3
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_stored_size_is_that_of_the_own_tensors_in_the_dtype_of_the_file(
+    tiny: Model, tiny_unet: UNet2DModel, tmp_path: Path, dtype: torch.dtype, ending: str
+) -> None:
+    """Beside a moving average and another network, as original checkpoints are."""
+    own: dict[str, Tensor] = {}
+    for name, value in tiny_unet.state_dict().items():
+        key = unet_name(name, tiny_unet)  # of q, k and v the same
+        own[key] = torch.cat([own[key], value.to(dtype)]) if key in own else value.to(dtype)
+    held = {f"{UNET}{name}": value.clone() for name, value in own.items()}
+    held |= {AVERAGE + name.replace(".", ""): value.clone() for name, value in own.items()}
+    held |= {f"cond_stage_model.{i}.weight": torch.zeros(64, 64, dtype=dtype) for i in range(10)}
+    path = tmp_path / f"half.{ending}"
+    save_file(held, path) if ending == "safetensors" else torch.save({"state_dict": held}, path)
+    stored = models.stored_bytes(replace(tiny, weights=str(path)))
+    assert stored == models.parameters(tiny) * torch.zeros(1, dtype=dtype).element_size()
 
 
 @torch.inference_mode()

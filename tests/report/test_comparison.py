@@ -66,7 +66,7 @@ def test_differences_are_to_the_baseline_of_the_same_seed(study: Study, comparis
     assert line.differences["fid"].half < line.numbers["fid"].half  # the same noise: what both have in common cancels
 
 
-def test_bit_operations_of_full_precision_are_counted_by_the_others(comparison: Comparison) -> None:
+def test_bit_operations_of_full_precision_are_those_of_the_same_products(comparison: Comparison) -> None:
     fp, ptq = comparison.lines[0].numbers["gbops"].value, comparison.lines[1].numbers["gbops"].value
     assert 10 < fp / ptq < 32  # 4 x 8 bits but for the first layer (8 x 8) and the last (untouched)
 

@@ -78,6 +78,12 @@ def test_columns_that_no_cell_fills_are_left_out(make: Make) -> None:
     assert not {"noise error x1000", "KID x1000"} & cells(records)[0].keys()
 
 
+def test_what_is_quantized_is_shown_where_it_is_not_all(make: Make) -> None:
+    whole, partly = make("ptq", {"coverage_macs": 1.0}), make("timestep_aware", {"coverage_macs": 0.4321})
+    assert "quantized MACs" not in cells([whole])[0]
+    assert [row["quantized MACs"] for row in cells([whole, partly, make("fp", quantizer="none")])] == ["-", "100.0%", "43.2%"]
+
+
 def test_rows_are_ladders_by_bit_width(make: Make, failed: Record) -> None:
     eight = {"quant": "w8a8", "weight_bits": 8}
     records = [make("timestep_aware"), failed, make("own"), make("ptq", **eight), make("ptq"), make("fp", quantizer="none")]

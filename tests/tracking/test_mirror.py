@@ -118,6 +118,17 @@ def test_metrics_that_are_not_finite_are_named(record: Record, tmp_path: Path) -
     assert run.config["protocol_floor_fid"] is None
 
 
+def test_coverage_is_flat_by_bits(record: Record, tmp_path: Path) -> None:
+    record["coverage"] = {"macs": {"w4a8": 0.9, "full": 0.1}, "parameters": {"w4a8": 1.0}, "left_out": [{"kind": "Conv3d"}]}
+    run = mirrored(record, tmp_path)
+    assert {name: run.summary[f"coverage_{name}"] for name in ("macs_w4a8", "macs_full", "parameters_w4a8")} == {
+        "macs_w4a8": 0.9,
+        "macs_full": 0.1,
+        "parameters_w4a8": 1.0,
+    }
+    assert run.config["record"]["coverage"] == record["coverage"]
+
+
 def test_odd_names_and_keys(record: Record, tmp_path: Path) -> None:
     cell = "a/b:c;d,e#f?g'h i\\j é*[x]"
     record["axes"] |= {"model": "m" * 100, "calib": None, "layers": {"out.*": {"bits": 8}}}

@@ -105,12 +105,11 @@ def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
 class LayerError:
     """Relative squared errors that come of one quantized layer in a network of full precision.
 
-    ``error``: of the layer's own output. ``sensitivity``: of the noise estimate. ``macs``: multiplications for one image.
+    ``error``: of the layer's own output. ``sensitivity``: of the noise estimate.
     """
 
     error: float
     sensitivity: float
-    macs: int
 
 
 @torch.inference_mode()
@@ -119,7 +118,7 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
 
     One forward pass a layer and batch.
     """
-    truth, rows = [_estimate(network, batch) for batch in batches], sum(len(batch[0]) for batch in batches)
+    truth = [_estimate(network, batch) for batch in batches]
     errors = {}
     for name, layer in quantized.items():
         swap = _Swap(layer)
@@ -130,7 +129,7 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))
         error, power = swap.error.item(), swap.power.item()
-        errors[name] = LayerError(error / power if power else 0.0, sensitivity, swap.macs // rows)
+        errors[name] = LayerError(error / power if power else 0.0, sensitivity)
     return errors
 
 
@@ -140,14 +139,11 @@ class _Swap:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.error = self.power = torch.zeros((), dtype=torch.float64)
-        self.macs = 0
 
     def __call__(self, replaced: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         answer: Tensor = self.layer(*inputs)
         self.error = self.error + (answer - output).double().square().sum()
         self.power = self.power + output.double().square().sum()
-        weight: Any = replaced.weight
-        self.macs += output.numel() * (weight.numel() // len(weight))
         return answer
 
 

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 
 from qdexp.config import RANDOM, Model
 from qdexp.errors import UserError
+from qdexp.folding import fold
 from qdexp.models import declared, loading
 from qdexp.models.first_stage import Decoder
 
@@ -69,7 +70,7 @@ def check_fit(model: Model) -> None:
 
 
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
-    """The full-precision network in eval mode, without gradients. UserError where architecture and weights do not fit."""
+    """The full-precision network in eval mode, without gradients, its weights folded. UserError where they do not fit it."""
     network = _architecture(model.network, "model.network")
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -77,6 +78,7 @@ def build(model: Model, channels_last: bool) -> torch.nn.Module:
         opened = loading.opened(files(model), f"model.weights={model.weights}")
         opened.check_digests()
         loading.fill(network, opened, "model.network")
+    fold(network)
     return network.eval().requires_grad_(False)
 
 
@@ -99,20 +101,13 @@ def skeleton(model: Model) -> torch.nn.Module:
     return _skeleton(model.network, "model.network")
 
 
-def layer_names(model: Model) -> list[str]:
-    """The names of the convolutions and linear layers."""
-    network = skeleton(model)
-    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Linear)
-    return [name for name, module in network.named_modules() if isinstance(module, kinds)]
-
-
 def parameters(model: Model) -> int:
     """How many numbers the network learned."""
     return sum(value.numel() for value in skeleton(model).parameters())
 
 
 def stored_bytes(model: Model) -> int:
-    """Bytes of the network in its files, without what else lies in them; as float32 where it is random."""
+    """Bytes of the network's own tensors, of the dtypes that they have in its files; float32 where they are random."""
     if is_random(model):
         return 4 * parameters(model)
     return loading.stored_bytes(skeleton(model), loading.opened(files(model), f"model.weights={model.weights}"))

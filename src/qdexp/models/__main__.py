@@ -13,11 +13,13 @@ from qdexp.errors import UserError, one_line
 from qdexp.models.describe import Block, Description, describe
 from qdexp.paths import conf_folder
 from qdexp.quant.checkpoint import nominal_bytes
+from qdexp.quant.coverage import Coverage
 
 HELP = """python -m qdexp.models model=NAME [OPTION=VALUE ...]
 
-Describes a model, its weights need not be there: parameters, multiply-accumulates, its blocks in the order in which they run,
-where split shortcuts cut, and sizes and bit operations at each bit-width. All options of `python -m qdexp` are understood;
+Describes a model, its weights need not be there: parameters, multiply-accumulates, sizes, bit operations and the share that is
+quantized at each bit-width, what stays in full precision, its blocks in the order in which they run, and where split shortcuts
+cut. All options of `python -m qdexp` are understood;
 quant.layers, quant.softmax_bits and quant.first_last_bits count.
 """
 
@@ -34,9 +36,11 @@ def main(arguments: list[str]) -> None:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
             quants = [Config.of(compose("config", [*arguments, f"quant={choice}"])).quant for choice in choices]
-            model = Config.of(compose("config", arguments)).model
-        description = describe(model)
-        print("\n".join([*summary(model, description), "", *costs(description, quants), "", *block_lines(description.blocks)]))
+            config = Config.of(compose("config", arguments))
+        description = describe(config.model)
+        left_out = left_out_lines(description.coverage(config.quant))
+        parts = summary(config.model, description), costs(description, quants), left_out, block_lines(description.blocks)
+        print("\n\n".join("\n".join(part) for part in parts))
 
 
 def summary(model: Model, description: Description) -> Iterator[str]:
@@ -60,18 +64,29 @@ def _weights(model: Model) -> str:
 
 
 def costs(description: Description, quants: list[Quant]) -> Iterator[str]:
-    """One line a bit-width: sizes in 10^6 bytes, and bit operations."""
-    yield f"{'bits':<8} {'nominal MB':>12} {'stored MB':>12} {'GBOPs':>14}"
+    """One line a bit-width: sizes in 10^6 bytes, bit operations, and how much of all MACs and parameters is quantized."""
+    yield f"{'bits':<8} {'nominal MB':>12} {'stored MB':>12} {'GBOPs':>14} {'MACs, %':>9} {'parameters, %':>14}"
     whole = Quant(weight_bits=32, act_bits=32, softmax_bits=16, first_last_bits=8)
     for quant in sorted([whole, *quants], key=lambda quant: (-quant.weight_bits, -quant.act_bits)):
-        nominal = nominal_bytes(description.parameters, quant.weight_bits) / 1e6
-        stored, bops = description.stored_bytes(quant) / 1e6, description.bops(quant) / 1e9
-        yield f"{quant.label:<8} {nominal:>12,.1f} {stored:>12,.1f} {bops:>14,.1f}"
+        found, stored = description.coverage(quant), description.stored_bytes(quant) / 1e6
+        nominal = nominal_bytes(description.parameters, quant.weight_bits, found.weights) / 1e6
+        shares = [100 * (1 - counts["full"] / counts.total()) for counts in (found.macs, found.parameters)]
+        yield (f"{quant.label:<8} {nominal:>12,.1f} {stored:>12,.1f} {found.bit_operations / 1e9:>14,.1f} "
+               f"{shares[0]:>9.2f} {shares[1]:>14.2f}")  # fmt: skip
+
+
+def left_out_lines(found: Coverage) -> Iterator[str]:
+    """One line a kind of what stays in full precision."""
+    title = "in full precision"
+    width = max(map(len, [title, *found.left_out]))
+    yield f"{title:<{width}} {'count':>7} {'parameters':>12} {'MMACs':>10}  names"
+    for kind, some in found.left_out.items():
+        yield f"{kind:<{width}} {len(some.names):>7,} {some.parameters:>12,} {some.macs / 1e6:>10,.1f}  {some}"
 
 
 def block_lines(blocks: Sequence[Block]) -> Iterator[str]:
     """One line a block, in execution order."""
-    width = max(len(block.name) for block in blocks)
+    width = max((len(block.name) for block in blocks), default=0)
     yield f"{'block':<{width}} {'kind':<22} {'parameters':>12} {'MMACs':>10}  reads a concatenation of"
     for block in blocks:
         reads = {"+".join(map(str, read.sizes)) for read in block.reads.values()}

@@ -1,5 +1,8 @@
 """What a network is called with beside x_t and t, as tensors of the right shapes and no meaning."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
@@ -34,3 +37,10 @@ def example_condition(network: nn.Module, rows: int = 1) -> Condition:
     pooled = options["projection_class_embeddings_input_dim"] - sizes * options["addition_time_embed_dim"]
     added = {"text_embeds": torch.zeros(rows, pooled, device=device), "time_ids": torch.zeros(rows, sizes, device=device)}
     return {"encoder_hidden_states": text, "added_cond_kwargs": added}
+
+
+def example_row(network: nn.Module, shape: Sequence[int]) -> tuple[Any, ...]:
+    """One row that ``network`` can be called with: x_t of ``shape``, t and, if it takes one, a condition; all zeros."""
+    device = next(network.parameters()).device
+    x_t, t = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    return x_t, t, example_condition(network)

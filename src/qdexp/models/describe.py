@@ -5,28 +5,32 @@ products of an attention, Q K^T with both at the activations' bits and P V with 
 quantized count as 32 bits. Sizes: nominal is parameters x bits / 8, stored what a checkpoint's tensors take.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import nn
 
 from qdexp.config import Model, Quant
 from qdexp.errors import UserError
+from qdexp.folding import fold
 from qdexp.models import skeleton
-from qdexp.models.conditions import example_condition
+from qdexp.models.conditions import example_row
 from qdexp.quant import network as networks
-from qdexp.quant.blocks import Batch, blocks_of, call
+from qdexp.quant.affine import QParams
+from qdexp.quant.attention import is_known
+from qdexp.quant.blocks import blocks_of
+from qdexp.quant.coverage import Coverage, Wanted
+from qdexp.quant.macs import FULL, Product, bit_operations, count
 from qdexp.quant.network import LayerBits
 from qdexp.quant.packing import packed_bytes
 from qdexp.quant.shortcuts import Concatenation, concatenations
 
 QPARAMS_BYTES = 5
 """Of one group: a float32 scale and a uint8 zero point."""
+PLACED = LayerBits(8, 8)
+"""What every layer has in the network that is counted: bits that are asked for come later, by name."""
 
 
 @dataclass(frozen=True)
@@ -42,115 +46,112 @@ class Block:
 
 @dataclass(frozen=True)
 class Description:
-    """``layers``: MACs of each in execution order; ``products``: MACs of one of the two products of each attention."""
+    """``network``: with all its quantizers; ``order``: the layers that can be quantized, in execution order; ``products``: what
+    it multiplies in one forward pass of one sample."""
 
     network: nn.Module
-    layers: Mapping[str, int]
-    products: Mapping[str, int]
+    parameters: int
+    order: Sequence[str]
+    products: Sequence[Product]
     blocks: Sequence[Block]
-
-    @property
-    def parameters(self) -> int:
-        return sum(value.numel() for value in self.network.parameters())
 
     @property
     def macs(self) -> int:
         """Of one forward pass of one sample."""
-        return sum(self.layers.values()) + 2 * sum(self.products.values())
+        return sum(product.macs for product in self.products)
+
+    def plan(self, quant: Quant) -> dict[str, LayerBits]:
+        """The bits of every layer. Raises UserError where ``quant.layers`` names none, or an attention cannot have its bits."""
+        plan = networks.plan_bits(
+            self.network, self.order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers
+        )
+        networks.check_attentions(self.network, plan)
+        return plan
 
     def bops(self, quant: Quant) -> int:
         """Of one forward pass of one sample."""
-        plan = self._plan(quant)
-        total = sum(macs * plan[name].weight * plan[name].act for name, macs in self.layers.items())
-        for name, macs in self.products.items():
-            act = plan[f"{name}.to_q"].act
-            softmax = networks.FLOAT if act == networks.FLOAT else quant.softmax_bits
-            total += macs * (act * act + softmax * act)
-        return total
+        return bit_operations(self.products, self._known(quant))
+
+    def coverage(self, quant: Quant) -> Coverage:
+        """What is quantized, and what stays in full precision."""
+        wanted = Wanted(self.plan(quant), LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
+        return Coverage(self.network, self.products, self._known(quant), wanted)
 
     def stored_bytes(self, quant: Quant) -> int:
         """Of the tensors of a quantized checkpoint; their names and schemes, some kilobytes, come on top."""
-        plan, total = self._plan(quant), 4 * sum(value.numel() for value in self.network.state_dict().values())
-        for name, bits in plan.items():
-            weight = self.network.get_parameter(f"{name}.weight")
-            if bits.weight != networks.FLOAT:
-                total += packed_bytes(weight.numel(), bits.weight) + QPARAMS_BYTES * len(weight) - 4 * weight.numel()
-            total += QPARAMS_BYTES * (bits.act != networks.FLOAT)
-        inputs = (f"{name}.to_q" for name in self.products)
-        return total + sum(3 * QPARAMS_BYTES for name in inputs if plan[name].act != networks.FLOAT)
+        total = sum(value.numel() * value.element_size() for value in self.network.state_dict().values())
+        known = self._known(quant)
+        for name, layer in networks.quantized_layers(self.network):
+            bits = known[f"{name}.weight"]
+            full = bits == FULL
+            total += layer.weight.numel() * layer.weight.element_size() if full else packed_bytes(layer.weight.numel(), bits)
+            total += 0 if full else QPARAMS_BYTES * len(layer.weight)
+        observed = (name for name, quantizer in networks.activation_quantizers(self.network) if not quantizer.fixed)
+        return total + sum(QPARAMS_BYTES for name in observed if known[name] != FULL)
 
-    def _plan(self, quant: Quant) -> dict[str, LayerBits]:
-        bits = (quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
-        return networks.plan_bits(self.network, list(self.layers), *bits)
+    def _known(self, quant: Quant) -> dict[str, int]:
+        """The bits of all weights and activation quantizers, by name."""
+        plan = self.plan(quant)
+        known = {f"{name}.weight": bits.weight for name, bits in plan.items()}
+        known |= {f"{name}.input_quantizer": bits.act for name, bits in plan.items()}
+        for name, quantizer in networks.activation_quantizers(self.network):
+            attention, inside, _ = name.partition(".processor.")
+            if inside:
+                act = plan[f"{attention}.to_q"].act
+                known[name] = quant.softmax_bits if quantizer.fixed and act != FULL else act
+        return known
+
+
+_described: dict[str, Description] = {}
 
 
 def describe(model: Model) -> Description:
-    """Raises UserError where the network cannot run without values: it has to be described by itself."""
-    network = skeleton(model).to("meta").eval().requires_grad_(False)
-    x_t, t = torch.zeros(1, *model.shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
-    example = x_t, t, example_condition(network)
+    """Once a process for each architecture. Raises UserError where the network cannot run without values: it has to be
+    described by itself."""
+    key = json.dumps([model.network, model.shape], sort_keys=True, default=str)
+    if key not in _described:
+        _described[key] = _describe(model)
+    return _described[key]
+
+
+def _describe(model: Model) -> Description:
+    network = skeleton(model).to("meta").requires_grad_(False)
+    fold(network)
     try:
-        layers, products = _count(network, example)
-        order = list(layers)
-        return Description(network, layers, products, list(_blocks(network, order, layers, products, example)))
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        why = str(error).splitlines()[0]
+        example = example_row(network, model.shape)
+        order, reads = networks.execution_order(network, example), concatenations(network, example)
+        parameters = sum(value.numel() for value in network.parameters())
+        blocks = [_block(network, name, reads) for name in blocks_of(network, order)]
+        _place_quantizers(network, order)
+        products = count(network, example)
+    except Exception as error:  # whatever the forward of anybody's network does not like about shapes without values
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.network: it cannot run on shapes alone ({why}); only such networks are described") from error
+    blocks = [replace(block, macs=_macs(products, block.name)) for block in blocks]
+    return Description(network, parameters, order, products, blocks)
 
 
-@torch.inference_mode()
-def _count(network: nn.Module, example: Batch) -> tuple[dict[str, int], dict[str, int]]:
-    """MACs of the layers in execution order, and those of one product of each attention."""
-    layers: dict[str, int] = defaultdict(int)
-    products: dict[str, int] = defaultdict(int)
-
-    def layer(name: str, module: nn.Module, _: Any, out: Tensor) -> None:
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        layers[name] += out.numel() * weight[0].numel()
-
-    def attention(name: str, module: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        queries = args[0] if args else kwargs["hidden_states"]
-        context = kwargs.get("encoder_hidden_states")
-        keys = queries if context is None else context
-        products[name] += _tokens(queries) * _tokens(keys) * module.to_q.out_features
-
-    handles = [
-        module.register_forward_hook(partial(layer, name))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
-    ]
-    handles += [
-        module.register_forward_pre_hook(partial(attention, name), with_kwargs=True)
-        for name, module in networks.attentions(network)
-    ]
-    try:
-        call(network, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return dict(layers), dict(products)
+def _block(network: nn.Module, name: str, reads: Mapping[str, Concatenation]) -> Block:
+    module = network.get_submodule(name)
+    own = {layer: read for layer, read in reads.items() if _lies_in(layer, name)}
+    return Block(name, type(module).__name__, sum(p.numel() for p in module.parameters()), 0, own)
 
 
-def _tokens(x: Tensor) -> int:
-    """Of [n, tokens, c], or of an image [n, c, h, w]."""
-    return x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
+def _macs(products: Sequence[Product], block: str) -> int:
+    return sum(product.macs for product in products if _lies_in(product.module, block))
 
 
-def _blocks(
-    network: nn.Module,
-    order: Sequence[str],
-    layers: Mapping[str, int],
-    products: Mapping[str, int],
-    example: Batch,
-) -> Iterator[Block]:
-    reads = concatenations(network, example)
-    for name in blocks_of(network, order):
-        inside = partial(_lies_in, block=name)
-        module = network.get_submodule(name)
-        macs = sum(count for layer, count in layers.items() if inside(layer))
-        macs += 2 * sum(count for attention, count in products.items() if inside(attention))
-        own = {layer: read for layer, read in reads.items() if inside(layer)}
-        yield Block(name, type(module).__name__, sum(p.numel() for p in module.parameters()), macs, own)
+def _place_quantizers(network: nn.Module, order: Sequence[str]) -> None:
+    """All that there can be, without any value."""
+    plan = dict.fromkeys(order, PLACED)
+    special = (f"{name}.to_q" for name, attention in networks.attentions(network) if not is_known(attention))
+    plan |= {name: replace(PLACED, act=FULL) for name in special if name in plan}
+    networks.convert(network, plan)
+    for _, layer in networks.quantized_layers(network):
+        assert layer.weight_scheme is not None
+        groups = torch.ones(sum(layer.weight_scheme.granularity.groups(layer.weight.shape)), device="meta")
+        layer.set_weight(torch.empty_like(layer.weight, dtype=layer.weight_scheme.dtype), QParams(groups, groups.int()))
+    networks.set_activation_mode(network, "on")
 
 
 def _lies_in(name: str, block: str) -> bool:

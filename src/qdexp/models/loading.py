@@ -101,10 +101,8 @@ def measured_scale(found: WeightFiles, stated: float | None) -> float:
 
 
 def stored_bytes(network: nn.Module, found: WeightFiles) -> int:
-    """Bytes of the files, less the float32 tensors in them that are not ``network``'s."""
-    own = {origin.key for origin in origins(network, found.shapes)[0].values()}
-    others = sum(4 * torch.Size(shape).numel() for name, shape in found.shapes.items() if name not in own)
-    return sum(file.stat().st_size for file in found.files) - others
+    """Bytes of the tensors in the files that are ``network``'s."""
+    return sum(found.sizes[key] for key in {origin.key for origin in origins(network, found.shapes)[0].values()})
 
 
 def _misfit(found: WeightFiles, architecture: str, difference: str) -> UserError:

@@ -31,7 +31,7 @@ from qdexp.models.names import Origin, levels_of, pixel_name
 from qdexp.models.weights import WeightFiles
 from qdexp.quant.affine import QParams
 from qdexp.quant.attention import quantize_attention
-from qdexp.quant.layers import QUANTIZED, to_quantized
+from qdexp.quant.layers import kind_of, to_quantized
 from qdexp.quant.network import attentions, set_activation_mode
 from qdexp.quant.scheme import Granularity, PerChannel, PerTensor, Scheme, Split, Whole
 
@@ -87,7 +87,7 @@ class _Import:
     @torch.no_grad()
     def run(self) -> None:
         for name, module in list(self.network.named_modules()):
-            if type(module) in QUANTIZED:
+            if kind_of(module) is not None:
                 self._layer(module, self.origins[f"{name}.weight"])
         for name, attention in attentions(self.network) if self.acts else ():
             self._attention(attention, self.origins[f"{name}.to_q.weight"])

@@ -4,6 +4,7 @@ Pickled files are read with ``weights_only=True``: tensors and plain values, and
 frameworks leave in such files an object that does nothing. What they hold is no larger than they are.
 """
 
+import math
 import mmap
 import re
 import zipfile
@@ -141,10 +142,12 @@ class WeightFiles:
     def __init__(self, files: Iterable[Path], option: str) -> None:
         self.files, self.option = list(files), option
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.sizes: dict[str, int] = {}
+        """Bytes of each tensor."""
         self._file_of: dict[str, Path] = {}
         for file in self.files:
-            for name, shape in self._shapes(file).items():
-                self.shapes[name], self._file_of[name] = shape, file
+            for name, (shape, size) in self._listed(file).items():
+                self.shapes[name], self.sizes[name], self._file_of[name] = shape, size, file
 
     def check_digests(self) -> None:
         """Raises UserError where a file differs from a ``.sha256`` file beside it."""
@@ -181,13 +184,15 @@ class WeightFiles:
         if chunk:
             yield self._file_of[chunk[0]], chunk
 
-    def _shapes(self, file: Path) -> dict[str, tuple[int, ...]]:
+    def _listed(self, file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Shape and bytes of each tensor."""
         if file.suffix in PICKLED:
             self._check_size(file)
-            return {name: tuple(value.shape) for name, value in self._unpickled(file).items()}
+            return {name: (tuple(value.shape), value.nbytes) for name, value in self._unpickled(file).items()}
         try:
             with safe_open(file, framework="pt") as opened:
-                return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+                return {name: (tuple(part.get_shape()), _bytes(part)) for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
             raise self._torn(f"not a whole safetensors file ({error})") from error
 
@@ -235,3 +240,9 @@ class WeightFiles:
 
     def _torn(self, what: str) -> UserError:
         return UserError(f"{self.option}: {what}; fetch or export it again")
+
+
+def _bytes(part: Any) -> int:
+    """Of a tensor in a safetensors file, whose dtype is called F16, BF16, F8_E4M3, I64, BOOL."""
+    bits = re.search(r"\d+", part.get_dtype())
+    return math.prod(part.get_shape()) * (int(bits[0]) if bits else 8) // 8

@@ -87,10 +87,20 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def quantize_attention(attn: Attention, act: Scheme | None, softmax: Scheme | None, known: bool = True) -> None:
-    """Make `attn` compute with a processor of ours, its quantizers off. Raises UserError for special kinds of attention."""
-    if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
+def is_known(attn: Attention) -> bool:
+    """Whether it computes what our processor computes, quantizers aside."""
+    return type(attn.processor) in (AttnProcessor, AttnProcessor2_0, QuantizedAttentionProcessor)
+
+
+def require_known(attn: Attention) -> None:
+    """Raises UserError for special kinds of attention."""
+    if not is_known(attn):
         kind = type(attn.processor).__name__
         raise UserError(f"attention of kind {kind} cannot be quantized: give its to_q act_bits 32 in quant.layers")
+
+
+def quantize_attention(attn: Attention, act: Scheme | None, softmax: Scheme | None, known: bool = True) -> None:
+    """Make `attn` compute with a processor of ours, its quantizers off. Raises UserError for special kinds of attention."""
+    require_known(attn)
     processor: Any = QuantizedAttentionProcessor(act, softmax, known)
     attn.set_processor(processor.to(attn.to_q.weight.device))

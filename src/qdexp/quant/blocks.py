@@ -5,7 +5,7 @@ al. 2021, arXiv 2102.05426, section 3.2). A block's *call* is what the network h
 joined to rows, so that a batch of any of them can be run again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def first_row(batch: Batch) -> Batch:
     return row
 
 
-def blocks_of(network: nn.Module, layers: Sequence[str]) -> list[str]:
+def blocks_of(network: nn.Module, layers: Iterable[str]) -> list[str]:
     """The names of the blocks around `layers`, which are in execution order: so are the blocks."""
     return list(dict.fromkeys(_outermost(network, layer) for layer in layers))
 

@@ -11,7 +11,8 @@ What quantization adds is joined into five tensors, since a tensor's entry in th
     quantized.act_scale          float32 [groups of all activation quantizers with an observed range]
     quantized.act_zero_point     uint8, likewise
 
-in definition order of the layers. Biases, norms and layers left in floating point keep their own names and dtypes.
+in definition order of the layers. Biases, norms and layers left in floating point keep their own names and dtypes; a buffer
+that is not persistent goes by `not_persistent.NAME`, and only where the constructor does not make it again.
 """
 
 import warnings
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 
 from qdexp import entries, files
 from qdexp.errors import UserError
+from qdexp.folding import fold
 from qdexp.quant import architecture as architectures
 from qdexp.quant.affine import QParams
 from qdexp.quant.attention import QuantizedAttentionProcessor, quantize_attention
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
-from qdexp.quant.network import activation_quantizers, attentions, quantized_layers
+from qdexp.quant.network import FLOAT, activation_quantizers, attentions, quantized_layers
 from qdexp.quant.packing import pack, packed_bytes, unpack
 from qdexp.quant.scheme import PerTensor, Scheme, Split
 
@@ -39,6 +41,7 @@ FOLDER = "checkpoint"
 """Of a checkpoint in the folder of a stage's result."""
 FORMAT = 1
 JSON, TENSORS = "checkpoint.json", "checkpoint.safetensors"
+DRAWN = "not_persistent."
 _PACKED = "quantized.weight"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
@@ -54,7 +57,7 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(network)
+    tensors = _tensors(network) | {name: value.detach().cpu().clone() for name, value in _drawn(network, architecture).items()}
     files.write_tensors(folder / TENSORS, tensors)
     content = {
         "format": FORMAT,
@@ -93,8 +96,7 @@ def load(folder: Path | str, trust: Collection[str] = ()) -> nn.Module:
 def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collection[str]) -> nn.Module:
     layers, attended = dict(_ungrouped(content["layers"])), dict(_ungrouped(content["attentions"]))
     stored, count = _full_bytes(tensors, layers), len(tensors) + len(layers) + len(attended)
-    network = architectures.build(content["architecture"], trust, stored, count).eval()
-    nn.Module.to(network, _DTYPES[content["dtype"]])  # diffusers' own `to` logs a warning at every dtype
+    network = _constructed(content["architecture"], _DTYPES[content["dtype"]], trust, stored, count)
     for name, schemes in layers.items():
         layer = network.get_submodule(name)
         _check_fit(layer, schemes)
@@ -125,9 +127,12 @@ def size_bytes(folder: Path | str) -> int:
     return sum((Path(folder) / name).stat().st_size for name in (JSON, TENSORS))
 
 
-def nominal_bytes(parameters: int, bits: int) -> float:
-    """parameters * bits / 8, the size that papers print: no scales, no layers of other widths, no biases apart."""
-    return parameters * bits / 8
+def nominal_bytes(parameters: int, bits: int, left_out: int = 0) -> float:
+    """parameters * bits / 8, the size that papers print: no scales, no layers of other widths, no biases and norms apart.
+
+    `left_out`: weights of convolutions and products, of these parameters, that stay in full precision; they count 32 bits.
+    """
+    return ((parameters - left_out) * bits + left_out * FLOAT) / 8
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -151,6 +156,29 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     contents = {name: tensor.detach().cpu() for name, tensor in (joined | network.state_dict()).items()}
     # copies: a module that is registered under two names has one memory for both, which safetensors refuses
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in contents.items()}
+
+
+def _drawn(network: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The buffers that neither the state holds nor the constructor makes again."""
+    own = {name: value for name, value in network.named_buffers() if not _is_added(network, name)}
+    passing = {name: value for name, value in own.items() if name not in network.state_dict()}
+    again: dict[str, Tensor] = {}
+    if passing:
+        state = network.state_dict()
+        stored, trust = sum(value.nbytes for value in state.values()), architectures.named(architecture)
+        again = dict(_constructed(architecture, _dtype(network), trust, 4 * stored, len(state)).named_buffers())
+    same = {name for name, value in passing.items() if name in again and _equal(again[name], value.cpu())}
+    return {f"{DRAWN}{name}": value for name, value in passing.items() if name not in same}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _is_added(network: nn.Module, buffer: str) -> bool:
+    owner, _, own = buffer.rpartition(".")
+    module = network.get_submodule(owner)
+    return isinstance(module, ActivationQuantizer) or (isinstance(module, QuantizedLayer) and own.startswith("weight"))
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
@@ -183,6 +211,9 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         quantizer.mode = "on"
     if any(cursor.position < len(cursor.tensor) for cursor in cursors.values()):
         raise ValueError("a tensor is longer than the schemes say")
+    for name in [name for name in tensors if name.startswith(DRAWN)]:
+        owner, _, own = name.removeprefix(DRAWN).rpartition(".")
+        network.get_submodule(owner).register_buffer(own, tensors.pop(name), persistent=False)
     network.load_state_dict(tensors, assign=True)
 
 
@@ -258,6 +289,17 @@ def _check_fit(layer: nn.Module, schemes: Mapping[str, Scheme | None]) -> None:
             raise ValueError(f"a scheme has the numbers {numbers}")
         if isinstance(whole, Split) and (whole.axis != 1 or sum(whole.sizes) != channels):
             raise ValueError(f"a scheme has parts of {whole.sizes} channels in a layer of {channels}")
+
+
+def _constructed(
+    architecture: Mapping[str, Any], dtype: torch.dtype, trust: Collection[str], stored: int, count: int
+) -> nn.Module:
+    """In eval mode, its weights folded; whatever the constructor draws, it draws the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = architectures.build(architecture, trust, stored, count)
+    fold(network)
+    return nn.Module.to(network, dtype)  # diffusers' own `to` logs a warning at every dtype
 
 
 def _is_channels_last(network: nn.Module) -> bool:

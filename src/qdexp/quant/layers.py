@@ -1,13 +1,15 @@
 """Quantized layers.
 
-    y = layer(Q_a(x); dequantize(w_int), b)
+    y = layer(Q_a(x); dequantize(w_int), b),    layer: Conv1d, Conv2d or Linear of torch
 
 Q_a is static, with one grid for the tensor or for each part of a concatenation; b stays in floating point. The dequantized
 weight is computed once and kept, so a call costs one rounding of the input. The buffers of quantization are not in
 `state_dict()`: what is saved is packed, see `checkpoint`.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,8 @@ class QuantizedLayer(nn.Module):
     `weight_qparams` are None until then, and for ever where `weight_scheme` is None.
     """
 
+    kind: ClassVar[type[nn.Module]]
+    """The class of torch whose arithmetic it is."""
     weight: Tensor
     weight_int: Tensor | None
     weight_scale: Tensor | None
@@ -91,10 +95,9 @@ class QuantizedLayer(nn.Module):
     weight_scheme: Scheme | None
     input_quantizer: nn.Module
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer of torch, applied to the quantized input."""
-        y: Tensor = super().forward(self.input_quantizer(x))
-        return y
+    def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The layer of torch, applied to the quantized input; what else a subclass takes changes nothing, see `is_plain`."""
+        return arithmetic(self.kind, self, self.input_quantizer(input), self.weight)
 
     @property
     def weight_qparams(self) -> QParams | None:
@@ -117,13 +120,19 @@ class QuantizedLayer(nn.Module):
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
     """A quantized `torch.nn.Conv1d`."""
 
+    kind = nn.Conv1d
+
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A quantized `torch.nn.Conv2d`."""
 
+    kind = nn.Conv2d
+
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A quantized `torch.nn.Linear`."""
+
+    kind = nn.Linear
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
@@ -131,15 +140,83 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Conv2d: QuantizedConv2d,
     nn.Linear: QuantizedLinear,
 }
+_METHODS = ("forward", "_conv_forward")
+"""Where the arithmetic of a layer is written, in its class or, where somebody has replaced it, on the object itself."""
+
+
+def arithmetic(kind: Any, layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """What a layer of torch's class `kind` with the options and the bias of `layer` computes from `x` with `weight`."""
+    if kind is nn.Linear:
+        return nn.functional.linear(x, weight, layer.bias)
+    y: Tensor = kind._conv_forward(layer, x, weight, layer.bias)
+    return y
+
+
+def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+    """The class of torch whose arithmetic a layer may have; None where it is of no such class, or its weight is no parameter of
+    floating point numbers: then it is computed at each call, or quantized already."""
+    weight = layer._parameters.get("weight")
+    if weight is None or not weight.is_floating_point() or isinstance(layer, QuantizedLayer):
+        return None
+    return next((kind for kind in QUANTIZED if isinstance(layer, kind)), None)
+
+
+def is_plain(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a layer for which there is a `kind_of` computes, from the arguments of this call, what that class computes.
+
+    So it does where nothing is overridden; else both are computed and compared, on the meta device with random numbers.
+    """
+    kind = kind_of(layer)
+    if kind is None:
+        return False
+    if not any(name in vars(layer) or getattr(type(layer), name, None) is not getattr(kind, name, None) for name in _METHODS):
+        return True
+    if not (args and isinstance(args[0], Tensor)):
+        return False
+    x, tried = args[0], cast(Any, layer)
+    if x.is_meta:
+        x, tried = torch.randn(x.shape), _drawn(layer)
+    try:
+        found, expected = tried.forward(x, *args[1:], **kwargs), arithmetic(kind, tried, x, tried.weight)
+    except Exception:
+        return False
+    return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _drawn(layer: nn.Module) -> Any:
+    """A copy of the layer on the CPU, with random numbers."""
+    drawn = deepcopy(layer).to_empty(device="cpu")
+    for value in (*drawn.parameters(), *drawn.buffers()):
+        if value.is_floating_point():
+            nn.init.normal_(value)
+    return drawn
+
+
+_subclasses: dict[type[nn.Module], type[QuantizedLayer]] = {}
+
+
+def _quantized_class(own: type[nn.Module], kind: type[nn.Module]) -> type[QuantizedLayer]:
+    """Of layers of class `own`, which is `kind` or a subclass, and which it stays a subclass of."""
+    if own is kind:
+        return QUANTIZED[kind]
+    if own not in _subclasses:
+        _subclasses[own] = type(f"Quantized{own.__name__}", (QUANTIZED[kind], own), {})
+    return _subclasses[own]
 
 
 def to_quantized(layer: nn.Module, weight: Scheme | None, act: Scheme | None) -> QuantizedLayer:
     """Turn a Conv1d, Conv2d or Linear into its quantized class, weight still float and input quantizer off.
 
-    The object itself changes class, as in torch's parametrizations: options, hooks, memory format and identity stay.
+    The object itself changes class, as in torch's parametrizations: options, hooks, memory format and identity stay. Subclasses
+    are taken for what they extend: it is for the caller to know that they compute the same, see `is_plain`.
     """
+    kind = kind_of(layer)
+    if kind is None:
+        raise TypeError(f"{type(layer).__name__} is no layer that can be quantized")
     quantized: Any = layer
-    quantized.__class__ = QUANTIZED[type(layer)]
+    for name in _METHODS:
+        vars(layer).pop(name, None)
+    quantized.__class__ = _quantized_class(type(layer), kind)
     quantized.weight_scheme = weight
     quantized.input_quantizer = quantizer_or_identity(act).to(quantized.weight.device)
     for name in ("weight_int", "weight_scale", "weight_zero_point"):

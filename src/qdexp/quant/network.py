@@ -13,17 +13,19 @@ conditions if it takes any.
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-from torch import nn
+from torch import Tensor, nn
 
 from qdexp.errors import UserError
-from qdexp.quant.affine import qparams_from_range
-from qdexp.quant.attention import quantize_attention
+from qdexp.quant.affine import dequantize, qparams_from_range
+from qdexp.quant.attention import quantize_attention, require_known
 from qdexp.quant.blocks import Batch, call
-from qdexp.quant.layers import QUANTIZED, ActivationQuantizer, Mode, QuantizedLayer, to_quantized
+from qdexp.quant.layers import ActivationQuantizer, Mode, QuantizedLayer, arithmetic, is_plain, kind_of, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
 from qdexp.quant.rounding import Rounding
 from qdexp.quant.scheme import PerChannel, PerTensor, Scheme, Split, Whole
@@ -48,23 +50,33 @@ class LayerBits:
 
 @torch.inference_mode()
 def execution_order(network: nn.Module, example: Batch) -> list[str]:
-    """Names of the Conv1d, Conv2d and Linear layers in the order in which the network first runs them.
+    """Names of the layers that can be quantized in the order in which the network first runs them: Conv1d, Conv2d and Linear,
+    and subclasses that compute the same.
 
     Definition order is not execution order: diffusers' U-Nets register the middle block last, and a block's attentions before
     its convolutions. Layers that do not run are left out.
     """
     order: dict[str, None] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-        for name, module in network.named_modules()
-        if type(module) in QUANTIZED
-    ]
+    others: set[str] = set()
+
+    def enter(name: str, *_: Any) -> None:
+        order.setdefault(name)
+
+    def leave(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        if name not in others and not is_plain(layer, args, kwargs):
+            others.add(name)
+
+    handles = []
+    for name, module in network.named_modules():
+        if kind_of(module) is not None:
+            handles.append(module.register_forward_pre_hook(partial(enter, name)))
+            handles.append(module.register_forward_hook(partial(leave, name), with_kwargs=True))
     try:
         call(network.eval(), example)
     finally:
         for handle in handles:
             handle.remove()
-    return list(order)
+    return [name for name in order if name not in others]
 
 
 def plan_bits(
@@ -83,20 +95,29 @@ def plan_bits(
     that matches no layer.
     """
     plan = dict.fromkeys(order, LayerBits(weight_bits, act_bits))
-    if first_last_bits is not None:
+    if first_last_bits is not None and order:
         first = next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), order[0])
         end = LayerBits(*(FLOAT if bits == FLOAT else first_last_bits for bits in (weight_bits, act_bits)))
         plan |= {first: end, order[-1]: end}
     for pattern, choice in (layers or {}).items():
         names = fnmatch.filter(order, pattern)
         if not names:
-            raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {order[0]!r}")
+            raise UserError(f"quant.layers: {pattern!r} matches no layer{_why_unmatched(network, pattern, order)}")
         if unknown := set(choice) - {"weight_bits", "act_bits"}:
             raise UserError(f"quant.layers: {pattern!r} sets {sorted(unknown)}; only weight_bits and act_bits can be set")
         for name in names:
             now = plan[name]
             plan[name] = LayerBits(choice.get("weight_bits", now.weight), choice.get("act_bits", now.act))
     return plan
+
+
+def _why_unmatched(network: nn.Module, pattern: str, order: Sequence[str]) -> str:
+    held = [name for name, module in network.named_modules() if name and list(module.parameters(recurse=False))]
+    found = fnmatch.filter(held, pattern)
+    if found:
+        kind = type(network.get_submodule(found[0])).__name__
+        return f" that can be quantized: {found[0]}, a {kind}, stays in full precision"
+    return f"; layers are called like {order[0]!r}" if order else " that can be quantized"
 
 
 def convert(
@@ -127,6 +148,13 @@ def convert(
             quantize_attention(attention, _scheme(bits.act, PerTensor(), act_symmetric), _scheme(softmax_bits, PerTensor()))
 
 
+def check_attentions(network: nn.Module, plan: Mapping[str, LayerBits]) -> None:
+    """Raises UserError where an attention would have to be quantized that cannot be."""
+    for name, attention in attentions(network):
+        if plan.get(f"{name}.to_q", LayerBits(FLOAT, FLOAT)).act != FLOAT:
+            require_known(attention)
+
+
 def _scheme(bits: int, whole: Whole, symmetric: bool = False, sizes: tuple[int, ...] | None = None) -> Scheme | None:
     """The scheme of a tensor whose channels, dimension 1, are cut into parts of `sizes` if there are any."""
     return None if bits == FLOAT else Scheme(bits, whole if sizes is None else Split(sizes, whole), symmetric)
@@ -140,6 +168,33 @@ def quantize_weights(network: nn.Module, estimator: RangeEstimator, rounding: Ro
         if scheme is not None:
             qparams = qparams_from_range(*estimate(layer.weight, scheme, estimator), scheme)
             layer.set_weight(rounding(layer.weight, qparams, scheme), qparams)
+
+
+@torch.inference_mode()
+def verify_weights(network: nn.Module, example: Batch) -> None:
+    """Hold what every layer computes, in a pass of `example`, against what its integers say.
+
+    A hook of somebody else's may write the weight at each call. Raises UserError, which names the layer.
+    """
+
+    def check(name: str, layer: QuantizedLayer, args: tuple[Any, ...], found: Tensor) -> None:
+        assert layer.weight_int is not None and layer.weight_qparams is not None and layer.weight_scheme is not None
+        weight = dequantize(layer.weight_int, layer.weight_qparams, layer.weight_scheme).to(layer.weight.dtype)
+        expected = arithmetic(layer.kind, layer, layer.input_quantizer(args[0]), weight)
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max())):
+            raise UserError(f"model.network: {name} computes with other weights than those that were quantized, so something "
+                            f"writes them at each call; give it weight_bits 32 in quant.layers")  # fmt: skip
+
+    handles = [
+        layer.register_forward_hook(partial(check, name), prepend=True)  # before hooks that may change the output
+        for name, layer in quantized_layers(network)
+        if layer.weight_scheme is not None
+    ]
+    try:
+        call(network.eval(), example)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def observe_activations(network: nn.Module, batches: Iterable[Batch], estimator: RangeEstimator) -> None:

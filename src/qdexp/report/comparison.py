@@ -11,7 +11,7 @@ from qdexp.errors import UserError
 from qdexp.report.evidence import Evidence
 from qdexp.report.records import Record
 from qdexp.report.statistics.estimate import Estimate, Interval, over_seeds, pool
-from qdexp.report.table import common_protocol, full_precision, in_order, options, row_names
+from qdexp.report.table import common_protocol, in_order, options, row_names
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ METRICS = (
     Metric("size_nominal_mb", "nominal MB"),
     Metric("size_stored_mb", "stored MB"),
     Metric("gbops", "GBOPs", digits=1),
+    Metric("coverage_macs", "quantized MACs, %", 100, digits=1, higher=True),
+    Metric("coverage_parameters", "quantized parameters, %", 100, digits=1, higher=True),
 )
-EXACT = {"size_nominal_mb", "size_stored_mb", "gbops"}
+EXACT = {"size_nominal_mb", "size_stored_mb", "gbops", "coverage_macs", "coverage_parameters"}
 """Counted, not measured: no interval."""
-FLOAT_BITS = 32
 DIFFERENCES = ("fid", "kid", "clip")
 """Shown as differences to the baseline too; the distances to full precision are differences already."""
 
@@ -97,13 +98,11 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
         known = sorted({record["axes"]["method"] for record in complete})
         raise UserError(f"--baseline {baseline}: no such cell or method; methods there: {', '.join(known)}")
 
-    whole = _whole_operations(complete, evidence)
-
     def line(name: str, group: list[Record]) -> Line:
         pairs = [(estimates[record["cell"]], estimates.get(_rival(record, rivals), {})) for record in group]
         own = {record["cell"] for record in group} & {record["cell"] for record in rivals}
         numbers = _numbers(group, [one for one, _ in pairs])
-        return Line(name, group, whole.get(group[0]["cell"], {}) | numbers, {} if own else _differences(pairs))
+        return Line(name, group, numbers, {} if own else _differences(pairs))
 
     groups = grouped(complete)
     lines = [line(*one) for one in zip(row_names([group[0] for group in groups]), groups, strict=True)]
@@ -129,17 +128,6 @@ def _rival(record: Record, rivals: Sequence[Record]) -> str:
         if axis == "model" or alike:
             found = alike
     return str(found[0]["cell"]) if found else ""
-
-
-def _whole_operations(records: Sequence[Record], evidence: Evidence) -> dict[str, dict[str, Interval]]:
-    """The bit operations of full-precision cells, by cell, from the layers that quantized cells of their model count."""
-    macs: dict[str, int] = {}
-    for record in records:
-        model = record["axes"]["model"]
-        if model not in macs and (layers := evidence.read_json(record, "layers")):
-            macs[model] = sum(layer["macs"] for layer in layers)
-    full = [record for record in records if full_precision(record) and record["axes"]["model"] in macs]
-    return {r["cell"]: {"gbops": _exact(macs[r["axes"]["model"]] * FLOAT_BITS**2 / 1e9)} for r in full}
 
 
 def lpips_lines(records: Sequence[Record]) -> list[str]:

@@ -167,6 +167,8 @@ def _columns(records: list[Record]) -> list[Column]:
         Column(("stored", "MB"), _number("size_stored_mb", ".2f")),
         Column(("time",), _time),
     ]
+    if any((_metric(record, "coverage_macs") or 1.0) < 1 for record in records):
+        numbers.insert(-1, Column(("quantized", "MACs"), _number("coverage_macs", ".1%")))
     return [*_telling(records, fixed), *fixed, *(column for column in numbers if _used(column, records))]
 
 

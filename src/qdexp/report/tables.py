@@ -27,7 +27,9 @@ from qdexp.report.comparison import (
 from qdexp.report.table import protocol_line, rehearsal
 
 Form = Callable[[str, str], str]
-SHOWN = ("fid", "kid", "isc", "clip", "psnr", "ssim", "lpips", "noise_error", "size_stored_mb", "gbops")
+PARTIAL = ("coverage_macs", "coverage_parameters")
+"""Shown where a line has less than all of it."""
+SHOWN = ("fid", "kid", "isc", "clip", "psnr", "ssim", "lpips", "noise_error", "size_stored_mb", "gbops", *PARTIAL)
 """The metrics of the table; the CSV and the page have all."""
 KNOWN = {metric.key: metric for metric in METRICS}
 
@@ -48,7 +50,8 @@ def columns(comparison: Comparison, form: Form = "{} ± {}".format) -> list[Colu
     found = [Column("method", lambda line: line.name, False), Column("bits", _bits, False)]
     found += [Column("seeds", lambda line: str(len(line.records)))] if several else []
     for metric in (KNOWN[key] for key in SHOWN):
-        if any(metric.key in line.numbers for line in lines):
+        values = [line.numbers[metric.key].value for line in lines if metric.key in line.numbers]
+        if values and (metric.key not in PARTIAL or min(values) < 1):
             found.append(_measured(metric, form))
         if metric.key == "fid" and any(metric.key in line.differences for line in lines):
             found.append(_compared(metric, comparison.baseline))

@@ -1,7 +1,7 @@
 """From a config to a network with quantized layers: what the two stages that quantize share."""
 
-import fnmatch
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,19 +11,28 @@ from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
 from qdexp import device as devices
-from qdexp import models
-from qdexp.config import UNTOUCHED, Config, Quant, WeightScheme
+from qdexp import files, models
+from qdexp.config import UNTOUCHED, Config, Model, Quant, WeightScheme
 from qdexp.errors import UserError
 from qdexp.models import released
-from qdexp.models.conditions import example_condition
+from qdexp.models.conditions import example_row
+from qdexp.models.describe import Description, describe
+from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
-from qdexp.quant.architecture import check_plain
-from qdexp.quant.blocks import Batch, first_row
+from qdexp.quant.architecture import check_plain, named
+from qdexp.quant.blocks import Batch, call, first_row, output
+from qdexp.quant.coverage import Coverage, Wanted, known_bits
+from qdexp.quant.macs import count
+from qdexp.quant.network import LayerBits
 from qdexp.quant.ranges import RangeEstimator
 from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
 from qdexp.stages.calibration import CalibrationStage, read_rows
+
+COVERAGE = "coverage.json"
+SAME = 0.01
+"""Relative difference of what a network computes before and after it is saved: on a CPU there is none."""
 
 Batches = Sequence[Batch]
 """The calibration set, or a part of it, at most ``sampling.batch`` rows each."""
@@ -58,20 +67,44 @@ def _cut(batch: Batch, rows: slice, device: torch.device) -> Batch:
 
 def convert(
     network: torch.nn.Module, quant: Quant, weight: WeightScheme, split: str, batches: Batches, act_symmetric: bool = False
-) -> list[str]:
-    """Gives the layers of ``network`` their quantized classes, in place; returns their names in execution order."""
+) -> dict[str, LayerBits]:
+    """Gives the layers of ``network`` their quantized classes, in place; returns their bits, in execution order."""
     example = first_row(batches[0])
     order = networks.execution_order(network, example)
+    plan = networks.plan_bits(network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
     networks.convert(
         network,
-        networks.plan_bits(network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers),
+        plan,
         weight_granularity=GRANULARITIES[weight.granularity](),
         weight_symmetric=weight.symmetric,
         act_symmetric=act_symmetric,
         softmax_bits=quant.softmax_bits,
         splits=split_sizes(network, example, split),
     )
-    return order
+    return plan
+
+
+def keep(
+    folder: Path, network: torch.nn.Module, model: Model, quant: Quant, plan: Mapping[str, LayerBits], example: Batch
+) -> None:
+    """Writes a network that is quantized, ``example`` a row for it, as ``checkpoint/``, and its coverage.
+
+    Raises UserError where it computes something else once it is read again, or where nothing of it is quantized.
+    """
+    example = first_row(example)
+    checkpoint.save(folder / checkpoint.FOLDER, network, model.network)
+    again = checkpoint.load(folder / checkpoint.FOLDER, named(model.network)).to(example[0].device)
+    with torch.inference_mode():
+        made, read = (output(call(one, example)).float() for one in (network, again))
+    if (made - read).norm() > SAME * made.norm():
+        raise UserError(f"model.network: {type(network).__name__} computes something else when it is read from its checkpoint: "
+                        f"it keeps values that are neither parameters nor buffers; register these as buffers")  # fmt: skip
+    wanted = Wanted(plan, LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
+    found = Coverage(again, count(again, example), known_bits(again), wanted)
+    found.require_any(quant.label)
+    if _description(model) is None:
+        _warn(model, quant, found)
+    files.write_text(folder / COVERAGE, json.dumps(found.content()))
 
 
 def check(config: Config) -> None:
@@ -82,6 +115,7 @@ def check(config: Config) -> None:
     check_plain(config.model.network)
     if quantizer.released:
         _check_released(config)
+        _check_coverage(config)
         return
     for part, target in (("weight", quantizer.weight.range), ("act", quantizer.act.range)):
         try:
@@ -101,10 +135,30 @@ def check(config: Config) -> None:
         devices.require_arithmetic(devices.resolve(config.device), config.recon.precision, config.recon.compile)
     if quantizer.split != "off":
         _check_split(config)
-    names = models.layer_names(config.model) if config.quant.layers else []
-    for pattern in config.quant.layers or {}:
-        if not fnmatch.filter(names, pattern):
-            raise UserError(f"quant.layers: {pattern!r} matches no layer; layers are called like {names[0]!r}")
+    _check_coverage(config)
+
+
+def _check_coverage(config: Config) -> None:
+    """Warns where little of what the bits ask for would be quantized; raises where nothing would be."""
+    description = _description(config.model)
+    if description is not None:
+        found = description.coverage(config.quant)
+        found.require_any(config.quant.label)
+        _warn(config.model, config.quant, found)
+
+
+def _description(model: Model) -> Description | None:
+    """None where the network asks for values, or for conditions of its own: only the stage itself can tell."""
+    try:
+        return describe(model)
+    except UserError:
+        return None
+
+
+def _warn(model: Model, quant: Quant, found: Coverage) -> None:
+    warning = found.warning(quant.label)
+    if warning is not None:
+        print(f"warning: {model.name}: {warning}", flush=True)
 
 
 def _check_released(config: Config) -> None:
@@ -121,8 +175,5 @@ def _check_released(config: Config) -> None:
 
 def _check_split(config: Config) -> None:
     network = models.skeleton(config.model)
-    device = next(network.parameters()).device
-    x_t, t = torch.zeros(1, *config.model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    example = (x_t, t, pytree.tree_map(lambda part: part.to(device), example_condition(network)))
     with suppress(RuntimeError, TypeError):  # asks for values, or for conditions of its own: the stage itself will tell
-        split_sizes(network, example, config.quantizer.split)
+        split_sizes(network, example_row(network, config.model.shape), config.quantizer.split)

@@ -14,6 +14,7 @@ from qdexp.quant import checkpoint
 from qdexp.quant.architecture import named
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.layers import QuantizedLayer
+from qdexp.quant.macs import count, macs_by_module
 from qdexp.quant.network import FLOAT, execution_order, quantized_layers
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import first_rows
@@ -63,7 +64,10 @@ class LayersStage(Stage):
         order = execution_order(network, first_row(batches[0]))
         layers = {name: quantized.get_submodule(name) for name in order}
         errors = layer_errors(network, layers, batches)
-        found = [{"name": name, **_bits(converted.get(name)), **asdict(error)} for name, error in errors.items()]
+        macs = macs_by_module(count(network, first_row(batches[0])))
+        found = [
+            {"name": name, **_bits(converted.get(name)), **asdict(error), "macs": macs[name]} for name, error in errors.items()
+        ]
         files.write_text(folder / FILE, json.dumps(found))
 
     def _batches(self, inputs: dict[str, Path]) -> list[Batch]:

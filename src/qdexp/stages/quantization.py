@@ -15,18 +15,19 @@ from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams
 from qdexp.quant.architecture import named
-from qdexp.quant.blocks import blocks_of
+from qdexp.quant.blocks import blocks_of, first_row
 from qdexp.quant.rounding import resolve
 from qdexp.recon.walk import Walk
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
-from qdexp.stages.conversion import convert, observed_rows, read_batches
+from qdexp.stages.conversion import convert, keep, observed_rows, read_batches
 from qdexp.stages.rounding import RoundingStage
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizationStage(Stage):
-    """``checkpoint/``: what ``qdexp.load`` reads; ``blocks.json`` where scales were learned.
+    """``checkpoint/``: what ``qdexp.load`` reads; ``coverage.json``: what of the network is quantized; ``blocks.json`` where
+    scales were learned.
 
     ``recon``: None where no scales are learned; ``rounding``: None where weights are rounded without calibration rows.
     """
@@ -64,19 +65,20 @@ class QuantizationStage(Stage):
         batches = read_batches(inputs["calibration"], batch, self.device)
         network = models.build(self.model, self.sampling.channels_last).to(self.device)
         full = copy.deepcopy(network) if self.recon is not None else None
-        order = convert(network, self.quant, weight, self.quantizer.split, batches, act.symmetric)
+        plan = convert(network, self.quant, weight, self.quantizer.split, batches, act.symmetric)
         torch.manual_seed(self.seed)
         if self.rounding is not None:
             rounded = checkpoint.load(inputs["rounding"] / checkpoint.FOLDER, named(self.model.network))
             _take_weights(network, rounded)
         else:
             networks.quantize_weights(network, instantiate(weight.range), resolve(self.quantizer.rounding))
+        networks.verify_weights(network, first_row(batches[0]))
         observed = read_batches(inputs["calibration"], batch, self.device, observed_rows(act.rows, self.calibration))
         networks.observe_activations(network, observed, instantiate(act.range))
         del observed  # its room is for the walk
         if self.recon is not None and full is not None:
-            Walk(network, full, blocks_of(network, order), self.recon, self.seed, folder).learn_scales(batches)
-        checkpoint.save(folder / checkpoint.FOLDER, network, self.model.network)
+            Walk(network, full, blocks_of(network, plan), self.recon, self.seed, folder).learn_scales(batches)
+        keep(folder, network, self.model, self.quant, plan, batches[0])
 
 
 def _take_weights(network: torch.nn.Module, found: torch.nn.Module) -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 from qdexp import device as devices
 from qdexp.config import Config, Model, Quant, Sampling
 from qdexp.models import released
-from qdexp.quant import checkpoint
+from qdexp.models.conditions import example_row
+from qdexp.quant.network import LayerBits, quantized_layers
 from qdexp.stages.base import Stage
-from qdexp.stages.conversion import released_file
+from qdexp.stages.conversion import keep, released_file
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReleasedStage(Stage):
-    """``checkpoint/``: what ``qdexp.load`` reads."""
+    """``checkpoint/``: what ``qdexp.load`` reads; ``coverage.json``: what of the network is quantized."""
 
     name = "quantization"
 
@@ -35,4 +36,6 @@ class ReleasedStage(Stage):
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = released.build(self.model, self.files["released"], self.quant, self.sampling.channels_last)
-        checkpoint.save(folder / checkpoint.FOLDER, network, self.model.network)
+        bits = LayerBits(self.quant.weight_bits, self.quant.act_bits)
+        plan = {name: bits for name, _ in quantized_layers(network)}
+        keep(folder, network, self.model, self.quant, plan, example_row(network, self.model.shape))

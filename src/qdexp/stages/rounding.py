@@ -11,7 +11,7 @@ from qdexp import models
 from qdexp.config import UNTOUCHED, BlockLearning, Config, Model, Quant, Sampling, WeightScheme
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
-from qdexp.quant.blocks import blocks_of
+from qdexp.quant.blocks import blocks_of, first_row
 from qdexp.quant.rounding import nearest
 from qdexp.recon.walk import Walk
 from qdexp.stages.base import Stage
@@ -57,9 +57,10 @@ class RoundingStage(Stage):
         batches = read_batches(inputs["calibration"], self.sampling.batch, self.device)
         full = models.build(self.model, self.sampling.channels_last).to(self.device)
         network = copy.deepcopy(full)
-        order = convert(network, self.quant, self.weight, self.split, batches)
+        plan = convert(network, self.quant, self.weight, self.split, batches)
         networks.quantize_weights(network, instantiate(self.weight.range), nearest)
-        walk = Walk(network, full, blocks_of(network, order), self.recon, self.seed, folder)
+        networks.verify_weights(network, first_row(batches[0]))
+        walk = Walk(network, full, blocks_of(network, plan), self.recon, self.seed, folder)
         if self.rounding == "adaround":
             walk.learn_weights(batches)
         else:

@@ -3,13 +3,10 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-import torch
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from qdexp import models
 from qdexp import record as records
@@ -17,6 +14,7 @@ from qdexp.cell import Cell
 from qdexp.config import Config, Model
 from qdexp.errors import UserError
 from qdexp.models.conditions import example_condition
+from qdexp.models.describe import describe
 from qdexp.report.records import read_records
 from qdexp.stages.base import Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage
@@ -86,7 +84,10 @@ class Networks:
         """Multiplications of one forward pass of one image."""
         name = repr((model.network, model.shape))
         if name not in self._macs:
-            self._macs[name] = _count(model) or float(self.parameters(model))
+            try:
+                self._macs[name] = float(describe(model).macs)
+            except UserError:  # some networks cannot run without values: a guess may do without
+                self._macs[name] = float(self.parameters(model))
         return self._macs[name]
 
     def condition_numbers(self, model: Model) -> int:
@@ -96,16 +97,6 @@ class Networks:
             asked = pytree.tree_leaves(example_condition(models.skeleton(model)))
             self._conditions[name] = sum(part[0].numel() for part in asked)
         return self._conditions[name]
-
-
-def _count(model: Model) -> float:
-    network = models.skeleton(model)
-    device = next(network.parameters()).device
-    counter = FlopCounterMode(display=False)
-    with suppress(Exception), counter, torch.no_grad():  # some networks cannot run without values: a guess may do without
-        x_t, t = torch.zeros(1, *model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-        network(x_t, t, **example_condition(network))
-    return counter.get_total_flops() / 2
 
 
 def multiplications(config: Config, stage: Stage, networks: Networks) -> float:

@@ -6,7 +6,7 @@ W&B              record
 id, name, group  sweep and cell, cell, sweep: two sweeps that share a cell do not collide
 config           the axes and the protocol as flat top-level keys, to group and filter by; the frozen config, the stage
                  keys and the provenance whole, under ``record``
-summary          metrics, sizes and costs, once and flat; ``status``, and the error of a failed cell
+summary          metrics, sizes, coverage by bits and costs, once and flat; ``status``, and the error of a failed cell
 history          the curves, one row a sampler step, over their own axis ``curves/sampler_step``; samples; a table of the layers
 artifact         the quantized checkpoint, named by its stage key, so that cells which share it share the artifact
 ===============  ====================================================================================================
@@ -175,7 +175,7 @@ def tags(axes: dict[str, Any]) -> list[str]:
 
 def config(record: Record, sweep: str) -> dict[str, Any]:
     """The run's config. Nested keys can be read in W&B but hardly grouped by: what is compared lies flat at the top."""
-    whole = ("format", "config", "keys", "protocol", "provenance", "artifacts")
+    whole = ("format", "config", "keys", "protocol", "coverage", "provenance", "artifacts")
     return {
         **record["axes"],
         "cell": record["cell"],
@@ -192,6 +192,7 @@ def summary(record: Record) -> dict[str, Any]:
     return {
         "status": record["status"],
         **{name: value for name, value in metrics.items() if value is not None},
+        **_flat({name: record.get("coverage", {}).get(name, {}) for name in ("macs", "parameters")}, "coverage_"),
         **_flat(record.get("costs", {})),
         **_flat(record.get("error", {}), "error_"),
         **({"not_finite": ", ".join(missing)} if missing else {}),

@@ -74,7 +74,7 @@ def pareto(comparison: Comparison, _: Evidence) -> Figure | None:
     """FID against weight bits, stored size and bit operations, and the front of what nothing beats in both."""
     lines = [line for line in comparison.lines if "fid" in line.numbers]
     costs = {BITS: [line.axes["weight_bits"] for line in lines]}
-    for key, label in (("size_stored_mb", "stored MB"), ("gbops", r"$10^9$ MACs x weight bits x input bits")):
+    for key, label in (("size_stored_mb", "stored MB"), ("gbops", r"$10^9$ MACs x bits of both factors")):
         if all(key in line.numbers for line in lines):
             costs[label] = [line.numbers[key].value for line in lines]
     if len(lines) < 2:

@@ -15,6 +15,7 @@ function detail() {
   if (cell.samples) grid.append(wide(card("Samples", picture(cell))));
   curveCards(grid, [{ name: cell.name, colour: cell.colour, cell }]);
   if (cell.layers) layerCards(grid, cell);
+  if (cell.coverage) grid.append(wide(coverageCard(cell.coverage)));
   if (cell.conformance) grid.append(wide(conformanceCard(cell)));
   grid.append(wide(card(null, folded("Config", facts(cell.options)))), wide(card(null, folded("Protocol and keys", facts(cell.protocol)))), wide(card(null, folded("Log: what was computed for this cell, and when", html("pre", { textContent: cell.log || "no line in executions.jsonl" })))));
 }
@@ -41,6 +42,14 @@ function layerCards(grid, cell) {
   const worst = [...cell.layers].sort((a, b) => b.sensitivity - a.sensitivity).slice(0, 8);
   const rows = worst.map((layer) => html("tr", {}, html("td", { className: "text", textContent: layer.name }), html("td", { textContent: `W${layer.weight_bits}A${layer.act_bits}` }), html("td", { textContent: brief(layer.error) }), html("td", { textContent: brief(layer.sensitivity) })));
   grid.append(wide(card("The most sensitive layers", html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, ...["layer", "bits", "its error", "error of ε"].map((title, index) => html("th", { textContent: title, className: index ? "" : "text" })))), html("tbody", {}, ...rows))))));
+}
+
+function coverageCard(coverage) {
+  const percent = (share) => `${(100 * share).toFixed(2)} %`;
+  const shares = ["macs", "parameters"].map((what) => `${what === "macs" ? "MACs" : what}: ${Object.entries(coverage[what]).map(([bits, share]) => `${percent(share)} ${bits}`).join(", ")}; of those asked for ${percent(coverage.quantized[what])} quantized`);
+  const rows = coverage.left_out.map((kind) => html("tr", {}, html("td", { className: "text", textContent: kind.kind }), html("td", { textContent: kind.count }), html("td", { textContent: kind.parameters.toLocaleString("en") }), html("td", { textContent: kind.macs.toLocaleString("en") }), html("td", { className: "text dull", textContent: kind.names.join(", ") + (kind.count > kind.names.length ? ", …" : "") })));
+  const header = ["in full precision", "count", "parameters", "MACs", "for example"].map((title, index) => html("th", { textContent: title, className: index % 4 ? "" : "text" }));
+  return card("What is quantized", ...shares.map((text) => html("p", { textContent: text })), html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, ...header)), html("tbody", {}, ...rows))));
 }
 
 function conformanceCard(cell) {

@@ -9,7 +9,7 @@ function figures() {
     const values = rows.map((row) => row.value), log = Math.max(...values) > 30 * Math.min(...values) && Math.min(...values) > 0;
     if (rows.length) grid.append(card(`${metric.title}, with 95 % intervals`, whiskers(rows, { label: log ? "logarithmic" : "", log, open })));
   }
-  for (const [key, label] of [["size_stored_mb", "stored MB"], ["gbops", "10⁹ bit operations (MACs × weight bits × input bits)"]]) front(grid, lines, key, label);
+  for (const [key, label] of [["size_stored_mb", "stored MB"], ["gbops", "10⁹ bit operations (MACs × bits of both factors)"]]) front(grid, lines, key, label);
   curveCards(grid, lines.map((line) => ({ name: line.name, colour: line.colour, cell: CELLS.get(line.cells[0]) })));
   sampleCard(grid, lines.map((line) => ({ name: line.name, cell: CELLS.get(line.cells[0]) })).slice(0, 24));
   for (const found of Object.values(DATA.activations)) insides(grid, found);

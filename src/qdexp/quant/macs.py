@@ -1,0 +1,184 @@
+"""Multiply-accumulates (MACs) of one pass through a network: how many there are, where, and what is multiplied.
+
+Counted below all layers and functions, where every convolution and matrix product of torch arrives as one of a few operators,
+whoever called it: layers never seen before, weights used without their layer, attention by hand. What is multiplied is known by
+following tensors through views and copies: the output of an activation quantizer, a parameter or buffer, what is computed of
+these alone. Runs on the meta device too.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from qdexp.quant.blocks import Batch, call
+from qdexp.quant.layers import ActivationQuantizer
+
+aten = torch.ops.aten
+
+PRODUCTS: Mapping[Any, tuple[int, int]] = {
+    **dict.fromkeys((aten.mm, aten.bmm, aten.mv, aten.dot, aten.vdot), (0, 1)),
+    **dict.fromkeys((aten.addmm, aten.baddbmm, aten.addmv, aten.addbmm), (1, 2)),
+}
+"""Matrix products, and which of their arguments are multiplied."""
+COPIES = {
+    *(aten.clone, aten._to_copy, aten.copy_, aten.repeat, aten.constant_pad_nd),
+    *(aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad1d, aten.replication_pad2d),
+}
+"""What hands out the values that it is given, and zeros at most, which are on every grid."""
+FULL = 32
+"""Bits of what is not quantized."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a factor is made of.
+
+    ``names``: the parameters and buffers that it is computed from, none for a constant; or one activation quantizer.
+    ``exact``: it has the very values of the one that is named. ``activation``: it depends on the network's input.
+    """
+
+    names: frozenset[str]
+    exact: bool = False
+    activation: bool = False
+
+    @property
+    def name(self) -> str:
+        """Whose values it has; empty where it is computed."""
+        return next(iter(self.names)) if self.exact else ""
+
+
+@dataclass(frozen=True)
+class Product:
+    """All MACs of one kind. ``module``: the innermost one that runs; ``factors``: what is multiplied, None for an activation
+    that no quantizer has rounded."""
+
+    module: str
+    factors: tuple[Source | None, Source | None]
+    macs: int
+
+    @property
+    def weight(self) -> Source | None:
+        """The factor that does not depend on the network's input: a weight, as a rule. None in a product of two activations."""
+        return next((one for one in reversed(self.factors) if one is not None and not one.activation), None)
+
+    def bits(self, known: Mapping[str, int]) -> tuple[int, int]:
+        """Of both factors. ``known``: those of weights and of activation quantizers, by their names."""
+        first, second = (FULL if one is None else known.get(one.name, FULL) for one in self.factors)
+        return first, second
+
+
+def bit_operations(products: Sequence[Product], known: Mapping[str, int]) -> int:
+    """A MAC of factors of b_1 and b_2 bits counts b_1 b_2 (BOPs). ``known``: as in ``Product.bits``."""
+    return sum(product.macs * first * second for product in products for first, second in [product.bits(known)])
+
+
+def macs_by_module(products: Sequence[Product]) -> Counter[str]:
+    """By the innermost module that runs."""
+    macs = Counter[str]()
+    for product in products:
+        macs[product.module] += product.macs
+    return macs
+
+
+@torch.no_grad()
+def count(network: nn.Module, example: Batch) -> list[Product]:
+    """The products of one pass, in the order in which they first happen. ``example`` has one row."""
+    counter = _Counter(network)
+    with counter.inside_modules(network), sdpa_kernel(SDPBackend.MATH), counter:  # fused attention hides what it multiplies
+        call(network.eval(), example)
+    return [Product(module, factors, macs) for (module, factors), macs in counter.macs.items()]
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up MACs, and knows the sources of the tensors that are alive, by their storages."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.macs: Counter[tuple[str, tuple[Source | None, Source | None]]] = Counter()
+        self._sources: dict[int, tuple[StorageWeakRef, Source]] = {}
+        self._modules = [""]
+        for name, value in (*network.named_parameters(), *network.named_buffers()):
+            if self._source(value) is None:  # of what has two names, the first
+                self._mark(value, Source(frozenset([name]), exact=True))
+
+    @contextmanager
+    def inside_modules(self, network: nn.Module) -> Iterator[None]:
+        """While the network runs: which of its modules does, and what activation quantizers hand out."""
+
+        def leave(name: str, module: nn.Module, _: Any, output: Any) -> None:
+            self._modules.pop()
+            if isinstance(module, ActivationQuantizer) and module.mode == "on":
+                self._mark(output, Source(frozenset([name]), exact=True, activation=True))
+
+        handles: list[Any] = []
+        for name, module in network.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._modules.append(name)))
+            handles.append(module.register_forward_hook(partial(leave, name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, operator = kwargs or {}, getattr(func, "_overloadpacket", func)
+        if isinstance(func, torch._ops.OpOverload) and func is not torch.ops.prim.device.default:
+            with self:  # in inference mode what consists of other operators arrives whole
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        if operator in PRODUCTS or operator in flop_registry:
+            self._count(operator, args, kwargs, result)
+        self._follow(operator, args, kwargs, result)
+        return result
+
+    def _count(self, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        first, second = (args[place] for place in PRODUCTS.get(operator, (0, 1)))
+        if operator in PRODUCTS:
+            macs = first.numel() * (second.shape[-1] if second.ndim > 1 else 1)
+        else:
+            macs = flop_registry[operator](*args, **kwargs, out_val=result) // 2
+        self.macs[self._modules[-1], (self._source(first), self._source(second))] += macs
+
+    def _follow(self, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Marks what an operator has made or changed. A view has its storage in common with what it is of."""
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        changes = isinstance(operator, torch._ops.OpOverloadPacket) and operator.__name__.endswith("_")
+        known = set() if changes else {id_of(tensor) for tensor in given}
+        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and id_of(leaf) not in known]
+        if operator in COPIES:
+            source = self._source(args[1] if operator is aten.copy_ else args[0])
+        else:
+            sources = [self._source(tensor) for tensor in given]
+            fixed = [source for source in sources if source is not None and not source.activation]
+            source = Source(frozenset().union(*(one.names for one in fixed))) if len(fixed) == len(given) else None
+        for tensor in made:
+            self._mark(tensor, source)
+
+    def _source(self, tensor: Tensor) -> Source | None:
+        reference, source = self._sources.get(id_of(tensor), (None, None))
+        return None if reference is None or reference.expired() else source
+
+    def _mark(self, tensor: Tensor, source: Source | None) -> None:
+        if source is None:
+            self._sources.pop(id_of(tensor), None)
+        else:
+            self._sources[id_of(tensor)] = StorageWeakRef(tensor.untyped_storage()), source
+
+
+def id_of(tensor: Tensor) -> int:
+    """Of its storage; as long as a weak reference is kept no other one gets the same."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
