@@ -1,16 +1,18 @@
 """How often a 95 % interval of a report holds the truth: an experiment on real images, corrupted.
 
     python analysis/coverage.py
+    python analysis/coverage.py --only "2 seeds" --repetitions 1000
 
 The population: 1,024 real images (held out from the reference), each corrupted several times by fresh noise. The baseline is
 lightly corrupted; its rivals are the same pictures, with the same draws, corrupted further. A repetition draws n of them and
-makes the report's own interval; the truth is the mean of the estimates over all repetitions. A row "3 seeds" draws
-three rivals from a family of 48 as well, as seeds of a calibration would.
+makes the report's own interval; the truth is the mean of the estimates over all repetitions. A row "2 seeds" or "3 seeds" draws
+as many rivals from a family of 48 as well, as seeds of a calibration would.
 """
 
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,9 @@ from torchvision.transforms.functional import gaussian_blur
 
 from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.metrics.features import extract
-from qdexp.report.statistics.estimate import Estimate, Interval, of_mean, pool
-from qdexp.report.statistics.frechet import Frechet
-from qdexp.report.statistics.kernel import Kernel
+from qdexp.statistics.estimate import Estimate, Interval, of_mean, pool
+from qdexp.statistics.frechet import Frechet
+from qdexp.statistics.kernel import Kernel
 
 ROOT = Path(__file__).parents[1]
 SIDE = 28
@@ -33,6 +35,8 @@ SIDE = 28
 FAMILY = 48
 SEEDS = {"much alike": 0.01, "as far apart as draws of images": 0.04, "far apart": 0.15}
 """How much the strength of the noise differs between seeds, relative standard deviations."""
+COUNTS = (3, 2)
+"""Seeds of a study."""
 KID_REFERENCE = 1000
 """Rows of the reference that KID is measured against here, where it is measured thousands of times."""
 
@@ -117,12 +121,13 @@ def experiments(population: Population, n: int) -> Iterator[tuple[str, Callable[
         strengths = 0.04 * np.exp(spread * np.random.default_rng(1).standard_normal(FAMILY))
         family = [population.features(noisy(float(strength))) for strength in strengths]
 
-        def seeds(random: np.random.Generator, family: list[Features] = family) -> Interval:
+        def seeds(random: np.random.Generator, family: list[Features], count: int) -> Interval:
             rows = random.integers(size, size=n)
             base = frechet.fid(baseline[rows])
-            return pool([frechet.fid(family[one][rows]) - base for one in random.integers(FAMILY, size=3)])
+            return pool([frechet.fid(family[one][rows]) - base for one in random.integers(FAMILY, size=count)])
 
-        yield f"FID difference, noise, 3 seeds {name}", seeds
+        for count in COUNTS:
+            yield f"FID difference, noise, {count} seeds {name}", partial(seeds, family=family, count=count)
 
 
 def read_images(path: Path) -> Tensor:
@@ -138,6 +143,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=ROOT / "tests/data/fashion_test_1024.png")
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--variants", type=int, default=8, help="corruptions of each image in the population")
+    parser.add_argument("--only", default="", help="the experiments whose names hold this")
     parser.add_argument("--n", type=int, default=1024, help="images a repetition draws")
     args = parser.parse_args()
     if min(args.repetitions, args.variants) < 1 or args.n < 2 or not args.images.is_file():
@@ -147,8 +153,9 @@ def main() -> None:
     print(f"n = {args.n:,}, {args.repetitions:,} repetitions: coverage to ± {margin:.1f} points\n")
     print("| interval | truth | mean half width | coverage, % |\n| --- | ---: | ---: | ---: |")
     for name, draw in experiments(Population(read_images(args.images), args.variants), args.n):
-        share, truth, half = coverage(draw, args.repetitions)
-        print(f"| {name} | {truth:.4g} | {half:.2g} | {100 * share:.1f} |", flush=True)
+        if args.only in name:
+            share, truth, half = coverage(draw, args.repetitions)
+            print(f"| {name} | {truth:.4g} | {half:.2g} | {100 * share:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,12 @@ COLUMNS = ("weight_bits", "act_bits", "calib", "quantizer", "seed")
 
 
 def sections(known: set[Key]) -> dict[str, list[Panel]]:
-    """The panels by section. KID is drawn where the runs have it, that is from 1,000 images on."""
+    """The panels by section. KID is drawn where the runs have it, that is from 1,000 images on.
+
+    Bars are means over the runs of one ``row``, which differ in their seed alone.
+    """
     bars = [
-        reports.BarPlot(title=title, metrics=[reports.SummaryMetric(key)], groupby=reports.Config("method"))
+        reports.BarPlot(title=title, metrics=[reports.SummaryMetric(key)], groupby=reports.Config("row"))
         for key, title in BARS.items()
         if key != "kid" or ("summary", key) in known
     ]
@@ -69,8 +72,8 @@ def report(sweep: str, project: str, entity: str, panels: dict[str, list[Panel]]
 
 
 def workspace(sweep: str, project: str, entity: str, panels: dict[str, list[Panel]]) -> workspaces.Workspace:
-    """The same panels as a saved view, the runs grouped by method."""
-    settings = workspaces.RunsetSettings(filters=f"Config('sweep') = '{sweep}'", groupby=[workspaces.Config("method")])
+    """The same panels as a saved view, the runs of one row together."""
+    settings = workspaces.RunsetSettings(filters=f"Config('sweep') = '{sweep}'", groupby=[workspaces.Config("row")])
     parts = [workspaces.Section(name=name, panels=drawn, is_open=True) for name, drawn in panels.items()]
     return workspaces.Workspace(
         entity=entity, project=project, name=f"qdexp: {sweep}", sections=parts, runset_settings=settings

@@ -9,11 +9,11 @@ from drawing import arguments
 from matplotlib import rc_context
 
 from qdexp.errors import one_line
+from qdexp.record import read_records
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures.methods import curves
 from qdexp.report.figures.style import STYLE
-from qdexp.report.records import read_records
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qdexp.errors import one_line
-from qdexp.report.records import Record, read_records
-from qdexp.report.table import row_names
+from qdexp.record import Record, read_records
+from qdexp.report.rows import names
 
 HEADER = ["cell", "start", "iterations", "rate", "weights: error", "error / before", "no gain", "scales: error / before",
           "no gain", "noise error", "seconds"]  # fmt: skip
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
     records = [record for record in read_records(parser.parse_args().records) if record.get("reconstruction")]
-    rows = [row(name, record) for name, record in zip(row_names(records), records, strict=True)]
+    rows = [row(name, record) for name, record in zip(names(records), records, strict=True)]
     rows.sort(key=lambda texts: float(texts[-2]))
     print("\n".join(f"| {' | '.join(texts)} |" for texts in [HEADER, ["---", *["---:"] * (len(HEADER) - 1)], *rows]))
 

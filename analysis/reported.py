@@ -11,23 +11,27 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from qdexp.errors import one_line
-from qdexp.report.records import Record, read_records
+from qdexp.errors import UserError, one_line
+from qdexp.record import Record, read_records
+from qdexp.report.identity import grouped
+from qdexp.report.rows import row_names
 
 REPORTED = Path(__file__).with_suffix(".json")
 IMAGES = 50_000
 
 
 def ours(records: Sequence[Record], model: str, method: str, quant: str, metric: str) -> str:
-    """Our number, the last measured, or a dash."""
-    for record in reversed(records):
-        axes = record["axes"]
-        named = (axes["model"], axes["method"], axes["quant"]) == (model, method, quant)
-        if named and record["status"] == "complete" and record["protocol"]["n"] == IMAGES and axes.get("weights") != "random":
-            return f"{record['metrics'][metric]:.2f}"
-    return "-"
+    """Our number, the mean over its seeds, or a dash. Raises UserError where several configurations are given."""
+    wanted = {"model": model, "method": method, "quant": quant}
+    groups = grouped([r for r in records if wanted.items() <= r["axes"].items() and r["axes"].get("weights") != "random"
+                      and r["status"] == "complete" and r["protocol"]["n"] == IMAGES])  # fmt: skip
+    if len(groups) > 1:
+        raise UserError(f"{model} {quant}: the records are of {'; '.join(row_names(groups))}: give those of one of them")
+    values = [record["metrics"][metric] for group in groups for record in group]
+    return f"{mean(values):.2f}" if values else "-"
 
 
 def rows(table: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:

@@ -12,18 +12,22 @@ import matplotlib.pyplot as plt
 from drawing import arguments
 
 from qdexp.errors import UserError, one_line
-from qdexp.report.records import Record, read_records
-from qdexp.report.table import common_protocol
+from qdexp.record import Record, read_records
+from qdexp.report.identity import differing
+from qdexp.report.protocols import common_protocol
 
 LABELS = {"off": "one scale for both parts", "skip": "split shortcut: a scale each", "skip+conv1": "split before conv1 too"}
 Lines = dict[str, dict[str, dict[float, float]]]
 """Bit-width -> split -> gain -> error."""
+STUDIED = {"quant.weight_bits", "quant.act_bits", "quantizer.split", "model.network.deep_gain"}
 
 
 def lines_of(records: list[Record]) -> Lines:
-    """The errors of the quantized cells whose model has a deep_gain. Raises UserError where two cells claim one point."""
+    """The errors of the quantized cells whose model has a deep_gain. Raises UserError where more than the study's differs."""
     chosen = [r for r in records if "deep_gain" in r["config"]["model"]["network"] and "noise_error" in r.get("metrics", {})]
     common_protocol(chosen)
+    if others := differing(chosen) - STUDIED:
+        raise UserError(f"the records differ in {', '.join(sorted(others))} too: give one study's")
     lines: Lines = defaultdict(lambda: defaultdict(dict))
     for record in chosen:
         line = lines[record["axes"]["quant"]][record["config"]["quantizer"]["split"]]

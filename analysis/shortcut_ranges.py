@@ -14,7 +14,7 @@ import torch
 
 import qdexp
 from qdexp.errors import one_line
-from qdexp.report.records import read_records
+from qdexp.record import read_records
 
 
 def main() -> None:

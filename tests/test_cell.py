@@ -43,7 +43,7 @@ def test_record_holds_all_that_is_said_of_it(finished: CellOf) -> None:
     cell = finished()
     record = record_of(cell)
     assert cell.run() == record
-    assert record["format"] == FORMAT == 1
+    assert record["format"] == FORMAT == 2
     assert record["cell"] == cell.name == f"tiny-timestep_aware-w4a8-{cell.key[:10]}"
     assert record["status"] == "complete"
     assert record["axes"] == {
@@ -60,6 +60,11 @@ def test_record_holds_all_that_is_said_of_it(finished: CellOf) -> None:
         "seed": 0,
     }
     assert record["config"] | {"out": str(cell.out)} == asdict(cell.config)
+    assert record["identity"] == cell.identity
+    assert record["files"] == {
+        name: {"path": str(path), "sha256": files.sha256(Path(path))}
+        for name, path in (("weights", cell.config.model.weights), ("reference", cell.config.protocol.reference))
+    }
     assert "${" not in json.dumps(record["config"])
     assert record["config"]["protocol"]["n"] == 20
     assert record["keys"] == {name: stage.key for name, stage in cell.stages.items()}
@@ -253,7 +258,7 @@ def test_a_failing_cell_stops_no_other(
             "type": "ArithmeticError",
             "message": "cannot range:\nnot today",
         }
-        assert record.keys() >= {"format", "axes", "config", "keys", "protocol", "provenance"}
+        assert record.keys() >= {"format", "axes", "config", "identity", "files", "keys", "protocol", "provenance"}
     assert len(records) == 4
 
     before = executed()

@@ -39,13 +39,15 @@ ORDER = [
     {"quant"},
     {"store"},
     {"config", "record", "device", "meter", "provenance", "zoo", "entries"},
-    {"files", "progress", "overrides"},
+    {"files", "progress", "overrides", "statistics"},
     {"errors", "paths", "folding"},
 ]
 """A part imports from itself and from those further down."""
 
 READERS = {"report", "tracking"}
 """Read records; they know nothing of the machinery, and only the sweep and their own commands know them."""
+READ = {"record", "statistics", "errors", "files", "entries"}
+"""All that they share with the machinery."""
 
 INPUTS: dict[type[Stage], set[type[Stage]]] = {
     ConditionsStage: set(),
@@ -129,7 +131,7 @@ def test_imports_point_down(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(READERS))
 def test_readers_of_records_know_nothing_of_the_machinery(name: str) -> None:
     for module, path in files_of(name):
-        assert {part(other) for other in own_imports(path)} <= {name, "errors", "files", "entries"}, module
+        assert {part(other) for other in own_imports(path)} <= {name, *READ}, module
         assert not {other for other in imports(path) if other.split(".")[0] in ("torch", "hydra", "pytorch_lightning")}, module
 
 
@@ -137,7 +139,7 @@ def test_analysis_reads_records_and_loads_checkpoints_as_any_user_does() -> None
     for path in TOP.glob("analysis/*.py"):
         known = {part(other) for other in own_imports(path) if other != "qdexp"}  # qdexp itself: qdexp.load
         measures = {"metrics"} if path.stem == "coverage" else set()  # an experiment of its own, on images
-        assert known <= READERS | {"errors", "files", "entries"} | measures, path
+        assert known <= READERS | READ | measures, path
 
 
 def test_quant_is_pure_torch() -> None:

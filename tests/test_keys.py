@@ -150,6 +150,22 @@ def test_full_precision_images_are_those_that_others_are_compared_with(cell_of: 
     assert cell_of("method=fp").stages["samples"].key == keys["full_precision"] != keys["samples"]
 
 
+def test_the_identity_leaves_out_the_seed_alone(cell_of: CellOf, own_conf: Path, tmp_path: Path) -> None:
+    base = cell_of("method=qdiffusion")
+    assert cell_of("method=qdiffusion", "seed=1").identity == base.identity == base.key
+    assert cell_of("method=qdiffusion", "seed=1").key != base.key
+    others = [option for option, expected in LEARNING_OPTIONS.items() if expected and option != "seed=1"]
+    identities = {cell_of("method=qdiffusion", "seed=1", option).identity for option in others}
+    assert len(identities | {base.identity}) == len(others) + 1
+    weights = load_file(own_conf / "tiny.safetensors")
+    save_file(weights, tmp_path / "weights.safetensors")
+    cell = cell_of("method=qdiffusion", "seed=1", f"model.weights={tmp_path}/weights.safetensors")
+    assert cell.identity == base.identity
+    weights["conv_out.bias"] += 1e-6
+    save_file(weights, tmp_path / "weights.safetensors")
+    assert cell_of("method=qdiffusion", f"model.weights={tmp_path}/weights.safetensors").identity != base.identity
+
+
 def test_weights_count_by_content_not_by_name(cell_of: CellOf, own_conf: Path, tmp_path: Path) -> None:
     weights = load_file(own_conf / "tiny.safetensors")
     save_file(weights, tmp_path / "moved.safetensors")

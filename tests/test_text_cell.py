@@ -17,7 +17,7 @@ from qdexp.files import sha256
 from qdexp.models.prompts import StableDiffusionPrompts
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
-from qdexp.report.table import to_markdown
+from qdexp.report.tables import to_markdown
 from qdexp.sampling.conditions import PIECE
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.calibration import read_rows
@@ -189,7 +189,7 @@ def test_a_rehearsal_needs_no_encoder_and_says_what_it_is(text_of: CellOf) -> No
     cell = text_of("tiny_sdxl", "model.weights=random", "method=fp")
     record = cell.run()
     assert record["axes"]["weights"] == "random"
-    assert "weights: random, a rehearsal" in to_markdown([record])
+    assert "weights: random, a rehearsal" in to_markdown(compare([record], Evidence(cell.out)))
     half = text_of("tiny_sd", "model.condition.weights=random", "method=fp")
     assert half.run()["axes"]["weights"] == "random", "nor does a number mean anything where only embeddings are drawn"
 
@@ -229,7 +229,7 @@ def test_images_are_scored_by_how_well_they_show_their_prompts(text_of: CellOf, 
     protocol = record["protocol"]
     assert protocol["clip_digest"] and protocol["hash"] != protocol_of(plain.config)["hash"]
     records = [full.run(), json.loads(json.dumps(record))]
-    assert "| CLIP |" in to_markdown(records)
+    assert "| CLIP |" in to_markdown(compare(records, Evidence(cell.out)))
     line = compare(records, Evidence(cell.out)).lines[1]
     assert line.numbers["clip"].value == pytest.approx(record["metrics"]["clip"])
     assert line.numbers["clip"].low < line.numbers["clip"].high

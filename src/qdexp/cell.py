@@ -3,7 +3,7 @@
 import json
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from qdexp import device as devices
 from qdexp import files, models, provenance
 from qdexp import record as records
 from qdexp.config import RANDOM, UNTOUCHED, Config, Model
+from qdexp.entries import digest
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import find
 from qdexp.metrics.reference import Reference
@@ -63,6 +64,22 @@ class Cell:
     def key(self) -> str:
         """Equal for cells that are one and the same whatever they are called."""
         return short_hash(self.keys)
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for cells that differ in nothing but their seed: the key that the cell would have with the seed 0."""
+        return self.key if self.config.seed == 0 else Cell(replace(self.config, seed=0)).key
+
+    @cached_property
+    def files(self) -> dict[str, dict[str, str]]:
+        """The path and the digest of each file outside the store that the stages read, by its role."""
+        found: dict[str, dict[str, str]] = {}
+        for name, stage in self.stages.items():
+            for role, path in stage.files_outside.items():
+                file = {"path": str(path), "sha256": digest(path)}
+                if file not in found.values():
+                    found[f"{name}.{role}" if role in found else role] = file
+        return found
 
     @property
     def method(self) -> str:
@@ -141,7 +158,9 @@ class Cell:
             "status": status,
             "axes": axes,
             "config": asdict(config),
+            "identity": self.identity,
             "keys": self.keys,
+            "files": self.files,
             "protocol": protocol_of(config),
             "provenance": provenance.collect(self.device) | {"seeds": seeds},
         }
@@ -263,7 +282,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
         weights = Path(config.inspection.lpips)
         check(lambda: perceptual.check(weights, _image_shape(model)), "lpips", config.inspection.lpips, model)
     cell = Cell(config)
-    _ = cell.key  # every _target_ can be imported, every file be read
+    _ = cell.key, cell.files  # every _target_ can be imported, every file be read
     check(lambda: models.check_declared(model), "declared", model)
     check(lambda: models.check_fit(model), "fit", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)

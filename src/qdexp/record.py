@@ -1,14 +1,22 @@
-"""The record: one JSON file a cell, the only input of tables, pages and W&B. README, "The record", documents the format."""
+"""The record: one JSON file per cell, the only input of tables, pages and W&B. README, "The record", documents the format.
+
+Records are read here and nowhere else, so that nobody but this module knows of formats: what is handed out has the present one.
+"""
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from qdexp import files
+from qdexp.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 Record = dict[str, Any]
+
+_PARTS = {"cell": str, "status": str, "axes": dict, "config": dict, "keys": dict, "protocol": dict}
+"""What every record has; a complete one has ``metrics`` too."""
 
 
 def folder(out: Path) -> Path:
@@ -37,7 +45,7 @@ def _finite(value: Any) -> Any:
 
 
 def read(out: Path, cell: str) -> Record | None:
-    """The cell's record if it is there, whole and of this format."""
+    """The cell's record if it is there, whole and of the present format: an older one is made anew, out of the store."""
     try:
         record: Record = files.read_json(path(out, cell))
     except (OSError, ValueError):
@@ -49,3 +57,44 @@ def read_complete(out: Path, cell: str) -> Record | None:
     """The same, if it says that the cell succeeded."""
     record = read(out, cell)
     return record if record is not None and record.get("status") == "complete" else None
+
+
+def read_records(source: Path | Iterable[Path]) -> list[Record]:
+    """The records in a folder (its ``*.json``, by name) or in the files given, in their order, as of the present format.
+
+    Raises UserError where a folder holds none, or where a file is truncated, of an unknown format, or not a record at all.
+    """
+    if not isinstance(source, Path):
+        return [_read(path) for path in source]
+    paths = sorted(source.glob("*.json"))
+    if not paths:
+        raise UserError(f"{source} holds no records (*.json): name the folder of a sweep that has run")
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> Record:
+    try:
+        record = files.read_json(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is truncated or no JSON: delete it and run the sweep again") from error
+    if not isinstance(record, dict) or not {"format", "cell", "status"} <= record.keys():
+        raise UserError(f"{path} is not a record of a cell: move it out of the folder")
+    if record["format"] not in (1, FORMAT):
+        raise UserError(f"{path} has format {record['format']}, this version reads 1 and {FORMAT}: run the sweep again")
+    parts = _PARTS | ({"metrics": dict} if record["status"] == "complete" else {})
+    if lacking := [name for name, kind in parts.items() if not isinstance(record.get(name), kind)]:
+        raise UserError(f"{path} lacks {', '.join(lacking)}: delete it and run the sweep again")
+    return _from_first(record) if record["format"] == 1 else record
+
+
+def _from_first(record: Record) -> Record:
+    """A record of format 1 as one of format 2.
+
+    Its ``kid`` was the mean over random subsets. It has no digests of files and does not show what it has in common with the
+    other seeds of its sweep, so it is a configuration of its own.
+    """
+    renamed = {"kid": "kid_subsets", "kid_std": "kid_subsets_std"}
+    metrics = {renamed.get(name, name): value for name, value in record.get("metrics", {}).items()}
+    return record | {"format": FORMAT, "metrics": metrics, "identity": record["cell"], "files": {}}

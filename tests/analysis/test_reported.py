@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from qdexp.config import Config
+from qdexp.errors import UserError
 from qdexp.paths import conf_folder
 from qdexp.sampling.sampler import Sampler
 from qdexp.stages.calibration import chosen_rows
@@ -21,9 +22,11 @@ PAPERS = {
 }
 
 
-def record(n: int = 50_000, weights: str = "file") -> dict[str, Any]:
-    axes = {"model": "ldm_bedroom", "method": "qdiffusion", "quant": "w4a8", "weights": weights}
-    return {"format": 1, "cell": "x", "status": "complete", "axes": axes, "protocol": {"n": n}, "metrics": {"fid": 7.125}}
+def record(n: int = 50_000, weights: str = "file", **changes: Any) -> dict[str, Any]:
+    axes = {"model": "ldm_bedroom", "method": "qdiffusion", "quant": "w4a8", "weights": weights, "quantizer": "qdiffusion"}
+    parts = {"axes": axes | {"weight_bits": 4, "act_bits": 8}, "config": {}, "keys": {}, "files": {}, "identity": "one"}
+    numbers = {"protocol": {"n": n}, "metrics": {"fid": 7.125}}
+    return {"format": 2, "cell": "x", "status": "complete", **parts, **numbers, **changes}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,17 @@ def test_ours_stand_beside_the_reported(
     lines = capsys.readouterr().out.splitlines()
     assert f"| qdiffusion | w4a8 | 5.32 | {ours} |" in lines
     assert "| fp | full | 2.98 | - |" in lines
+
+
+def test_seeds_are_meaned_and_two_configurations_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    ours, where = runpy.run_path(str(SCRIPT))["ours"], ("ldm_bedroom", "qdiffusion", "w4a8", "fid")
+    seeds = [record(), record(cell="y", metrics={"fid": 8.125})]
+    assert ours(seeds, *where) == "7.62"
+    seeds[1]["identity"] = "another"
+    message = "ldm_bedroom w4a8: the records are of qdiffusion key=x; qdiffusion key=y: give those of one"
+    with pytest.raises(UserError, match=message):
+        ours(seeds, *where)
 
 
 @pytest.mark.parametrize("experiment", PAPERS)

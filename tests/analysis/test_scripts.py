@@ -1,5 +1,6 @@
 """The scripts in analysis/, on records of tiny cells."""
 
+import copy
 import json
 import runpy
 import sys
@@ -7,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from qdexp.statistics.estimate import Estimate, of_mean, over_seeds
 
 SCRIPTS = Path(__file__).parents[2] / "analysis"
 YAML = """\
@@ -90,8 +94,12 @@ def test_the_table_of_shortcut_modes_says_what_the_records_say(run: Script, stud
 
 
 def test_records_of_two_studies_are_not_drawn_as_one(run: Script, study: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^qdexp: .* give one study's"):
-        run("shortcut_modes.py", study[0], study[0], "--out", tmp_path / "modes.png")
+    changed = json.loads(study[0].read_text())
+    changed["files"]["weights"]["sha256"] = "0" * 64
+    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    for others, what in (([study[0]], "differs"), ([tmp_path / "changed.json"], "differ in weights too")):
+        with pytest.raises(SystemExit, match=rf"^qdexp: .*{what}.* give one study's"):
+            run("shortcut_modes.py", study[0], *others, "--out", tmp_path / "modes.png")
     assert not (tmp_path / "modes.png").exists()
 
 
@@ -120,7 +128,7 @@ def test_error_curves(run: Script, study: list[Path], tmp_path: Path) -> None:
 def test_a_torn_record_is_one_line(run: Script, script: str, tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('{"format": 1')
     drawn = ["--out", tmp_path / "x.png"] if script in ("error_curves.py", "shortcut_modes.py") else []
-    with pytest.raises(SystemExit, match=r"^qdexp: \S+torn\.json is torn or no JSON: delete it and run the sweep again$"):
+    with pytest.raises(SystemExit, match=r"^qdexp: \S+torn\.json is truncated or no JSON: delete it and run the sweep again$"):
         run(script, tmp_path / "torn.json", *drawn)
 
 
@@ -148,15 +156,44 @@ def test_gaps_are_those_of_the_records(run: Script, seeds: list[Path]) -> None:
         assert float(error.split()[0]) == pytest.approx(1e6 * mean, abs=0.6)
     nearest, alone = ([cells["timestep_aware", bits, seed]["noise_error"] for seed in (0, 1)] for bits in ("w4a8", "w32a8"))
     assert min(nearest) > max(alone)
-    assert body[0][2] in ("0.0 [0.0, 0.0]", "no claim")  # nearest rounding closes nothing of its own gap
+    assert body[0][2] in ("0.0 [0.0, 0.0]", "-")  # nearest rounding closes nothing of its own gap
 
 
 def test_a_share_is_claimed_only_of_a_gap_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     gaps = runpy.run_path(str(SCRIPTS / "gaps.py"))
-    assert gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [1.0, 1.2, 0.8]).startswith("75.0 [")
-    assert gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [2.9, 3.4, 2.6]) == "no claim"
-    assert gaps["interval"]([1.0, 2.0, 3.0], 3) == "2.000 [-0.484, 4.484]"  # 2 +- 4.302653 / sqrt(3)
+    assert gaps["written"](gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [1.0, 1.2, 0.8]), 1).startswith("75.0 [")
+    assert gaps["share"]([3.0, 3.2, 2.8], [1.5, 1.6, 1.4], [2.9, 3.4, 2.6]) is None
+    assert gaps["written"](over_seeds([1.0, 2.0, 3.0]), 3) == "2.000 [-0.484, 4.484]"  # 2 +- 4.302653 / sqrt(3)
+
+    def fids(value: float, seeds: int) -> list[Estimate]:
+        images = np.random.default_rng(0).standard_normal(320)  # the same images for all
+        return [of_mean(value + 0.1 * seed + value * images / 100) for seed in range(seeds)]
+
+    closed = gaps["share_of_fid"](fids(9.0, 3), fids(3.0, 3), fids(1.0, 3))
+    assert closed.value == pytest.approx(75, abs=0.1)
+    assert closed.low < 75 < closed.high
+    assert gaps["share_of_fid"](fids(1.0, 3), fids(1.0, 3), fids(1.0, 3)) is None
+
+
+def test_gaps_are_of_one_network_and_of_one_configuration(run: Script, seeds: list[Path], tmp_path: Path) -> None:
+    records = [json.loads(path.read_text()) for path in seeds]
+    network, other = copy.deepcopy(records), copy.deepcopy(records)
+    for record in network:
+        if record["axes"]["seed"] == 1:  # as if the weights file had been exchanged before the second seed
+            record["keys"] = {stage: f"other{key[5:]}" for stage, key in record["keys"].items()}
+            record["files"]["weights"]["sha256"] = "0" * 64
+            record["identity"] += "other"
+    next(record for record in other if record["axes"]["method"] == "ptq")["identity"] = "by other code"
+    for name, changed, message in (
+        ("network", network, r"the records are of several networks \(.*weights=00000000.*\): give those of one"),
+        ("other", other, r"ptq .* is not the only ptq w4a8: give the records of one configuration"),
+    ):
+        (tmp_path / name).mkdir()
+        for record in changed:
+            (tmp_path / name / f"{record['cell']}.json").write_text(json.dumps(record))
+        with pytest.raises(SystemExit, match=f"^qdexp: {message}"):
+            run("gaps.py", *sorted((tmp_path / name).iterdir()))
 
 
 def test_the_table_of_reconstruction(run: Script, seeds: list[Path]) -> None:
@@ -181,7 +218,7 @@ def test_a_coverage_of_nothing_is_refused(run: Script, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_the_coverage_of_intervals(run: Script) -> None:
     body = rows(run("coverage.py", "--repetitions", "2", "--variants", "1", "--n", "200"))[2:]  # after the title and the header
-    assert len(body) == 13
+    assert len(body) == 16
     truths = {name: float(truth) for name, truth, *_ in body}
     assert truths["FID difference, noise"] > 0.5 > truths["FID difference, 8 grey levels"]
     assert all(float(half) > 0 and float(share) in (0, 50, 100) for _, _, half, share in body)

@@ -13,7 +13,7 @@ from qdexp.errors import UserError
 from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.metrics.features import Features, extract
 from qdexp.metrics.reference import Reference, statistics
-from qdexp.metrics.scores import IS_SPLITS, fid, floor, score
+from qdexp.metrics.scores import IS_SPLITS, estimates, fid, floor, score
 
 ALWAYS = {"fid", "isc", "isc_std"}
 
@@ -94,25 +94,30 @@ def test_precision_and_recall_are_the_formula() -> None:
     assert 0 < scores["recall"] < 1
 
 
-def test_kid_is_the_unbiased_mmd() -> None:
-    samples, real = rows(1000, 4, seed=8).double(), rows(1200, 4, seed=9).double()
-    scores = score(Features(samples, samples), reference_of(real, features=real), seed=0)
+def test_kid_over_subsets_estimates_the_same_as_over_all_pairs() -> None:
+    samples, real = rows(1000, 4, seed=8), rows(1200, 4, seed=9)
+    reference = reference_of(real, features=real)
+    whole = estimates(samples, torch.zeros(1000), reference)["kid"].value
+    scores = score(Features(samples, samples), reference, seed=0)
+    # 100 random subsets: four standard errors
+    assert scores["kid_subsets"] == pytest.approx(whole, abs=4 * scores["kid_subsets_std"] / 10)
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / 4 + 1) ** 3
 
-    def off_diagonal_mean(k: Tensor) -> Tensor:
-        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-
-    within = off_diagonal_mean(kernel(samples, samples)) + off_diagonal_mean(kernel(real, real))
-    expected = within - 2 * kernel(samples, real).mean()
-    # 100 random subsets estimate it: four standard errors
-    assert scores["kid"] == pytest.approx(expected.item(), abs=4 * scores["kid_std"] / 10)
+def test_what_has_an_interval(fashion_features: Features, fashion_reference: Reference) -> None:
+    distance = torch.rand(1024)
+    found = estimates(fashion_features.pool, distance, fashion_reference)
+    assert found.keys() == {"fid", "kid", "distance", "psnr"}
+    assert all(one.replicates.shape == (32,) for one in found.values())
+    assert found["fid"].value == pytest.approx(fid(fashion_features.pool, fashion_reference), rel=1e-6)
+    assert found["psnr"].value == pytest.approx(-10 * distance.double().log10().mean().item())
+    assert estimates(fashion_features.pool[:999], torch.zeros(999), fashion_reference).keys() == {"fid"}
+    bare = replace(fashion_reference, features=None)
+    assert estimates(fashion_features.pool, torch.zeros(1024), bare).keys() == {"fid"}
 
 
 def test_held_out_images_score_as_the_same_distribution(fashion_features: Features, fashion_reference: Reference) -> None:
     scores = score(fashion_features, fashion_reference, seed=0)
-    assert abs(scores["kid"]) < scores["kid_std"]
+    assert abs(scores["kid_subsets"]) < scores["kid_subsets_std"]
     assert scores["precision"] > 0.85
     assert scores["recall"] > 0.85
     assert 8 < scores["isc"] < 10  # ten classes in equal parts, nearly all recognised
@@ -129,13 +134,13 @@ def test_the_floor_falls_with_n(fashion_reference: Reference) -> None:
     assert floor(replace(fashion_reference, floor_features=None), 10) is None
 
 
-@pytest.mark.parametrize(("n", "expected"), [(999, {"precision", "recall"}), (1000, {"precision", "recall", "kid", "kid_std"})])
-def test_kid_needs_a_thousand_samples(
+@pytest.mark.parametrize(("n", "expected"), [(999, set()), (1000, {"kid_subsets", "kid_subsets_std"})])
+def test_subsets_need_a_thousand_samples(
     fashion_features: Features, fashion_reference: Reference, n: int, expected: set[str]
 ) -> None:
     some = Features(fashion_features.pool[:n], fashion_features.logits[:n])
     scores = score(some, fashion_reference, seed=0)
-    assert set(scores) == ALWAYS | expected
+    assert set(scores) == ALWAYS | {"precision", "recall"} | expected
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
@@ -146,7 +151,7 @@ def test_bare_statistics_give_fid_and_inception_score_only(fashion_features: Fea
 def test_the_seed_decides_subsets(fashion_features: Features, fashion_reference: Reference) -> None:
     first, again, other = (score(fashion_features, fashion_reference, seed) for seed in (1, 1, 2))
     assert first == again
-    assert first["kid"] != other["kid"]
+    assert first["kid_subsets"] != other["kid_subsets"]
     assert first["isc"] != other["isc"]
     assert first["fid"] == other["fid"]
 
@@ -182,6 +187,6 @@ def test_fid_and_kid_rise_with_damage(
 ) -> None:
     damaged = [extract(FASHION_CNN, damage(fashion_images, grade), 256, torch.device("cpu")) for grade in grades]
     scores = [score(features, fashion_reference, seed=0) for features in (fashion_features, *damaged)]
-    for key in ("fid", "kid"):
+    for key in ("fid", "kid_subsets"):
         values = [s[key] for s in scores]
         assert all(after > before for before, after in pairwise(values)), (key, values)

@@ -27,7 +27,10 @@ from qdexp.errors import UserError
 from qdexp.metrics.extractors import RANDOM_INCEPTION
 from qdexp.metrics.reference import Reference
 from qdexp.models.compvis import AVERAGE, UNET, unet_name
-from qdexp.report.table import protocol_line, to_markdown
+from qdexp.report.comparison import compare
+from qdexp.report.evidence import Evidence
+from qdexp.report.protocols import protocol_line
+from qdexp.report.tables import to_markdown
 from qdexp.stages.evaluation import EvaluationStage
 
 KL = {
@@ -266,7 +269,7 @@ def test_a_rehearsal_says_so_everywhere(
     record = cell.run()
     assert "(weights: random; no number of this run says anything of tiny)" in capsys.readouterr().out
     assert record["axes"]["weights"] == "random"
-    assert "weights: random, a rehearsal" in to_markdown([record])
+    assert "weights: random, a rehearsal" in to_markdown(compare([record], Evidence(cell.out)))
     made = executed()
     cell_of("model.weights=random").run()
     assert executed() == made
@@ -291,9 +294,10 @@ def test_the_rehearsal_protocol_needs_no_weights_of_an_extractor(cell_of: Callab
 def test_a_rehearsed_cell_is_whole(cell_of: Callable[..., Cell]) -> None:
     """Nearly all of its time goes into the 2,048 features' Fréchet distance."""
     narrow = [f"model.network.block_out_channels={[32] * 4}".replace(" ", ""), "model=ddim_cifar10", "protocol=rehearsal"]
-    record = cell_of(*narrow, "model.weights=random", "protocol.n=10", "protocol.heldout=4", "trajectory.samples=4").run()
+    cell = cell_of(*narrow, "model.weights=random", "protocol.n=10", "protocol.heldout=4", "trajectory.samples=4")
+    record = cell.run()
     assert {"fid", "sfid", "isc", "distance", "noise_error"} <= record["metrics"].keys()
-    assert "weights: random, a rehearsal, protocol rehearsal" in to_markdown([record])
+    assert "weights: random, a rehearsal, protocol rehearsal" in to_markdown(compare([record], Evidence(cell.out)))
 
 
 PEAK = """

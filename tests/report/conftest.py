@@ -1,8 +1,11 @@
+import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from study import Study
 
 from qdexp.report.sources import open_source
@@ -23,26 +26,45 @@ PROTOCOL = {
 
 @pytest.fixture
 def make() -> Callable[..., Record]:
-    """A complete record; keyword arguments change axes, ``metrics`` and ``protocol`` are merged, others replace."""
+    """``make(method, metrics, protocol, ...)``: a complete record.
+
+    Axes by their names, ``config`` (options), ``weights``: what the weights file holds, and ``path``: where it lies. As of a
+    real cell, the identity follows from all that but the seed and the path. Other names replace parts of the record.
+    """
 
     def record(method: str, metrics: Record | None = None, protocol: Record | None = None, **changes: Any) -> Record:
-        axes: Record = {"model": "net", "method": method, "quant": "w4a8", "quantizer": "linear", "calib": "last"}
-        axes |= {"weight_bits": 4, "act_bits": 8, "protocol": "quick", "seed": 0}
+        full = method == "fp"
+        axes: Record = {"model": "net", "method": method, "quant": "full" if full else "w4a8"}
+        axes |= {"quantizer": "none" if full else "linear", "calib": "none" if full else "last"}
+        axes |= {"weight_bits": 32 if full else 4, "act_bits": 32 if full else 8, "protocol": "quick", "seed": 0}
         axes |= {name: changes.pop(name) for name in list(changes) if name in axes}
+        weights, path, options = changes.pop("weights", "w"), changes.pop("path", "net.safetensors"), changes.pop("config", {})
+        told = {name: value for name, value in axes.items() if name != "seed"}
+        identity = sha256(json.dumps([told, weights, options], sort_keys=True).encode()).hexdigest()
+        network = f"network-{axes['model']}-{weights}"
+        cell = f"{axes['model']}-{method}-{axes['quant']}-{identity[:8]}{axes['seed']}"
         numbers = {
             "fid": 12.3456,
             "isc": 7.1049,
             "kid": 0.0123449,
-            "kid_std": 0.00056,
             "distance": 0.0123456,
             "noise_error": 0.00061864,
         }
         sizes = {"size_nominal_mb": 0.6449, "size_stored_mb": 0.7051}
         return {
-            "format": 1,
-            "cell": f"net-{method}-{axes['quant']}-{axes['seed']}",
+            "format": 2,
+            "cell": cell,
             "status": "complete",
             "axes": axes,
+            "config": {
+                "model": {"weights": path},
+                "quant": {"bits": axes["weight_bits"]},
+                "seed": axes["seed"],
+                **options,
+            },
+            "identity": identity,
+            "keys": {"samples": network} if full else {"full_precision": network, "samples": f"samples-{cell}"},
+            "files": {"weights": {"path": path, "sha256": sha256(weights.encode()).hexdigest()}},
             "protocol": {**PROTOCOL, **(protocol or {})},
             "metrics": {**numbers, **sizes, **(metrics or {})},
             "costs": {"total": {"seconds": 12.04}},
@@ -73,4 +95,18 @@ def study(qdexp: Callable[..., tuple[int, str, str]], report_folder: Path) -> St
         untouched = "quant.layers={conv_out: {weight_bits: 32, act_bits: 32}}"
         code, _, err = qdexp("-m", *axes, untouched, f"out={out}", "sweep=study")
         assert code == 0, err
+    return Study("study", out, open_source(["study"], out).records)
+
+
+@pytest.fixture
+def two_weights(qdexp: Callable[..., tuple[int, str, str]], own_conf: Path, report_folder: Path) -> Study:
+    """One command run twice, seed 0 and seed 1, with the content of the weights file exchanged in between. Run once."""
+    out, weights = report_folder / "exchanged", report_folder / "weights.safetensors"
+    if not (out / "sweeps" / "study" / "table.md").exists():
+        tensors = load_file(own_conf / "tiny.safetensors")
+        for seed, factor in ((0, 1.0), (1, 1.5)):
+            save_file({name: factor * tensor for name, tensor in tensors.items()}, weights)
+            options = (f"model.weights={weights}", "method=fp,ptq", f"seed={seed}", f"out={out}", "sweep=study")
+            code, _, err = qdexp("-m", *options)
+            assert code == 0, err
     return Study("study", out, open_source(["study"], out).records)

@@ -9,18 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.numpy import load_file
 from study import Study
 
 from qdexp.errors import UserError
-from qdexp.files import sha256
 from qdexp.report import tables
-from qdexp.report.comparison import Comparison, compare, grouped
+from qdexp.report.comparison import Comparison, compare
 from qdexp.report.evidence import Evidence
-from qdexp.report.statistics.frechet import Frechet
+from qdexp.statistics.estimate import over_seeds
 
 Record = dict[str, Any]
 
@@ -71,24 +68,11 @@ def test_bit_operations_of_full_precision_are_those_of_the_same_products(compari
     assert 10 < fp / ptq < 32  # 4 x 8 bits but for the first layer (8 x 8) and the last (untouched)
 
 
-def test_where_a_seed_was_run_does_not_part_it_from_the_others(make: Callable[..., Record]) -> None:
-    here = make("ptq", config={"seed": 0, "cluster": {"name": "here", "parts": 1}, "recon": {"cache_gb": None, "batch": 4}})
-    there = make("ptq", seed=1, config={"seed": 1, "cluster": {"name": "mine"}, "recon": {"cache_gb": 2.0, "batch": 4}})
-    assert grouped([here, there]) == [[here, there]]
-    there["config"]["recon"]["batch"] = 8
-    assert grouped([here, there]) == [[here], [there]]
-
-
 def test_another_protocol_is_refused(study: Study) -> None:
     other = copy.deepcopy(study.records[0])
     other["protocol"] |= {"hash": "0ddba11", "n": 5000}
     with pytest.raises(UserError, match="numbers of different protocols do not compare"):
         compare([*study.records, other], Evidence(study.out))
-
-
-def test_an_unknown_baseline_is_named(study: Study) -> None:
-    with pytest.raises(UserError, match="--baseline squant: no such cell or method; methods there: fp, ptq, qdiffusion"):
-        compare(study.records, Evidence(study.out), "squant")
 
 
 def test_records_without_their_store_have_numbers_and_no_intervals(study: Study, tmp_path: Path) -> None:
@@ -99,31 +83,18 @@ def test_records_without_their_store_have_numbers_and_no_intervals(study: Study,
     assert evidence.gaps == {"features of some cells are not in the store: their numbers have no intervals"}
 
 
-def test_a_changed_reference_gives_no_intervals(study: Study, tmp_path: Path) -> None:
-    records = copy.deepcopy(study.records)
-    (tmp_path / "reference.safetensors").write_bytes(b"other")
-    for record in records:
-        record["config"]["protocol"]["reference"] = str(tmp_path / "reference.safetensors")
-    evidence = Evidence(study.out)
-    assert "fid" not in evidence.estimates(records[1])
-    assert "ssim" in evidence.estimates(records[1])
-    assert "is not there, or not what it was" in next(iter(evidence.gaps))
-
-
-def test_published_statistics_give_intervals_of_fid(study: Study, tmp_path: Path) -> None:
+def test_intervals_need_the_store_and_nothing_else(study: Study) -> None:
     record = copy.deepcopy(study.records[1])
-    expected = Evidence(study.out).estimates(record)["fid"]
-    tensors = load_file(record["config"]["protocol"]["reference"])
-    path = tmp_path / "published.npz"
-    np.savez(path, mu=tensors["mu"], sigma=tensors["sigma"])
-    record["config"]["protocol"]["reference"], record["protocol"]["reference_digest"] = str(path), sha256(path)
-    found = Evidence(study.out).estimates(record)["fid"]
-    assert found.value == expected.value
-    assert found.replicates.tolist() == expected.replicates.tolist()
+    record["config"]["protocol"]["reference"] = "gone.safetensors"
+    found = Evidence(study.out).estimates(record)
+    assert found.keys() == {"fid", "distance", "psnr", "ssim"}
+    assert {name: one.value for name, one in found.items()} == {name: record["metrics"][name] for name in found}
+    assert all(len(one.replicates) == 20 for one in found.values())
+    assert Evidence(study.out).estimates(study.records[0]).keys() == {"fid"}  # full precision is at no distance to itself
 
 
 READS: dict[str, tuple[str, Callable[[Evidence, Any], object]]] = {
-    "evaluation": ("features.safetensors", lambda evidence, record: evidence.estimates(record)),
+    "evaluation": ("replicates.json", lambda evidence, record: evidence.estimates(record)),
     "similarity": ("similarity.safetensors", lambda evidence, record: evidence.estimates(record)),
     "layers": ("layers.json", lambda evidence, record: evidence.read_json(record, "layers")),
     "samples": ("shard-00000.safetensors", lambda evidence, record: evidence.images(record, 4)),
@@ -135,7 +106,6 @@ def test_a_flipped_bit_changes_no_number(study: Study, tmp_path: Path, stage: st
     (name, read), record = READS[stage], study.records[1]
     shutil.copytree(study.out / "store", tmp_path / "store")
     read(Evidence(tmp_path), record)
-    shutil.rmtree(tmp_path / "reports", ignore_errors=True)  # kept estimates, which need no features
     path = tmp_path / "store" / f"{stage}-{record['keys'][stage]}" / name
     raw = bytearray(path.read_bytes())
     raw[-2] ^= 4
@@ -146,26 +116,59 @@ def test_a_flipped_bit_changes_no_number(study: Study, tmp_path: Path, stage: st
         read(Evidence(tmp_path), record)
 
 
-def test_kept_estimates_are_not_believed_where_they_changed(study: Study, tmp_path: Path) -> None:
-    shutil.copytree(study.out / "store", tmp_path / "store")
-    expected = Evidence(tmp_path).estimates(study.records[1])
-    (kept,) = (tmp_path / "reports" / ".estimates").iterdir()
-    digit = next(at for at, byte in enumerate(kept.read_bytes()) if byte in b"2468")
-    for change in (lambda raw: raw[:digit] + b"1" + raw[digit + 1 :], lambda raw: raw[:-9], lambda _: b"{}"):
-        kept.write_bytes(change(kept.read_bytes()))
-        found = Evidence(tmp_path).estimates(study.records[1])
-        assert {name: estimate.value for name, estimate in found.items()} == {name: e.value for name, e in expected.items()}
+def test_an_older_entry_is_named(study: Study, tmp_path: Path) -> None:
+    record = study.records[0]
+    folder = tmp_path / "store" / f"evaluation-{record['keys']['evaluation']}"
+    folder.mkdir(parents=True)
+    evidence = Evidence(tmp_path)
+    assert evidence.estimates(record) == {}
+    assert evidence.gaps == {"some cells were measured before intervals were kept with them: run their sweeps again for these"}
 
 
-def test_estimates_are_kept_and_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Evidence(study.out).estimates(study.records[1])
-    monkeypatch.setattr(Frechet, "fid", None)  # computing it again would fail
-    again = Evidence(study.out).estimates(study.records[1])
-    assert again.keys() == first.keys() == {"fid", "distance", "psnr", "ssim"}
-    assert all((again[name].replicates == first[name].replicates).all() for name in first)
-    monkeypatch.setattr("qdexp.report.evidence._code", lambda: "other code")
-    with pytest.raises(TypeError):
-        Evidence(study.out).estimates(study.records[1])
+def test_the_weights_of_each_line_have_their_own_baseline(two_weights: Study) -> None:
+    """The network of the second sweep differs from that of the first by what its weights file held when it ran."""
+    comparison = compare(two_weights.records, Evidence(two_weights.out))
+    assert len({line.name for line in comparison.lines}) == 4
+    for line in comparison.lines:
+        assert len(line.records) == 1  # no seeds: what differs is another network
+        assert f"weights={line.records[0]['files']['weights']['sha256'][:8]}" in line.name
+        if line.axes["method"] == "ptq":
+            (record,) = line.records
+            (full,) = (one for one in two_weights.records if one["keys"]["samples"] == record["keys"]["full_precision"])
+            apart = record["metrics"]["fid"] - full["metrics"]["fid"]
+            assert line.differences["fid"].value == pytest.approx(apart, rel=1e-6)
+    assert comparison.alone == []
+
+
+def test_a_line_without_a_baseline_is_named(two_weights: Study) -> None:
+    _, *others = sorted(two_weights.records, key=lambda record: record["axes"]["method"])  # without one of the two fp
+    comparison = compare(others, Evidence(two_weights.out))
+    assert [bool(line.differences) for line in comparison.lines if line.axes["method"] == "ptq"].count(True) == 1
+    (alone,) = comparison.alone
+    assert f"no fp of the same network to compare with: {alone}." in tables.to_markdown(comparison)
+
+
+ALONE, SEEDS = "one seed: the interval is over the images alone", "and, where there are several, the seeds"
+
+
+def test_what_an_interval_holds_is_said(study: Study, comparison: Comparison) -> None:
+    text = tables.to_markdown(comparison)
+    assert "±: half the width of a 95 % interval over the images (delete-group jackknife)" in text
+    assert SEEDS in text and ALONE not in text
+    assert [line.verdict for line in comparison.lines] == [False, True, True, True]  # fp is what they are compared with
+    assert not any(cell.verdict for cell in comparison.cells), "a cell is one seed"
+    one = compare([record for record in study.records if record["axes"]["seed"] == 0], Evidence(study.out))
+    text = tables.to_markdown(one)
+    assert ALONE in text and SEEDS not in text
+    assert not any(line.verdict for line in one.lines)
+    assert ALONE not in tables.to_markdown(compare(study.records[:1], Evidence(study.out)))  # no seed moves full precision
+
+
+def test_an_interval_of_several_seeds_holds_images_and_seeds_or_is_none(comparison: Comparison) -> None:
+    line, singles = comparison.lines[1], comparison.cells[1:3]
+    spread = over_seeds([cell.numbers["fid"].value for cell in singles]).half
+    assert line.numbers["fid"].half > max(spread, 0.5 * min(cell.numbers["fid"].half for cell in singles))
+    assert math.isnan(line.numbers["noise_error"].half)  # nothing tells how the images move it
 
 
 def test_the_csv_holds_every_number_and_its_protocol(comparison: Comparison) -> None:
@@ -195,7 +198,7 @@ def test_tables_say_n_protocol_and_extractor(comparison: Comparison) -> None:
 def test_a_long_name_of_a_baseline_hides_no_column(study: Study) -> None:
     against = compare(study.records, Evidence(study.out), baseline=study.records[-1]["cell"])
     out = io.StringIO()
-    Console(file=out, width=150).print(tables.to_terminal(against))
+    Console(file=out, width=150).print(tables.to_terminal(against, 150))
     body = [line for line in out.getvalue().splitlines() if "W4A" in line]
     assert [line.split()[0] for line in body] == [line.name.split()[0] for line in against.lines if "w4a" in line.axes["quant"]]
     for line, shown in zip(against.lines[1:], body, strict=True):

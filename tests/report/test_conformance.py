@@ -10,7 +10,7 @@ import pytest
 from qdexp.errors import UserError
 from qdexp.report.comparison import Line
 from qdexp.report.conformance import Paper, to_markdown
-from qdexp.report.statistics.estimate import Interval
+from qdexp.statistics.estimate import Interval
 
 CELL = {
     "where": {"method": "ptq", "quant": "w4a8"},
@@ -46,7 +46,7 @@ def write(folder: Path, **changes: Any) -> Path:
 def test_numbers_stand_beside_ours_and_every_deviation_is_named(line: Line, tmp_path: Path) -> None:
     rows = [(row.what, row.theirs, row.ours, row.remark) for row in Paper.read(write(tmp_path)).rows(line)]
     assert rows == [
-        ("FID", "12.00 (reported)", "12.30 ± 0.80", "inside our interval"),
+        ("FID", "12.00 (reported)", "12.30 ± 0.80", "inside our interval, which is over the images alone"),
         ("IS", "7.50 (reported)", "7.10", "no interval"),
         ("calib.rows", "256 (code)", "32", "deviates from the code"),
         ("protocol.n", "50000 (paper), 1024 (code)", "1024", "deviates from the paper"),
@@ -56,7 +56,8 @@ def test_numbers_stand_beside_ours_and_every_deviation_is_named(line: Line, tmp_
 
 def test_a_number_outside_is_said_to_be(line: Line, tmp_path: Path) -> None:
     paper = Paper.read(write(tmp_path, cells=[{**CELL, "numbers": {"fid": 4.9, "kid": 3.0}}]))
-    assert [row.remark for row in paper.rows(line)[:2]] == ["outside our interval", "not measured"]
+    outside = "outside our interval, which is over the images alone"
+    assert [row.remark for row in paper.rows(line)[:2]] == [outside, "not measured"]
 
 
 def test_a_cell_that_the_paper_has_not(line: Line, tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_cell_that_the_paper_has_not(line: Line, tmp_path: Path) -> None:
 def test_the_list_as_markdown(line: Line, tmp_path: Path) -> None:
     text = to_markdown(Paper.read(write(tmp_path)), [line])
     assert text.startswith("# A paper (arXiv 0000.00000) and this study\n\n## ptq\n\n| what |")
-    assert "| FID | 12.00 (reported) | 12.30 ± 0.80 | inside our interval |" in text
+    assert "| FID | 12.00 (reported) | 12.30 ± 0.80 | inside our interval, which is over the images alone |" in text
 
 
 @pytest.mark.parametrize(

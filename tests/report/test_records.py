@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qdexp.errors import UserError
-from qdexp.report.records import read_records
+from qdexp.record import FORMAT, read, read_records
 
 Record = dict[str, Any]
 
@@ -26,7 +26,7 @@ def test_folder_is_read_by_name_and_files_in_order(tmp_path: Path, make: Callabl
     assert read_records(paths) == records
 
 
-@pytest.mark.parametrize("text", ['{"format": 1, "cell": "a', "", "[]", "null", '{"files": {}}', "\x00", "[" * 100_000])
+@pytest.mark.parametrize("text", ['{"format": 2, "cell": "a', "", "[]", "null", '{"files": {}}', "\x00", "[" * 100_000])
 def test_what_is_no_record_is_named(tmp_path: Path, make: Callable[..., Record], text: str) -> None:
     write(tmp_path, [make("ptq")])
     (tmp_path / "torn.json").write_text(text)
@@ -41,10 +41,31 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-def test_another_format_is_refused(tmp_path: Path, make: Callable[..., Record]) -> None:
-    write(tmp_path, [{**make("ptq"), "format": 2}])
-    with pytest.raises(UserError, match="has format 2, this version reads 1"):
+@pytest.mark.parametrize("format", [0, 3, "2", None])
+def test_an_unknown_format_is_refused(tmp_path: Path, make: Callable[..., Record], format: object) -> None:
+    write(tmp_path, [{**make("ptq"), "format": format}])
+    with pytest.raises(UserError, match=f"has format {format}, this version reads 1 and 2: run the sweep again"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["axes", "config", "keys", "protocol", "metrics"])
+def test_a_record_that_lacks_a_part_is_named(tmp_path: Path, make: Callable[..., Record], part: str) -> None:
+    for value in (None, [1], "text"):
+        (path,) = write(tmp_path, [{**make("ptq"), part: value}])
+        with pytest.raises(UserError, match=rf"{path.name} lacks {part}: delete it and run the sweep again"):
+            read_records(tmp_path)
+
+
+def test_the_first_format_is_read_as_what_it_meant(tmp_path: Path, make: Callable[..., Record]) -> None:
+    old = make("ptq", {"kid": 0.25, "kid_std": 0.125}) | {"format": 1}
+    del old["identity"], old["files"]
+    (tmp_path / "records").mkdir()
+    write(tmp_path / "records", [old])
+    (record,) = read_records(tmp_path / "records")
+    assert (record["metrics"]["kid_subsets"], record["metrics"]["kid_subsets_std"]) == (0.25, 0.125)
+    assert "kid" not in record["metrics"]
+    assert (record["format"], record["identity"], record["files"]) == (FORMAT, record["cell"], {})
+    assert read(tmp_path, record["cell"]) is None, "the cell itself makes it anew"
 
 
 def test_missing_folder_and_file(tmp_path: Path) -> None:

@@ -162,6 +162,26 @@ def test_the_page_filters_by_words_and_axes_and_pools_seeds(page: Browser) -> No
     assert len(page.run(NAMES)) == 1
 
 
+SHADE = "return difference(METRICS.get('fid'), arguments[0], arguments[1]).className"
+COMPARED = "return DATA.metrics.map(one => paired(CELLS.get(arguments[0]), CELLS.get(arguments[1]), one.key))"
+
+
+def test_a_difference_is_coloured_where_nothing_else_moves_it(page: Browser, study: Study) -> None:
+    assert [page.run(SHADE, interval, True) for interval in ([1, 0.5, 1.5], [-1, -1.5, -0.5], [1, -1, 3])] == [
+        "up",
+        "down",
+        "dull",
+    ]
+    assert page.run(SHADE, [1, 0.5, 1.5], False) == ""
+    assert page.run("return DATA.lines.map(line => line.verdict)") == [False, True, True, True]
+    assert not any(page.run("return DATA.cells.map(cell => cell.verdict)")), "a cell is one seed"
+    one, other = (next(r["cell"] for r in study.records if r["axes"]["method"] == name) for name in ("ptq", "qdiffusion"))
+    clear = [found for found in page.run(COMPARED, one, other) if found and (found[1] > 0 or found[2] < 0)]
+    page.run("location.hash = `compare=${arguments[0]},${arguments[1]}`", one, other)
+    page.run("return new Promise(done => setTimeout(done, 50))")
+    assert clear and page.run("return document.querySelectorAll('#compare .up, #compare .down').length") == 0
+
+
 def test_a_click_on_a_cell_tells_all_of_it(page: Browser, study: Study) -> None:
     record = next(record for record in study.records if record["axes"]["method"] == "qdiffusion")
     page.run(CLICK, f"tr[data-id='{record['cell']}']")

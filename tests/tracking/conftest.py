@@ -31,11 +31,13 @@ def record() -> dict[str, Any]:
     protocol = {"hash": "abc", "name": "quick", "n": 1024, "steps": 3, "extractor": "cnn", "floor": {"fid": 1.25, "n": 1024}}
     config = {"model": {"name": "net", "shape": [1, 28, 28]}, "quant": {"weight_bits": 4, "layers": {}}, "seed": 0}
     return {
-        "format": 1,
+        "format": 2,
         "cell": "net-ptq-w4a8-1a2b3c4d5e",
         "status": "complete",
         "axes": axes,
         "config": config,
+        "identity": "e" * 16,
+        "files": {"weights": {"path": "net.safetensors", "sha256": "f" * 64}},
         "keys": {"calibration": "c" * 16, "quantization": "d" * 16},
         "protocol": protocol,
         "metrics": {"fid": 12.5, "isc": 7.0, "kid": 0.01, "distance": 0.02, "size_nominal_mb": 0.5, "size_stored_mb": 0.625},
@@ -49,6 +51,6 @@ def record() -> dict[str, Any]:
 @pytest.fixture
 def failed(record: dict[str, Any]) -> dict[str, Any]:
     """The same cell, failed while it was quantized."""
-    kept = {name: record[name] for name in ("format", "axes", "config", "keys", "protocol", "provenance")}
+    kept = {name: record[name] for name in ("format", "axes", "config", "identity", "files", "keys", "protocol", "provenance")}
     error = {"stage": "quantization", "type": "ValueError", "message": "no rows"}
     return {**kept, "cell": "net-ptq-w4a8-failed0000", "status": "failed", "error": error}

@@ -54,13 +54,20 @@ def test_complete_record(record: Record, tmp_path: Path) -> None:
 
     config = dict(run.config)
     assert config.pop("record") == {
-        name: record[name] for name in ("format", "config", "keys", "protocol", "provenance", "artifacts")
+        name: record[name] for name in ("format", "config", "identity", "keys", "files", "protocol", "provenance", "artifacts")
     }
     flat = {name: value for name, value in record["protocol"].items() if name != "floor"}
     protocol = {f"protocol_{name}": value for name, value in flat.items()}
     floor = {"protocol_floor_fid": 1.25, "protocol_floor_n": 1024}
     config.pop("_wandb")
-    assert config == {**record["axes"], **protocol, **floor, "cell": record["cell"], "sweep": "sweep"}
+    assert config == {
+        **record["axes"],
+        **protocol,
+        **floor,
+        "cell": record["cell"],
+        "row": "ptq w4a8 eeeeeeeeee",
+        "sweep": "sweep",
+    }
 
     costs = {"samples_seconds": 2.0, "samples_peak_memory_mb": 900.0, "total_seconds": 3.5, "total_peak_memory_mb": 900.0}
     assert headline(run) == {"status": "complete", **record["metrics"], **costs}

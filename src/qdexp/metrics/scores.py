@@ -10,10 +10,12 @@ With N(m, S) the Gaussian of the samples' features and N(mu, Sigma) that of the 
     recall    = share of real features inside the union of the samples' balls
 
 where a feature's ball reaches to its third nearest neighbour. FID is biased upwards, more so the smaller n is: compare only
-numbers of equal n, and read them against ``floor``. torch-fidelity's own functions compute
-all of it; sFID is its FID of other features.
+numbers of equal n, and read them against ``floor``. torch-fidelity's own functions compute all of it but KID, which is taken
+over all pairs (``qdexp.statistics.kernel``); the mean over random subsets is ``kid_subsets``. sFID is FID of other features.
 """
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
@@ -21,8 +23,12 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from qdexp.errors import UserError
+from qdexp.metrics.distance import psnr
 from qdexp.metrics.features import Features
 from qdexp.metrics.reference import Reference
+from qdexp.statistics.estimate import Estimate, of_mean
+from qdexp.statistics.frechet import Frechet
+from qdexp.statistics.kernel import Kernel
 
 IS_SPLITS = 10
 KID_SUBSETS = 100
@@ -31,11 +37,11 @@ KID_LARGEST_SUBSET = 1000
 
 
 def score(features: Features, reference: Reference, seed: int) -> dict[str, float]:
-    """``fid``, ``isc``, ``isc_std`` always; ``sfid`` if both have spatial features; ``kid``, ``kid_std``, ``precision``,
-    ``recall`` if ``reference`` has features.
+    """``fid``, ``isc``, ``isc_std`` always; ``sfid`` if both have spatial features; ``kid_subsets``, ``kid_subsets_std``,
+    ``precision``, ``recall`` if ``reference`` has features.
 
     The keys of KID are absent too when there are fewer than 1,000 samples or reference features: its subsets (n/2 rows, at most
-    1,000) would be so small that their spread hides the value. ``isc_std`` and ``kid_std`` are standard deviations
+    1,000) would be so small that their spread hides the value. ``isc_std`` and ``kid_subsets_std`` are standard deviations
     over 10 disjoint splits and 100 overlapping subsets, both drawn from ``seed`` (0 <= seed < 2^32): spreads, not errors of the
     mean. Precision and recall use the first min(n, m) of n samples and m reference features, since their balls shrink as the
     sets grow. UserError for fewer than 10 samples, which leave splits of the Inception score empty.
@@ -50,8 +56,30 @@ def score(features: Features, reference: Reference, seed: int) -> dict[str, floa
         scores["sfid"] = _frechet(features.spatial, reference.mu_s, reference.sigma_s)
     if reference.features is not None:
         real = reference.features.double()
-        scores |= _kid(pool, real, seed) | _precision_recall(pool, real)
+        scores |= _kid_subsets(pool, real, seed) | _precision_recall(pool, real)
     return scores
+
+
+def estimates(pool: Tensor, distance: Tensor, reference: Reference) -> dict[str, Estimate]:
+    """The numbers that are told with an interval over the images, each with its jackknife replicates.
+
+    Args:
+        pool: Features of the images, [n, d].
+        distance: Mean squared distance of each image to the full-precision one of the same noise, [n].
+        reference: What FID and KID are measured against.
+
+    Returns:
+        ``fid``; ``kid`` from 1,000 images and reference features on; ``distance`` and ``psnr`` (dB) where any image differs
+        from full precision.
+    """
+    features: NDArray[np.float32] = pool.numpy()
+    found = {"fid": Frechet(reference.mu.numpy(), reference.sigma.numpy()).fid(features)}
+    if reference.features is not None and min(len(features), len(reference.features)) >= KID_LEAST:
+        found["kid"] = Kernel(reference.features.numpy()).kid(features)
+    if distance.any():
+        squared = distance.double().clamp_min(1e-10)  # an image equal to the full-precision one has no finite PSNR
+        found |= {"distance": of_mean(distance.numpy()), "psnr": of_mean(psnr(squared).numpy())}
+    return found
 
 
 def fid(pool: Tensor, reference: Reference) -> float:
@@ -71,13 +99,13 @@ def floor(reference: Reference, n: int) -> float | None:
     return fid(reference.floor_features[:n], reference)
 
 
-def _kid(pool: Tensor, real: Tensor, seed: int) -> dict[str, float]:
+def _kid_subsets(pool: Tensor, real: Tensor, seed: int) -> dict[str, float]:
     n = min(len(pool), len(real))
     if n < KID_LEAST:
         return {}
     size = min(n // 2, KID_LARGEST_SUBSET)
     kid = kid_features_to_metric(pool, real, kid_subsets=KID_SUBSETS, kid_subset_size=size, rng_seed=seed, verbose=False)
-    return {"kid": kid[KEY_METRIC_KID_MEAN], "kid_std": kid[KEY_METRIC_KID_STD]}
+    return {"kid_subsets": kid[KEY_METRIC_KID_MEAN], "kid_subsets_std": kid[KEY_METRIC_KID_STD]}
 
 
 def _precision_recall(pool: Tensor, real: Tensor) -> dict[str, float]:

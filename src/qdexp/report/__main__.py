@@ -8,14 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from qdexp import files
-from qdexp.errors import UserError, one_line
+from qdexp.errors import one_line
 from qdexp.report import page, tables
 from qdexp.report.comparison import compare
 from qdexp.report.conformance import Paper, to_markdown
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures import draw_all
 from qdexp.report.page.content import content
-from qdexp.report.records import Record
+from qdexp.report.protocols import of_protocol
 from qdexp.report.sources import open_source
 
 WIDTH = 150
@@ -49,7 +49,8 @@ def main() -> None:
     files.require_writable(folder, f"--to {folder}")
     comparison = compare(source.records, evidence, args.baseline)
     listed = to_markdown(paper, comparison.lines) if paper else None
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(tables.to_terminal(comparison))
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(tables.to_terminal(comparison, console.width))
     for name, text in (("md", tables.to_markdown), ("tex", tables.to_latex), ("csv", tables.to_csv)):
         files.write_text(folder / f"table.{name}", text(comparison))
     if listed is not None:
@@ -64,16 +65,6 @@ def main() -> None:
     if listed is not None:
         print(f"paper    {folder / 'conformance.md'}")
     print(f"page     {folder / 'index.html'}")
-
-
-def of_protocol(records: list[Record], wanted: str) -> list[Record]:
-    """The records of one protocol. Raises UserError, naming those there, where none is meant."""
-    there = {record["protocol"]["hash"]: record["protocol"]["name"] for record in records if record.get("protocol")}
-    meant = [key for key, name in there.items() if wanted == name or key.startswith(wanted)]
-    if not meant:
-        known = ", ".join(f"{name} ({key[:8]})" for key, name in there.items())
-        raise UserError(f"--protocol {wanted}: no record of it; protocols there: {known}")
-    return [record for record in records if record.get("protocol", {}).get("hash") in meant]
 
 
 def _missing(labels: list[str]) -> list[str]:

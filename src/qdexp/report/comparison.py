@@ -1,6 +1,8 @@
-"""Methods compared: a line for each configuration, its seeds pooled, against a baseline on the same noise."""
+"""Methods compared: a line for each configuration, its seeds pooled, against a baseline on the same noise.
 
-import json
+Which records are a configuration, and which is whose baseline, is settled by content: ``qdexp.report.identity``.
+"""
+
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -8,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdexp.errors import UserError
+from qdexp.record import Record
 from qdexp.report.evidence import Evidence
-from qdexp.report.records import Record
-from qdexp.report.statistics.estimate import Estimate, Interval, over_seeds, pool
-from qdexp.report.table import common_protocol, in_order, options, row_names
+from qdexp.report.identity import Baselines, calibrated, grouped
+from qdexp.report.protocols import common_protocol
+from qdexp.report.rows import in_order, names, row_names
+from qdexp.statistics.estimate import Estimate, Interval, pool
 
 
 @dataclass(frozen=True)
@@ -46,88 +50,86 @@ METRICS = (
     Metric("coverage_macs", "quantized MACs, %", 100, digits=1, higher=True),
     Metric("coverage_parameters", "quantized parameters, %", 100, digits=1, higher=True),
 )
-EXACT = {"size_nominal_mb", "size_stored_mb", "gbops", "coverage_macs", "coverage_parameters"}
-"""Counted, not measured: no interval."""
 DIFFERENCES = ("fid", "kid", "clip")
 """Shown as differences to the baseline too; the distances to full precision are differences already."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One configuration: its records (one a seed), its numbers, and their differences to the baseline's."""
+    """One configuration: its records (one a seed), its numbers, and their differences to the baseline's.
+
+    ``verdict``: whether the intervals of the differences hold all that moves them. Those of one seed are over the images alone:
+    where calibration follows the seed, another seed, or another kind of CPU, may move the number further.
+    """
 
     name: str
     records: list[Record]
     numbers: dict[str, Interval]
     differences: dict[str, Interval]
+    verdict: bool = False
 
     @property
     def axes(self) -> dict[str, Any]:
         axes: dict[str, Any] = self.records[0]["axes"]
         return axes
 
+    @property
+    def settled(self) -> bool:
+        """Whether the intervals of its own numbers hold all that moves them."""
+        return settled(self.records)
+
+
+def settled(records: Sequence[Record]) -> bool:
+    """Whether there are several seeds, or none that matters."""
+    return len({record["cell"] for record in records}) > 1 or not any(map(calibrated, records))
+
 
 @dataclass(frozen=True)
 class Comparison:
     """All of one protocol, in the table's order.
 
-    ``lines``: seeds pooled. ``cells``: each record alone, with its ``estimates`` by cell and metric. ``baseline``: what was
-    compared with, if it was found.
+    ``lines``: seeds pooled. ``cells``: each record alone, with its ``estimates`` by cell and metric. ``failed``: the records of
+    cells that failed. ``baseline``: what was compared with, if it was found; ``alone``: the lines that it does not belong to.
     """
 
     lines: list[Line]
     cells: list[Line]
+    failed: list[Record]
     estimates: dict[str, dict[str, Estimate]]
     protocol: dict[str, Any]
     baseline: str | None
+    alone: list[str]
 
 
 def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp") -> Comparison:
     """Compares the complete records; ``baseline`` is a method or a record's cell.
 
-    Each cell is compared with the baseline of its own model and seed, or with the model's only one. Raises UserError for
-    records of several protocols, for none, for LPIPS of several weights, and for a baseline other than fp that is not there.
+    Each cell is compared with the baseline of its own network, and of its own seed where the baseline has one. Raises UserError
+    for records of several protocols, for none, for LPIPS of several weights, and for a baseline that is not there (but fp), or
+    could be several.
     """
-    complete = [record for record in in_order(list(records)) if record["status"] == "complete"]
-    protocol = common_protocol(complete)
+    protocol = common_protocol(records)
+    failed = [record for record in records if record["status"] != "complete"]
+    groups = grouped(in_order([record for record in records if record["status"] == "complete"]))
+    complete = [record for group in groups for record in group]
     if len(several := lpips_lines(complete)) > 1:
         raise UserError(f"LPIPS of different weights do not compare, make one table of each: {'; '.join(several)}")
     estimates = {record["cell"]: evidence.estimates(record) for record in complete}
-    rivals = [record for record in complete if baseline in (record["cell"], record["axes"]["method"])]
-    if not rivals and baseline != "fp":
-        known = sorted({record["axes"]["method"] for record in complete})
-        raise UserError(f"--baseline {baseline}: no such cell or method; methods there: {', '.join(known)}")
+    baselines = Baselines(complete, baseline)
+    rivals = {record["cell"]: baselines.of(record) for record in complete}
 
     def line(name: str, group: list[Record]) -> Line:
-        pairs = [(estimates[record["cell"]], estimates.get(_rival(record, rivals), {})) for record in group]
-        own = {record["cell"] for record in group} & {record["cell"] for record in rivals}
-        numbers = _numbers(group, [one for one, _ in pairs])
-        return Line(name, group, numbers, {} if own else _differences(pairs))
+        against = [rival for record in group if (rival := rivals[record["cell"]]) is not None]
+        numbers = _numbers(group, [estimates[record["cell"]] for record in group])
+        if len(against) < len(group) or {one["cell"] for one in against} & {record["cell"] for record in group}:
+            return Line(name, group, numbers, {})
+        pairs = [(estimates[own["cell"]], estimates[rival["cell"]]) for own, rival in zip(group, against, strict=True)]
+        return Line(name, group, numbers, _differences(pairs), settled(group) and settled(against))
 
-    groups = grouped(complete)
-    lines = [line(*one) for one in zip(row_names([group[0] for group in groups]), groups, strict=True)]
-    cells = [line(name, [record]) for name, record in zip(row_names(complete), complete, strict=True)]
-    return Comparison(lines, cells, estimates, protocol, baseline if rivals else None)
-
-
-def grouped(records: Sequence[Record]) -> list[list[Record]]:
-    """Records that differ in nothing but their seed, in the order of their first."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        told = {name: value for name, value in options(record).items() if name != "seed"}
-        axes = {name: value for name, value in record["axes"].items() if name != "seed"}
-        groups.setdefault(json.dumps([axes, told], sort_keys=True), []).append(record)
-    return list(groups.values())
-
-
-def _rival(record: Record, rivals: Sequence[Record]) -> str:
-    """The cell that the record is compared with: of its model and bits if there are several, then of its seed."""
-    found: list[Record] = list(rivals)
-    for axis in ("model", "quant", "seed"):
-        alike = [rival for rival in found if rival["axes"].get(axis) == record["axes"].get(axis)]
-        if axis == "model" or alike:
-            found = alike
-    return str(found[0]["cell"]) if found else ""
+    lines = [line(*one) for one in zip(row_names(groups), groups, strict=True)]
+    cells = [line(name, [record]) for name, record in zip(names(complete), complete, strict=True)]
+    alone = [one.name for one in lines if any(rivals[record["cell"]] is None for record in one.records)]
+    return Comparison(lines, cells, failed, estimates, protocol, baseline if baselines.rivals else None, alone)
 
 
 def lpips_lines(records: Sequence[Record]) -> list[str]:
@@ -143,17 +145,16 @@ def _exact(value: float) -> Interval:
 
 
 def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) -> dict[str, Interval]:
-    numbers = {}
+    """Means over the seeds; with an interval where each was estimated from images, so that it holds both."""
+    found = {}
     for metric in METRICS:
-        values = [value for record in group if (value := record.get("metrics", {}).get(metric.key)) is not None]
-        measured = [found[metric.key] for found in estimates if metric.key in found]
-        if measured and len(measured) == len(group):
-            numbers[metric.key] = pool(measured)
-        elif len(values) == len(group) > 1 and metric.key not in EXACT:
-            numbers[metric.key] = over_seeds(values)
-        elif values:
-            numbers[metric.key] = _exact(statistics.mean(values))
-    return numbers
+        values = [value for record in group if (value := record["metrics"].get(metric.key)) is not None]
+        measured = [one[metric.key] for one in estimates if metric.key in one]
+        if len(measured) == len(group):
+            found[metric.key] = pool(measured)
+        elif len(values) == len(group):
+            found[metric.key] = _exact(statistics.mean(values))
+    return found
 
 
 def _differences(pairs: Sequence[tuple[dict[str, Estimate], dict[str, Estimate]]]) -> dict[str, Interval]:
@@ -183,6 +184,8 @@ def write_difference(metric: Metric, interval: Interval | None) -> str:
 def plain(metric: Metric, value: float) -> str:
     """A value in the metric's unit and digits."""
     value *= metric.factor
-    if metric.significant and value:
+    if metric.significant:
+        if value == 0:
+            return "0"
         return f"{value:#.{metric.digits}g}".rstrip(".") if abs(value) < 10**metric.digits else f"{value:.0f}"
     return f"{value:.{metric.digits}f}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from qdexp.errors import UserError
 from qdexp.report.comparison import METRICS, Line, plain, write_number
-from qdexp.report.table import flat
+from qdexp.report.identity import flat
 
 SIDES = ("paper", "code")
 HEADER = ("what", "reported or published", "ours", "remark")
@@ -66,7 +66,7 @@ class Paper:
         cell = next((one for one in self.cells if one["where"].items() <= line.axes.items()), None)
         if cell is None:
             return []
-        config = flat(line.records[0].get("config", {}))
+        config = flat(line.records[0]["config"])
         settings = {**self.settings, **cell.get("settings", {})}
         deviations = [row for name, values in settings.items() if (row := _deviation(name, values, config))]
         return [*_numbers(cell["numbers"], line), *deviations]
@@ -89,7 +89,8 @@ def _numbers(reported: dict[str, float], line: Line) -> list[Row]:
         elif math.isnan(ours.low):
             remark = "no interval"
         else:
-            remark = "inside our interval" if ours.low <= value <= ours.high else "outside our interval"
+            place = "inside" if ours.low <= value <= ours.high else "outside"
+            remark = f"{place} our interval" + ("" if line.settled else ", which is over the images alone")
         rows.append(Row(metric.title, f"{plain(metric, value)} (reported)", write_number(metric, ours), remark))
     return rows
 

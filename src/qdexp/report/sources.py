@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qdexp.errors import UserError
-from qdexp.report.records import Record, read_records
+from qdexp.record import Record, read_records
 
 CELLS = "cells.json"
 """In a sweep's folder: ``{cell: {label, entries}}`` of all its cells, written before the first one starts."""

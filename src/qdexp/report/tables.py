@@ -1,18 +1,23 @@
 """A comparison as a table: for the terminal, as Markdown, as LaTeX (booktabs) and as CSV.
 
-Below each stand n, protocol and extractor, what the intervals are of, and which lines are a finding. The CSV holds every number
-unrounded, with these beside it.
+Below each stand n, protocol and extractor, what the intervals are of, which lines are a finding, and what failed. The CSV holds
+every number unrounded, with these beside it.
 """
 
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from statistics import mean
+from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from qdexp.report.comparison import (
     DIFFERENCES,
@@ -24,14 +29,19 @@ from qdexp.report.comparison import (
     write_difference,
     write_number,
 )
-from qdexp.report.table import protocol_line, rehearsal
+from qdexp.report.protocols import protocol_line, rehearsal
+from qdexp.report.rows import bits
 
 Form = Callable[[str, str], str]
 PARTIAL = ("coverage_macs", "coverage_parameters")
 """Shown where a line has less than all of it."""
 SHOWN = ("fid", "kid", "isc", "clip", "psnr", "ssim", "lpips", "noise_error", "size_stored_mb", "gbops", *PARTIAL)
 """The metrics of the table; the CSV and the page have all."""
+BRIEF = ("fid", "kid", "clip", "noise_error", "distance", "size_stored_mb")
+"""Those of the table that a sweep ends with, which has to fit a terminal."""
 KNOWN = {metric.key: metric for metric in METRICS}
+LONGEST = 100
+"""Characters of the longest line that tells of a failed cell."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +53,19 @@ class Column:
     number: bool = True
 
 
-def columns(comparison: Comparison, form: Form = "{} ± {}".format) -> list[Column]:
+def columns(comparison: Comparison, shown: Sequence[str] = SHOWN, form: Form = "{} ± {}".format) -> list[Column]:
     """The columns that at least one line fills."""
     lines = comparison.lines
-    several = any(len(line.records) > 1 for line in lines)
-    found = [Column("method", lambda line: line.name, False), Column("bits", _bits, False)]
-    found += [Column("seeds", lambda line: str(len(line.records)))] if several else []
-    for metric in (KNOWN[key] for key in SHOWN):
+    found = [Column("method", lambda line: line.name, False), Column("bits", lambda line: bits(line.records[0]), False)]
+    if any(len(line.records) > 1 for line in lines):
+        found.append(Column("seeds", lambda line: str(len(line.records))))
+    for metric in (KNOWN[key] for key in shown):
         values = [line.numbers[metric.key].value for line in lines if metric.key in line.numbers]
         if values and (metric.key not in PARTIAL or min(values) < 1):
             found.append(_measured(metric, form))
         if metric.key == "fid" and any(metric.key in line.differences for line in lines):
             found.append(_compared(metric, comparison.baseline))
-    return found
+    return [*found, Column("time", _time)]
 
 
 def _measured(metric: Metric, form: Form) -> Column:
@@ -66,41 +76,85 @@ def _compared(metric: Metric, baseline: str | None) -> Column:
     return Column(f"{metric.title} - {baseline}", lambda line: write_difference(metric, line.differences.get(metric.key)))
 
 
+def _time(line: Line) -> str:
+    """Of the mean cell, from an empty store."""
+    known = [record["costs"]["total"]["seconds"] for record in line.records if "total" in record.get("costs", {})]
+    if not known:
+        return "-"
+    seconds = mean(known)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
 def notes(comparison: Comparison) -> list[str]:
-    """What must be said with the numbers."""
-    records = [record for line in comparison.lines for record in line.records]
-    said = [protocol_line(comparison.protocol), *rehearsal(records), *lpips_lines(records)]
-    if any(not math.isnan(interval.half) for line in comparison.lines for interval in line.numbers.values()):
-        said.append("±: half of a 95 % interval over images (delete-group jackknife) and, where there are several, seeds")
-    if any(line.differences for line in comparison.lines):
+    """What must be said with the numbers: the protocol first."""
+    lines = comparison.lines
+    records = [*(record for line in lines for record in line.records), *comparison.failed]
+    models = {str(record["axes"].get("model")) for record in records}
+    said = [", ".join([*(models if len(models) == 1 else ()), *rehearsal(records), protocol_line(comparison.protocol)])]
+    said += lpips_lines(records)
+    sure = [line for line in lines if any(not math.isnan(interval.half) for interval in line.numbers.values())]
+    if sure:
+        seeds = " and, where there are several, the seeds" if any(len(line.records) > 1 for line in sure) else ""
+        said.append(f"±: half the width of a 95 % interval over the images (delete-group jackknife){seeds}")
+    if not all(line.settled for line in sure):
+        said.append("one seed: the interval is over the images alone; another seed or kind of CPU moves what is calibrated too")
+    if any(line.differences for line in lines):
         said.append("FID differences: 95 % intervals on the same noise, in pairs; one that holds 0 is no finding")
+    if comparison.baseline is not None and comparison.alone:
+        said.append(f"no {comparison.baseline} of the same network to compare with: {', '.join(comparison.alone)}")
     return said
 
 
-def to_terminal(comparison: Comparison) -> Table:
-    """For rich."""
-    caption = escape("\n".join(notes(comparison)))
-    table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
-    shown = columns(comparison)
-    for column in shown:
-        widest = max((len(column.text(line)) for line in comparison.lines), default=0) if column.number else None
-        table.add_column(column.header, justify="right" if column.number else "left", min_width=widest, overflow="fold")
+def failures(comparison: Comparison) -> list[str]:
+    """One line per failed cell: where and why."""
+    lines = []
+    for record in comparison.failed:
+        error = record.get("error", {})
+        message = (str(error.get("message", "")).splitlines() or [""])[0]
+        line = f"failed: {record['cell']} in {error.get('stage', '?')}: {error.get('type', '?')}: {message}"
+        lines.append(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…")
+    return lines
+
+
+def to_terminal(comparison: Comparison, width: int, shown: Sequence[str] = SHOWN) -> Group:
+    """For rich: the columns for which a terminal of this width has room, and below them what must be said."""
+    told = columns(comparison, shown)
+    widths = [_width(column, comparison.lines) for column in told]
+    fitting = max(2, sum(needed <= width for needed in accumulate(one + 2 for one in widths)))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, least in zip(told[:fitting], widths, strict=False):
+        if column.number:
+            table.add_column("\n".join(wrap(column.header, least)), justify="right", width=least, no_wrap=True)
+        else:
+            table.add_column(column.header, min_width=least, overflow="fold")
     for line in comparison.lines:
-        table.add_row(*(escape(column.text(line)) for column in shown))
-    return table
+        table.add_row(*(escape(column.text(line)) for column in told[:fitting]))
+    more = [f"no room here for {', '.join(column.header for column in told[fitting:])}: table.md has all"]
+    said = [*(more if told[fitting:] else []), *notes(comparison), *failures(comparison)]
+    return Group(table, *map(Text, said))
 
 
-def to_markdown(comparison: Comparison) -> str:
+def _width(column: Column, lines: Sequence[Line]) -> int:
+    """What a column needs: numbers stay whole, names go on below at a space."""
+    texts = [column.text(line) for line in lines]
+    return max(map(len, [*column.header.split(), *(texts if column.number else " ".join(texts).split())]))
+
+
+def to_markdown(comparison: Comparison, shown: Sequence[str] = SHOWN) -> str:
     """For GitHub; ends with a newline."""
-    shown = columns(comparison)
-    rows = [[column.header for column in shown], ["---:" if column.number else "---" for column in shown]]
-    rows += [[column.text(line).replace("|", "\\|") for column in shown] for line in comparison.lines]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"{note}." for note in notes(comparison))]) + "\n"
+    told = columns(comparison, shown)
+    rows = [[column.header for column in told], ["---:" if column.number else "---" for column in told]]
+    rows += [[column.text(line).replace("|", "\\|") for column in told] for line in comparison.lines]
+    failed = [f"- {failure}" for failure in failures(comparison)]
+    below = [*(f"{note}." for note in notes(comparison)), *([""] if failed else []), *failed]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *below]) + "\n"
 
 
 def to_latex(comparison: Comparison) -> str:
     """A ``tabular`` for booktabs, the notes as comments above it."""
-    shown = columns(comparison, r"{} $\pm$ {}".format)
+    shown = columns(comparison, form=r"{} $\pm$ {}".format)
     rows = [[_tex(column.header) for column in shown]]
     rows += [[column.text(line) if column.number else _tex(column.text(line)) for column in shown] for line in comparison.lines]
     header, *body = (" & ".join(row) + r" \\" for row in rows)
@@ -117,19 +171,19 @@ def _tex(text: str) -> str:
 
 def to_csv(comparison: Comparison) -> str:
     """A row a line: axes, every number with its interval, differences, and the protocol."""
-    axes = list(dict.fromkeys(name for line in comparison.lines for name in line.axes))
+    axes = list(dict.fromkeys(name for line in comparison.lines for name in line.axes if name != "seed"))
     protocol = ("hash", "name", "n", "steps", "extractor", "extractor_digest")
     parts = ("", "_low", "_high")
     numbers = [f"{metric.key}{part}" for metric in METRICS for part in parts]
     differences = [f"{key}_minus_baseline{part}" for key in DIFFERENCES for part in parts]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    axes.remove("seed")
-    writer.writerow(["line", "seeds", *axes, *numbers, "baseline", *differences, *(f"protocol_{name}" for name in protocol)])
+    known = [f"protocol_{name}" for name in protocol]
+    writer.writerow(["line", "seeds", "identity", *axes, *numbers, "baseline", *differences, *known])
     for line in comparison.lines:
         measured = _flat(line.numbers.get(metric.key) for metric in METRICS)
         apart = _flat(line.differences.get(key) for key in DIFFERENCES)
-        labels = [line.name, len(line.records), *(line.axes.get(name, "") for name in axes)]
+        labels = [line.name, len(line.records), line.records[0]["identity"], *(line.axes.get(name, "") for name in axes)]
         writer.writerow(
             [*labels, *measured, comparison.baseline, *apart, *(comparison.protocol.get(name) for name in protocol)]
         )
@@ -140,8 +194,3 @@ def _flat(intervals: Iterable[object]) -> list[object]:
     """Value, low and high of each, empty where unknown."""
     values = [getattr(interval, end, "") for interval in intervals for end in ("value", "low", "high")]
     return ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-
-
-def _bits(line: Line) -> str:
-    axes = line.axes
-    return f"W{axes['weight_bits']}A{axes['act_bits']}"

@@ -9,22 +9,24 @@ import torch
 
 from qdexp import files
 from qdexp.config import RANDOM, Config
-from qdexp.metrics.distance import image_distance, psnr
+from qdexp.metrics.distance import image_distance
 from qdexp.metrics.extractors import Extractor, find
 from qdexp.metrics.features import extract_from
 from qdexp.metrics.reference import Reference
-from qdexp.metrics.scores import score
+from qdexp.metrics.scores import estimates, score
 from qdexp.sampling.shards import Images
 from qdexp.stages.base import Stage
 from qdexp.stages.samples import SamplesStage, image_pairs
 
 FILE = "metrics.json"
+REPLICATES = "replicates.json"
 BATCH = 256  # rows of a feature extraction: fixed, since it may change a feature's last bit
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EvaluationStage(Stage):
-    """``metrics.json``, and ``features.safetensors`` with ``pool`` [n, d], ``logits`` [n, k] and ``distance`` [n]."""
+    """``metrics.json``; ``replicates.json`` with the jackknife replicates of those that get an interval; and
+    ``features.safetensors`` with ``pool`` [n, d], ``logits`` [n, k] and ``distance`` [n]."""
 
     name = "evaluation"
     quick = True
@@ -51,11 +53,12 @@ class EvaluationStage(Stage):
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         features = extract_from(self.extractor, Images(inputs["samples"]), BATCH, self.device)
-        metrics = score(features, Reference.load(Path(self.reference)), self.seed)
+        reference = Reference.load(Path(self.reference))
         distance = torch.cat([image_distance(images, truth) for images, truth in image_pairs(inputs)])
-        metrics["distance"] = distance.double().mean().item()
-        if metrics["distance"] > 0:  # images equal to the full-precision ones have no finite PSNR
-            metrics["psnr"] = psnr(distance.clamp_min(1e-10)).double().mean().item()
+        found = estimates(features.pool, distance, reference)
+        metrics = {"distance": 0.0} | {name: estimate.value for name, estimate in found.items()}
+        metrics |= score(features, reference, self.seed)  # FID is torch-fidelity's, to the last digit
         kept = {"pool": features.pool, "logits": features.logits, "distance": distance}
         files.write_tensors(folder / "features.safetensors", kept)
+        files.write_text(folder / REPLICATES, json.dumps({name: one.replicates.tolist() for name, one in found.items()}))
         files.write_text(folder / FILE, json.dumps(metrics))

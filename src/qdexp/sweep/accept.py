@@ -17,8 +17,7 @@ from qdexp import entries, files, meter
 from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.errors import UserError
-from qdexp.record import Record
-from qdexp.report.records import read_records
+from qdexp.record import Record, read_records
 from qdexp.report.sources import CELLS
 from qdexp.stages.base import Stage
 from qdexp.store import Entry, Store

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from qdexp import device as devices
 from qdexp.cell import Cell
-from qdexp.record import Record
-from qdexp.report.records import read_records
+from qdexp.record import Record, read_records
 from qdexp.sweep import results
 from qdexp.sweep.graph import RECORD, Node
 from qdexp.sweep.manifest import CellEntry, Manifest

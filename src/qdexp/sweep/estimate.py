@@ -15,7 +15,7 @@ from qdexp.config import Config, Model
 from qdexp.errors import UserError
 from qdexp.models.conditions import example_condition
 from qdexp.models.describe import describe
-from qdexp.report.records import read_records
+from qdexp.record import read_records
 from qdexp.stages.base import Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage
 from qdexp.store import Store

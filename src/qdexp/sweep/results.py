@@ -22,12 +22,14 @@ from qdexp import entries, files
 from qdexp.cell import Cell, preflight
 from qdexp.config import Tracker
 from qdexp.errors import UserError
-from qdexp.record import Record
+from qdexp.record import Record, read_records
 from qdexp.record import path as record_path
+from qdexp.report import tables
+from qdexp.report.comparison import compare
+from qdexp.report.evidence import Evidence
 from qdexp.report.grid import sample_grid
-from qdexp.report.records import read_records
+from qdexp.report.rows import names
 from qdexp.report.sources import CELLS
-from qdexp.report.table import ladder_table, row_names, to_markdown
 from qdexp.sampling.shards import read_shards, shard_path
 from qdexp.store import Store
 from qdexp.sweep import idle
@@ -35,7 +37,7 @@ from qdexp.sweep.freeze import freeze
 from qdexp.tracking.mirror import TrackingError, mirror, written
 
 SHOWN = 14  # images in a row of the picture
-WIDTH = 110  # columns of a table that goes to a file
+WIDTH = 120  # columns of a table that goes to a file
 
 
 def announce(cells: Sequence[Cell]) -> None:
@@ -154,9 +156,9 @@ def show(cell: Cell, records: Sequence[Record]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
     for _, group in groupby(sorted(records, key=_protocol_hash), key=_protocol_hash):
-        comparable = list(group)
-        console.print(ladder_table(comparable))
-        pages.append(to_markdown(comparable))
+        comparison = compare(list(group), Evidence(cell.out))
+        console.print(tables.to_terminal(comparison, console.width, tables.BRIEF))
+        pages.append(tables.to_markdown(comparison, tables.BRIEF))
     files.write_text(folder / "table.md", "\n\n".join(pages))
     for record in records:
         print(f"record   {record_path(cell.out, record['cell'])}")
@@ -177,7 +179,7 @@ def _picture(out: Path, records: Sequence[Record], path: Path) -> Path | None:
     """
     complete = [record for record in records if record["status"] == "complete"]
     rows: list[tuple[str, np.ndarray]] = []
-    for record, name in zip(complete, row_names(complete), strict=True):
+    for record, name in zip(complete, names(complete), strict=True):
         samples = out / record["artifacts"]["samples"]
         if samples.is_dir():
             entries.require(samples, shard_path(samples, 0).name)

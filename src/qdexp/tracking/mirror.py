@@ -4,8 +4,9 @@
 W&B              record
 ===============  ====================================================================================================
 id, name, group  sweep and cell, cell, sweep: two sweeps that share a cell do not collide
-config           the axes and the protocol as flat top-level keys, to group and filter by; the frozen config, the stage
-                 keys and the provenance whole, under ``record``
+config           the axes and the protocol as flat top-level keys, to group and filter by; ``row``, the same for runs that
+                 differ in their seed alone; the frozen config, the stage keys, the digests of files and the provenance
+                 whole, under ``record``
 summary          metrics, sizes, coverage by bits and costs, once and flat; ``status``, and the error of a failed cell
 history          the curves, one row a sampler step, over their own axis ``curves/sampler_step``; samples; a table of the layers
 artifact         the quantized checkpoint, named by its stage key, so that cells which share it share the artifact
@@ -26,11 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdexp import entries, files
+from qdexp.record import Record
 
 if TYPE_CHECKING:
     import wandb
-
-Record = dict[str, Any]
 
 LONGEST = 64
 """Characters of the longest tag that W&B takes; run ids are kept to it too."""
@@ -175,9 +175,11 @@ def tags(axes: dict[str, Any]) -> list[str]:
 
 def config(record: Record, sweep: str) -> dict[str, Any]:
     """The run's config. Nested keys can be read in W&B but hardly grouped by: what is compared lies flat at the top."""
-    whole = ("format", "config", "keys", "protocol", "coverage", "provenance", "artifacts")
+    whole = ("format", "config", "identity", "keys", "files", "stages", "protocol", "coverage", "provenance", "artifacts")
+    axes = record["axes"]
     return {
-        **record["axes"],
+        **axes,
+        "row": f"{axes['method']} {axes['quant']} {record['identity'][:10]}",
         "cell": record["cell"],
         "sweep": sweep,
         **_flat(record.get("protocol", {}), "protocol_"),

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from qdexp.report.comparison import METRICS, Comparison, Line
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures.style import colour
-from qdexp.report.statistics.estimate import Interval
-from qdexp.report.table import full_precision, protocol_line, rehearsal
+from qdexp.report.identity import full_precision
+from qdexp.report.protocols import protocol_line, rehearsal
+from qdexp.statistics.estimate import Interval
 
 METRIC = {metric.key: metric for metric in METRICS}
 BITS = "weight bits"
@@ -33,7 +34,12 @@ def ladder(comparison: Comparison, _: Evidence) -> Figure:
 def calibration(comparison: Comparison, _: Evidence) -> Figure | None:
     """The same bars for lines that differ in their calibration strategy, beside full precision; None without any."""
     quantized = [line for line in comparison.lines if not full_precision(line.records[0])]
-    if len({line.axes["calib"] for line in quantized}) < 2 or len({line.axes["quantizer"] for line in quantized}) > 1:
+    alone = len({(line.axes["quant"], line.axes["calib"]) for line in quantized}) == len(quantized)  # nothing else differs
+    if (
+        len({line.axes["calib"] for line in quantized}) < 2
+        or len({line.axes["quantizer"] for line in quantized}) > 1
+        or not alone
+    ):
         return None
     return _bars(comparison, sorted(quantized, key=lambda line: (line.axes["quant"], line.axes["calib"])), "calib")
 

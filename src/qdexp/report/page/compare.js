@@ -6,7 +6,7 @@ function compare() {
   section.replaceChildren(html("h2", { textContent: "Compare" }), choose, grid);
   if (pair.length < 2) return;
   const [one, other] = pair;
-  grid.append(wide(card("Numbers", comparedNumbers(one, other), html("p", { className: "foot", textContent: "Difference: second less first, 95 % interval on the same noise where both were measured sample by sample; coloured where it does not hold zero." }))));
+  grid.append(wide(card("Numbers", comparedNumbers(one, other), html("p", { className: "foot", textContent: "Difference: second less first, 95 % interval on the same noise where both were measured sample by sample; coloured where it does not hold zero and both cells have no calibration, which a seed would move." }))));
   grid.append(wide(card("What differs in their configs", configDifference(one, other))));
   curveCards(grid, pair.map((cell, index) => ({ name: `${"AB"[index]}: ${cell.name}`, colour: colour(index), cell })));
   sampleCard(grid, pair.map((cell, index) => ({ name: `${"AB"[index]}: ${cell.name}`, cell })));
@@ -24,7 +24,7 @@ function chooser(place) {
 function comparedNumbers(one, other) {
   const rows = DATA.metrics.filter((metric) => one.numbers[metric.key] || other.numbers[metric.key]).map((metric) => {
     const apart = paired(other, one, metric.key);
-    return html("tr", {}, html("td", { className: "text", textContent: metric.title }), html("td", {}, number(metric, one.numbers[metric.key])), html("td", {}, number(metric, other.numbers[metric.key])), html("td", {}, apart ? difference(metric, apart) : ""));
+    return html("tr", {}, html("td", { className: "text", textContent: metric.title }), html("td", {}, number(metric, one.numbers[metric.key])), html("td", {}, number(metric, other.numbers[metric.key])), html("td", {}, apart ? difference(metric, apart, !one.calibrated && !other.calibrated) : ""));
   });
   const head = ["", `A: ${one.name}`, `B: ${other.name}`, "B − A"].map((title) => html("th", { textContent: title }));
   return html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, ...head)), html("tbody", {}, ...rows)));

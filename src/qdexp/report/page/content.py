@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import t as student
 
+from qdexp.record import Record
 from qdexp.report.comparison import METRICS, Comparison, Line
 from qdexp.report.conformance import HEADER, Paper
 from qdexp.report.evidence import Evidence
-from qdexp.report.records import Record
+from qdexp.report.identity import calibrated, contents, flat
+from qdexp.report.protocols import protocol_line
+from qdexp.report.rows import names
 from qdexp.report.sources import Source
-from qdexp.report.statistics.estimate import GROUPS, LEVEL, Interval
-from qdexp.report.table import flat, protocol_line, row_names
 from qdexp.report.tables import SHOWN, notes
+from qdexp.statistics.estimate import GROUPS, LEVEL, Interval
 
 SAMPLES, TILE = 16, 96
 """Images of a cell that are shown, and the height in pixels that larger ones are reduced to."""
@@ -29,8 +31,8 @@ TOLD = {metric.key for metric in METRICS}
 
 def content(source: Source, evidence: Evidence, comparison: Comparison, paper: Paper | None = None) -> dict[str, Any]:
     """The page's data; 60 KB a cell at most, of which the samples are the greater part."""
-    failed = [record for record in source.records if record["status"] != "complete"]
-    lines = [*comparison.cells, *(Line(name, [one], {}, {}) for name, one in zip(row_names(failed), failed, strict=True))]
+    failed = comparison.failed
+    lines = [*comparison.cells, *(Line(name, [one], {}, {}) for name, one in zip(names(failed), failed, strict=True))]
     log = _executions(source.out)
     return {
         "title": source.name,
@@ -58,6 +60,8 @@ def _row(line: Line) -> dict[str, Any]:
         "seconds": sum(known) / len(known) if known else None,
         "numbers": {key: _interval(interval) for key, interval in line.numbers.items()},
         "differences": {key: _interval(interval) for key, interval in line.differences.items()},
+        "verdict": line.verdict,
+        "calibrated": calibrated(line.records[0]),
     }
 
 
@@ -75,7 +79,7 @@ def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str,
         "replicates": {key: _rounded(one.replicates.tolist(), 6) for key, one in estimates.items()},
         "others": {name: value for name, value in metrics.items() if name not in TOLD and value is not None},
         "costs": {stage: cost.get("seconds") for stage, cost in record.get("costs", {}).items()},
-        "options": flat(record.get("config", {})),
+        "options": flat(record["config"]) | {f"digest of {name}": digest for name, digest in contents(record).items()},
         "provenance": flat(record.get("provenance", {})),
         "protocol": flat({"protocol": record.get("protocol", {}), "keys": keys}),
         "curves": _rounded(record.get("curves")),

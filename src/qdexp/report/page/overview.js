@@ -15,7 +15,7 @@ function columns() {
     if (!DATA.cells.some((cell) => cell.numbers[metric.key])) continue;
     if (metric.overview) shown.push({ key: metric.key, title: metric.title, value: (row) => row.numbers[metric.key]?.[0], show: (row) => number(metric, row.numbers[metric.key]) });
     if (metric.key === "fid" && DATA.baseline)
-      shown.push({ key: "difference", title: `FID − ${DATA.baseline}`, value: (row) => row.differences.fid?.[0], show: (row) => difference(metric, row.differences.fid) });
+      shown.push({ key: "difference", title: `FID − ${DATA.baseline}`, value: (row) => row.differences.fid?.[0], show: (row) => difference(metric, row.differences.fid, row.verdict) });
   }
   shown.push({ key: "seconds", title: "time", value: (row) => row.seconds, show: (row) => html("span", { textContent: duration(row.seconds) }) });
   return shown;

@@ -33,11 +33,11 @@ function number(metric, interval) {
   return text;
 }
 
-/** A difference: coloured where its interval does not hold zero. */
-function difference(metric, interval) {
+/** A difference: coloured where its interval does not hold zero, and holds all that moves it (`verdict`). */
+function difference(metric, interval, verdict) {
   if (!interval) return html("span", { className: "dull", textContent: "-" });
   const [value, low, high] = interval, clear = low > 0 || high < 0, worse = value > 0 !== metric.higher;
-  const span = html("span", { textContent: (value >= 0 ? "+" : "") + written(metric, value), className: clear ? (worse ? "up" : "down") : "dull" });
+  const span = html("span", { textContent: (value >= 0 ? "+" : "") + written(metric, value), className: !clear ? "dull" : !verdict ? "" : worse ? "up" : "down" });
   span.append(html("span", { className: "pm", textContent: ` [${written(metric, low)}, ${written(metric, high)}]` }));
   return span;
 }

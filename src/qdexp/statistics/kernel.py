@@ -4,7 +4,7 @@ The unbiased estimate of MMD^2 over all pairs (Binkowski et al., arXiv 1801.0140
 
     KID = sum_(i != j) k(x_i, x_j) / (n (n - 1)) + sum_(i != j) k(y_i, y_j) / (m (m - 1)) - 2 mean k(x_i, y_j)
 
-Its mean is that of torch-fidelity's mean over random subsets; without them there is no noise of their drawing.
+Its expectation is that of torch-fidelity's mean over random subsets; without them there is no noise of their drawing.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdexp.report.statistics.estimate import Estimate, Floats, groups_of
+from qdexp.statistics.estimate import Estimate, Floats, groups_of
 
 ROWS = 10_000
 """Rows of either side at most: KID is unbiased at every n, and its cost grows with n^2."""

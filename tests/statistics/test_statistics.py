@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from qdexp.metrics.reference import Reference, statistics
 from qdexp.metrics.scores import fid
-from qdexp.report.statistics.estimate import GROUPS, Estimate, groups_of, of_mean, over_seeds, pool
-from qdexp.report.statistics.frechet import Frechet
-from qdexp.report.statistics.kernel import Kernel
+from qdexp.statistics.estimate import GROUPS, Estimate, groups_of, of_mean, over_seeds, pool
+from qdexp.statistics.frechet import Frechet
+from qdexp.statistics.kernel import Kernel
 
 Rows = NDArray[np.float64]
 

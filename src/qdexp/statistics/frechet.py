@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdexp.report.statistics.estimate import Estimate, Floats, groups_of
+from qdexp.statistics.estimate import Estimate, Floats, groups_of
 
 
 class Frechet:

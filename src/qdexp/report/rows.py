@@ -1,0 +1,124 @@
+"""The order of rows, and their names: a method, and what else tells a row from the others.
+
+What is told is the content first: the weights, then options, then where and by which code a cell was made. A seed is told last,
+since rows that differ in their seed alone are one.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from qdexp.record import Record
+from qdexp.report.identity import PLACES, contents, flat, full_precision, grouped, network, options
+
+LADDER = ("fp", "ptq", "timestep_aware", "reconstruction", "qdiffusion")
+"""Order of the methods' rows, one ingredient added a rung; others follow."""
+AXES = ("model", "quant", "quantizer", "calib", "recon", "weights")
+ENVIRONMENT = ("device", "cuda", "python", "versions.", "git_commit")
+"""What of a cell's provenance tells why its keys are others."""
+DIGITS = 8
+"""Of a digest or key that is shown."""
+
+Trait = Callable[[Record], str | None]
+"""What may tell a record from another; None where it has no such thing."""
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """Network by network: full precision first, then a ladder for each pair of bit-widths, widest first; then by name."""
+    networks = list(dict.fromkeys(map(network, records)))
+
+    def order(named: tuple[Record, str]) -> tuple[Any, ...]:
+        (record, name), axes = named, named[0]["axes"]
+        rank = LADDER.index(axes["method"]) if axes["method"] in LADDER else len(LADDER)
+        widths = (0, 0) if full_precision(record) else (-axes["weight_bits"], -axes["act_bits"])
+        place = networks.index(network(record))
+        return str(axes.get("model")), place, not full_precision(record), widths, rank, _natural(name), record["cell"]
+
+    return [record for record, _ in sorted(zip(records, names(records), strict=True), key=order)]
+
+
+def _natural(name: str) -> list[tuple[float, str]]:
+    """Numbers by their value."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(float(part), "") if place % 2 else (0.0, part) for place, part in enumerate(parts)]
+
+
+def names(records: Sequence[Record]) -> list[str]:
+    """A name for each record: that of its row, and its seed where the row has several."""
+    found = {}
+    groups = grouped(records)
+    for name, group in zip(row_names(groups), groups, strict=True):
+        for record in group:
+            found[record["cell"]] = f"{name} seed={record['axes'].get('seed')}" if len(group) > 1 else name
+    return [found[record["cell"]] for record in records]
+
+
+def row_names(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """A name for each row, whose records differ in their seed alone: no two are the same."""
+    firsts = [group[0] for group in groups]
+    several = len({bits(record) for record in firsts if not full_precision(record)}) > 1
+    found = [f"{r['axes']['method']} {bits(r)}" if several and not full_precision(r) else r["axes"]["method"] for r in firsts]
+    for trait in _traits(firsts):
+        told = [trait(record) for record in firsts]
+        values = {name: {value for other, value in zip(found, told, strict=True) if other == name} for name in set(found)}
+        shown = [len(values[name]) > 1 and text is not None for name, text in zip(found, told, strict=True)]
+        found = [f"{name} {text}" if show else name for name, text, show in zip(found, told, shown, strict=True)]
+    return found
+
+
+def bits(record: Record) -> str:
+    """``W4A8``."""
+    axes = record["axes"]
+    return "W32A32" if full_precision(record) else f"W{axes['weight_bits']}A{axes['act_bits']}"
+
+
+def _traits(records: Sequence[Record]) -> Iterator[Trait]:
+    """In the order in which they are told, where those before do not tell enough."""
+    yield lambda record: record["axes"].get("model")
+    for name in _known(records, contents):
+        yield _file(name, records)
+    for axis in AXES[1:]:
+        yield lambda record, axis=axis: _equation(axis, record["axes"].get(axis))  # type: ignore[misc]
+    for read in (options, _environment, _places, lambda record: {"seed": record["axes"].get("seed")}):
+        known = _known(records, read)
+        yield from (_value(name, known, read) for name in known)
+    yield lambda record: f"key={record['cell'].rpartition('-')[2][:DIGITS]}"
+    yield lambda record: record["cell"]
+
+
+def _known(records: Sequence[Record], read: Callable[[Record], dict[str, Any]]) -> list[str]:
+    return sorted({name for record in records for name in read(record)})
+
+
+def _environment(record: Record) -> dict[str, Any]:
+    told = flat(record.get("provenance", {}))
+    return {name: value for name, value in told.items() if name.startswith(ENVIRONMENT)}
+
+
+def _places(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in flat(record["config"]).items() if name in PLACES}
+
+
+def _value(name: str, among: Sequence[str], read: Callable[[Record], dict[str, Any]]) -> Trait:
+    """``timesteps=10``: called by its last words, as many as tell it from the others."""
+    words = name.split(".")
+    tails = (".".join(words[-count:]) for count in range(1, len(words) + 1))
+    short = next(tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in among) == 1 or tail == name)
+    return lambda record: _equation(short, read(record).get(name))
+
+
+def _equation(name: str, value: Any) -> str | None:
+    return None if value is None else f"{name}={value}"
+
+
+def _file(name: str, records: Sequence[Record]) -> Trait:
+    """``weights=tuned.safetensors``, or a digest where the same name stands for several contents."""
+    held = {one["files"][name]["sha256"]: PurePath(one["files"][name]["path"]).name for one in records if name in one["files"]}
+    plain = len(set(held.values())) == len(held)
+
+    def text(record: Record) -> str | None:
+        digest = contents(record).get(name)
+        return None if digest is None else f"{name}={held[digest] if plain else digest[:DIGITS]}"
+
+    return text
