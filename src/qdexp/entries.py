@@ -77,9 +77,10 @@ def whole(folder: Path) -> dict[str, Any]:
 
 
 def check_part(part: Path) -> None:
-    """Likewise of the files in ``part``, if that is a folder within an entry of a store; of any other nothing is known."""
+    """Likewise of the files in ``part``, if that is a folder within an entry of a store; of any other, and of one that is being
+    made, nothing is known."""
     folder = part.resolve().parent
-    if folder.parent.name != STORE:
+    if folder.parent.name != STORE or folder.name.startswith("."):
         return
     content = manifest(folder)
     for name in content["files"]:
