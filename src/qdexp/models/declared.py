@@ -148,14 +148,19 @@ def _of_network(
         yield Contradiction(file, f"_class_name={name}", f"{option}._target_", target["_target_"])
         return
     config: Mapping[str, Any] = network.config  # type: ignore[assignment]
-    for key in sorted(said.keys() & config.keys() - _APART):
-        theirs, ours = _plain(said[key]), _plain(config[key])
-        if key.startswith("_") or theirs == ours:
-            continue
-        unset = None in (theirs, ours) and not (theirs is True or ours is True)  # null may stand for the other's value
-        if (unset or key in _HINTS) and _same_arithmetic(network, build, {**target, key: theirs}):
-            continue
-        yield Contradiction(file, f"{key}={_shown(theirs)}", f"{option}.{key}", _shown(ours))
+    theirs, ours = ({key: _plain(values[key]) for key in said.keys() & config.keys() - _APART} for values in (said, config))
+    differing = [key for key in sorted(theirs) if not key.startswith("_") and theirs[key] != ours[key]]
+    unsure = [key for key in differing if key in _HINTS or _is_unset(theirs[key], ours[key])]
+    if unsure and _same_arithmetic(network, build, {**target, **{key: theirs[key] for key in unsure}}):
+        differing = [key for key in differing if key not in unsure]
+    for key in differing:
+        if key not in unsure or not _same_arithmetic(network, build, {**target, key: theirs[key]}):
+            yield Contradiction(file, f"{key}={_shown(theirs[key])}", f"{option}.{key}", _shown(ours[key]))
+
+
+def _is_unset(one: Any, other: Any) -> bool:
+    """Whether one is null, which may stand for the other's value."""
+    return (one is None or other is None) and not (one is True or other is True)
 
 
 def _same_arithmetic(network: nn.Module, build: Build, target: Target) -> bool:
