@@ -3,7 +3,6 @@
 Records are read here and nowhere else, so that nobody but this module knows of formats: what is handed out has the present one.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +30,7 @@ def write(out: Path, record: Record) -> Path:
     """Writes the record whole, in place of an older one of the same cell."""
     folder(out).mkdir(parents=True, exist_ok=True)
     target = path(out, record["cell"])
-    files.write_text(target, json.dumps(_finite(record), indent=1, allow_nan=False))
+    files.write_sealed(target, _finite(record))
     return target
 
 
@@ -47,7 +46,7 @@ def _finite(value: Any) -> Any:
 def read(out: Path, cell: str) -> Record | None:
     """The cell's record if it is there, whole and of the present format: an older one is made anew, out of the store."""
     try:
-        record: Record = files.read_json(path(out, cell))
+        record = _content(path(out, cell))
     except (OSError, ValueError):
         return None
     return record if record.get("format") == FORMAT else None
@@ -72,13 +71,20 @@ def read_records(source: Path | Iterable[Path]) -> list[Record]:
     return [_read(path) for path in paths]
 
 
+def _content(path: Path) -> Record:
+    """What was written, without what seals it."""
+    record = files.read_sealed(path)
+    record.pop(files.SEAL, None)
+    return record
+
+
 def _read(path: Path) -> Record:
     try:
-        record = files.read_json(path)
+        record = _content(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path} is truncated or no JSON: delete it and run the sweep again") from error
+        raise UserError(f"{path} is truncated, or not what was written ({error}): delete it and run the sweep again") from error
     if not isinstance(record, dict) or not {"format", "cell", "status"} <= record.keys():
         raise UserError(f"{path} is not a record of a cell: move it out of the folder")
     if record["format"] not in (1, FORMAT):
