@@ -128,7 +128,10 @@ def test_error_curves(run: Script, study: list[Path], tmp_path: Path) -> None:
 def test_a_torn_record_is_one_line(run: Script, script: str, tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('{"format": 1')
     drawn = ["--out", tmp_path / "x.png"] if script in ("error_curves.py", "shortcut_modes.py") else []
-    with pytest.raises(SystemExit, match=r"^qdexp: \S+torn\.json is truncated, or not what was written \(.*\): delete it and run the sweep again$"):
+    with pytest.raises(
+        SystemExit,
+        match=r"^qdexp: \S+torn\.json is truncated, or not what was written \(.*\): delete it and run the sweep again$",
+    ):
         run(script, tmp_path / "torn.json", *drawn)
 
 

@@ -87,6 +87,17 @@ def test_a_torn_list_of_cells_is_named(report: Report, tmp_path: Path) -> None:
         report("half", "--out", tmp_path)
 
 
+def test_records_of_the_first_format_make_a_report_without_pooling(report: Report, study: Study, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    for record in study.records:
+        old = {name: part for name, part in record.items() if name not in ("identity", "files")} | {"format": 1}
+        (tmp_path / "records" / f"{record['cell']}.json").write_text(json.dumps(old))
+    report(tmp_path / "records", "--no-figures")
+    rows = (tmp_path / "reports" / tmp_path.name / "table.md").read_text().split("\n\n")[0].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows[:3]] == ["fp", "ptq seed=0", "ptq seed=1"]
+    assert len(rows) == len(study.records)
+
+
 def test_one_of_several_protocols_is_chosen(report: Report, study: Study, tmp_path: Path) -> None:
     records = tmp_path / "records"
     records.mkdir()
@@ -173,6 +184,12 @@ def test_a_difference_is_coloured_where_nothing_else_moves_it(page: Browser, stu
         "dull",
     ]
     assert page.run(SHADE, [1, 0.5, 1.5], False) == ""
+    notes = "return document.getElementById('notes').textContent"
+    assert page.run(notes).startswith("each row is one seed: its intervals are over the images alone. ±: half the width")
+    page.run(CLICK, "#pool")
+    assert page.run(notes).startswith(
+        "±: half the width of a 95 % interval over the images (delete-group jackknife) and, where"
+    )
     assert page.run("return DATA.lines.map(line => line.verdict)") == [False, True, True, True]
     assert not any(page.run("return DATA.cells.map(cell => cell.verdict)")), "a cell is one seed"
     one, other = (next(r["cell"] for r in study.records if r["axes"]["method"] == name) for name in ("ptq", "qdiffusion"))

@@ -38,11 +38,6 @@ class Interval:
         """Half its width."""
         return (self.high - self.low) / 2
 
-    @property
-    def clear_of_zero(self) -> bool:
-        """Whether zero lies outside: a difference that is a finding."""
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True)
 class Estimate:

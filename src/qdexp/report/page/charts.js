@@ -104,7 +104,7 @@ function drawSeries(root, one, points, across, up, box, open) {
 
 /** A value with its interval a row. rows: {name, value, low, high, colour, target, text}. */
 function whiskers(rows, { label = "", log = false, width = 560, open } = {}) {
-  const height = rows.length * 26 + 46, left = 8 + Math.min(230, 7.4 * Math.max(...rows.map((row) => row.name.length)));
+  const height = rows.length * 26 + 46, longest = 40, left = 8 + 6.8 * Math.min(longest, Math.max(...rows.map((row) => row.name.length)));
   const ends = rows.flatMap((row) => [row.value, row.low, row.high]).filter((value) => finite(value) && (!log || value > 0));
   const across = scale(padded(ends, log ? { log } : { from: 0 }), left + 8, width - 118, log);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }), bottom = height - 40;
@@ -116,7 +116,7 @@ function whiskers(rows, { label = "", log = false, width = 560, open } = {}) {
   rows.forEach((row, index) => {
     const y = 17 + index * 26, group = svg("g", { class: open ? "hit" : "" });
     group.append(svg("rect", { x: 0, y: y - 13, width, height: 26, fill: "transparent" }));
-    group.append(svg("text", { x: left, y: y + 4, "text-anchor": "end", class: "name" }, row.name));
+    group.append(svg("text", { x: left, y: y + 4, "text-anchor": "end", class: "name" }, row.name.length > longest ? `${row.name.slice(0, longest - 1)}…` : row.name, svg("title", {}, row.name)));
     if (finite(row.low)) {
       const from = across(Math.max(row.low, across.low)), to = across(Math.min(row.high, across.high));
       group.append(svg("line", { x1: from, x2: to, y1: y, y2: y, stroke: row.colour, "stroke-width": 5, opacity: 0.35, "stroke-linecap": "round" }));

@@ -17,7 +17,6 @@ from qdexp.report.comparison import METRICS, Comparison, Line
 from qdexp.report.conformance import HEADER, Paper
 from qdexp.report.evidence import Evidence
 from qdexp.report.identity import calibrated, contents, flat
-from qdexp.report.protocols import protocol_line
 from qdexp.report.rows import names
 from qdexp.report.sources import Source
 from qdexp.report.tables import SHOWN, notes
@@ -34,10 +33,11 @@ def content(source: Source, evidence: Evidence, comparison: Comparison, paper: P
     failed = comparison.failed
     lines = [*comparison.cells, *(Line(name, [one], {}, {}) for name, one in zip(names(failed), failed, strict=True))]
     log = _executions(source.out)
+    protocol, *said = notes(comparison)
     return {
         "title": source.name,
-        "protocol": protocol_line(comparison.protocol),
-        "notes": notes(comparison),
+        "protocol": protocol,
+        "notes": said,
         "baseline": comparison.baseline,
         "missing": source.missing,
         "gaps": sorted(evidence.gaps),

@@ -7,7 +7,7 @@ function figures() {
   for (const key of ["fid", "noise_error"]) {
     const metric = METRICS.get(key), rows = lines.filter((line) => line.numbers[key]).map((line) => whisker(metric, line));
     const values = rows.map((row) => row.value), log = Math.max(...values) > 30 * Math.min(...values) && Math.min(...values) > 0;
-    if (rows.length) grid.append(card(`${metric.title}, with 95 % intervals`, whiskers(rows, { label: log ? "logarithmic" : "", log, open })));
+    if (rows.length) grid.append(card(metric.title + (rows.some((row) => finite(row.low)) ? ", with 95 % intervals" : ""), whiskers(rows, { label: log ? "logarithmic" : "", log, open })));
   }
   for (const [key, label] of [["size_stored_mb", "stored MB"], ["gbops", "10⁹ bit operations (MACs × bits of both factors)"]]) front(grid, lines, key, label);
   curveCards(grid, lines.map((line) => ({ name: line.name, colour: line.colour, cell: CELLS.get(line.cells[0]) })));

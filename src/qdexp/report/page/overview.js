@@ -64,8 +64,14 @@ function overview() {
   }
   bar.append(html("span", { className: "count", id: "count" }));
   section.replaceChildren(html("h2", { textContent: "Overview" }), bar, html("div", { className: "card scroll" }, html("table", { id: "table" })),
-    html("p", { className: "foot", textContent: DATA.notes.slice(1).join(". ") + ". Click a row for all of it; tick two to compare them." }));
+    html("p", { className: "foot", id: "notes" }));
   table();
+}
+
+/** What must be said with the rows that are shown. */
+function said() {
+  const alone = !state.pooled && DATA.lines.some((line) => line.cells.length > 1) ? ["each row is one seed: its intervals are over the images alone"] : [];
+  return [...alone, ...DATA.notes, "Click a row for all of it; tick two to compare them."].join(". ");
 }
 
 function table() {
@@ -79,6 +85,7 @@ function table() {
     return line;
   });
   byId("table").replaceChildren(html("thead", {}, head), html("tbody", {}, ...body));
+  byId("notes").textContent = said();
   byId("count").textContent = rows.length === all.length ? `${all.length} rows` : `${rows.length} of ${all.length} rows`;
 }
 
