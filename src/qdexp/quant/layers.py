@@ -173,9 +173,7 @@ def is_plain(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         return True
     if not (args and isinstance(args[0], Tensor)):
         return False
-    x, tried = args[0], cast(Any, layer)
-    if x.is_meta:
-        x, tried = torch.randn(x.shape), _drawn(layer)
+    x, tried = (args[0], cast(Any, layer)) if not args[0].is_meta else _drawn(args[0], layer)
     try:
         found, expected = tried.forward(x, *args[1:], **kwargs), arithmetic(kind, tried, x, tried.weight)
     except Exception:
@@ -183,13 +181,14 @@ def is_plain(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def _drawn(layer: nn.Module) -> Any:
-    """A copy of the layer on the CPU, with random numbers."""
+def _drawn(x: Tensor, layer: nn.Module) -> tuple[Tensor, Any]:
+    """An input and a copy of the layer on the CPU, with random numbers."""
     drawn = deepcopy(layer).to_empty(device="cpu")
-    for value in (*drawn.parameters(), *drawn.buffers()):
-        if value.is_floating_point():
-            nn.init.normal_(value)
-    return drawn
+    with torch.random.fork_rng(devices=[]):
+        for value in (*drawn.parameters(), *drawn.buffers()):
+            if value.is_floating_point():
+                nn.init.normal_(value)
+        return torch.randn(x.shape), drawn
 
 
 _subclasses: dict[type[nn.Module], type[QuantizedLayer]] = {}
