@@ -270,7 +270,7 @@ def test_a_failing_cell_stops_no_other(
     assert all(record["status"] == "complete" for record in mended.values())
     assert {name: records[name] for name in records.keys() - failed} == {name: mended[name] for name in records.keys() - failed}
     made = executed()[len(before) :]
-    again = ["quantization", "curves", "samples", "evaluation", "similarity"]
+    again = ["quantization", "curves", "samples", "evaluation", "fidelity"]
     assert sorted(entry.split("-")[0] for entry in made) == sorted(2 * again)
 
 

@@ -55,6 +55,7 @@ FAULTS = {
     "trajectory.samples": ["trajectory.samples=0"],
     "protocol.n": ["protocol.n=9", "protocol.n=1e3.5"],
     "protocol.guidance": ["protocol.guidance=-1", "protocol.guidance=inf", "protocol.guidance=nan"],
+    "protocol.pixels": ["protocol.pixels=floor", "protocol.pixels=null"],
     "protocol.heldout": ["protocol.heldout=0"],
     "protocol.steps": ["protocol.steps=0", "protocol.steps=2.5"],
     "protocol.scheduler": ["~protocol.scheduler._target_"],

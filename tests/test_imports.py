@@ -18,6 +18,7 @@ from qdexp.stages.calibration import CalibrationStage
 from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
+from qdexp.stages.fidelity import FidelityStage
 from qdexp.stages.layers import LayersStage
 from qdexp.stages.perceptual import PerceptualStage
 from qdexp.stages.quantization import QuantizationStage
@@ -25,7 +26,6 @@ from qdexp.stages.quantized_samples import QuantizedSamplesStage
 from qdexp.stages.released import ReleasedStage
 from qdexp.stages.rounding import RoundingStage
 from qdexp.stages.samples import SamplesStage
-from qdexp.stages.similarity import SimilarityStage
 from qdexp.stages.trajectory import TrajectoryStage
 
 SRC = Path(qdexp.__file__).parents[1]
@@ -37,9 +37,9 @@ ORDER = [
     {"stages"},
     {"models", "sampling", "calib", "metrics", "recon"},
     {"quant"},
-    {"store"},
+    {"store", "overrides"},
     {"config", "record", "device", "meter", "provenance", "zoo", "entries"},
-    {"files", "progress", "overrides", "statistics"},
+    {"files", "progress", "statistics"},
     {"errors", "paths", "folding"},
 ]
 """A part imports from itself and from those further down."""
@@ -61,7 +61,7 @@ INPUTS: dict[type[Stage], set[type[Stage]]] = {
     CurvesStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
     EvaluationStage: {SamplesStage, QuantizedSamplesStage},
     AlignmentStage: {SamplesStage, QuantizedSamplesStage, ConditionsStage},
-    SimilarityStage: {SamplesStage, QuantizedSamplesStage},
+    FidelityStage: {SamplesStage, QuantizedSamplesStage},
     PerceptualStage: {SamplesStage, QuantizedSamplesStage},
     ActivationsStage: {TrajectoryStage, ConditionsStage},
     LayersStage: {QuantizationStage, TrajectoryStage, ConditionsStage},

@@ -19,10 +19,10 @@ from qdexp.stages.keys import identity
 
 CellOf = Callable[..., Cell]
 
-QUANTIZATION = {"quantization", "curves", "samples", "evaluation", "similarity"}
+QUANTIZATION = {"quantization", "curves", "samples", "evaluation", "fidelity"}
 CALIBRATION = {"calibration"} | QUANTIZATION
 TRAJECTORY = {"trajectory"} | CALIBRATION
-IMAGES = {"full_precision", "samples", "evaluation", "similarity"}
+IMAGES = {"full_precision", "samples", "evaluation", "fidelity"}
 HELDOUT = {"heldout", "curves"}
 ALL = TRAJECTORY | IMAGES | HELDOUT
 NONE: set[str] = set()
@@ -51,6 +51,7 @@ OPTIONS = {
     "recon.weights.rate=0.5": NONE,
     "recon.compile=true": NONE,
     "protocol.n=21": IMAGES,
+    "protocol.pixels=truncate": IMAGES,
     "protocol.noise_seed=1": IMAGES | HELDOUT,
     "protocol.heldout=9": HELDOUT,
     "protocol.steps=5": ALL,

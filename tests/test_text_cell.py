@@ -128,8 +128,8 @@ def test_encoding_that_was_killed_goes_on(text_of: CellOf, tmp_path: Path, monke
 
 
 CONDITIONS = {"conditions", "calibration_conditions"}
-MEASURED = {"samples", "full_precision", "evaluation", "similarity"}
-LEARNED = {"trajectory", "calibration", "quantization", "curves", "samples", "evaluation", "similarity"}
+MEASURED = {"samples", "full_precision", "evaluation", "fidelity"}
+LEARNED = {"trajectory", "calibration", "quantization", "curves", "samples", "evaluation", "fidelity"}
 
 
 def changed(one: Cell, other: Cell) -> set[str]:

@@ -49,6 +49,7 @@ def main() -> None:
     try:
         with _one_line():
             overrides.check(sys.argv[1:])
+            sys.argv[1:] = overrides.arranged(sys.argv[1:])
             app()
     except KeyboardInterrupt:
         sys.exit("qdexp: stopped; finished stages are kept, the same command goes on")

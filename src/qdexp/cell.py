@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,13 @@ from qdexp import record as records
 from qdexp.config import RANDOM, UNTOUCHED, Config, Model
 from qdexp.entries import digest
 from qdexp.errors import UserError
-from qdexp.metrics.extractors import find
-from qdexp.metrics.reference import Reference
-from qdexp.metrics.scores import floor
 from qdexp.models.describe import describe as description_of
 from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.effects import refuse_bounds
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import alignment, conditions, conversion, curves, evaluation, perceptual, similarity
+from qdexp.stages import alignment, conditions, conversion, curves, evaluation, fidelity, perceptual
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import chosen_rows
 from qdexp.stages.keys import identity, short_hash
@@ -166,7 +162,9 @@ class Cell:
         }
 
     def _results(self, folders: dict[str, Path]) -> Record:
-        metrics: dict[str, float] = json.loads((folders["evaluation"] / evaluation.FILE).read_text())
+        metrics: dict[str, float] = {}
+        if "evaluation" in folders:
+            metrics |= json.loads((folders["evaluation"] / evaluation.FILE).read_text())
         artifacts = {"samples": str(folders["samples"].relative_to(self.out))}
         results: Record = {"metrics": metrics, "artifacts": artifacts}
         if "alignment" in folders:
@@ -179,7 +177,7 @@ class Cell:
             metrics["noise_error"] = sum(forced) / len(forced)
             results["reconstruction"] = _reconstruction(folders)
             metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
-            metrics["ssim"] = _mean(folders["similarity"] / similarity.FILE, "ssim")
+            metrics |= fidelity.metrics(folders["fidelity"])
             if "perceptual" in folders:
                 metrics["lpips"] = _mean(folders["perceptual"] / perceptual.FILE, "lpips")
                 results["lpips"] = json.loads((folders["perceptual"] / perceptual.MADE_WITH).read_text())
@@ -189,6 +187,7 @@ class Cell:
             results["coverage"] = found
             bits, left_out = self.config.quant.weight_bits, found["weights_left_out"]
         else:
+            metrics["distance"] = 0.0  # to itself
             metrics["size_stored_mb"] = models.stored_bytes(self.config.model) / 1e6
             metrics |= _full_operations(self.config.model)
             bits, left_out = UNTOUCHED, 0
@@ -236,23 +235,18 @@ def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
 def protocol_of(config: Config) -> dict[str, Any]:
     """How the cell's numbers are measured, with a hash: only numbers of equal hash may be compared."""
     protocol = config.protocol
-    extractor, reference = find(protocol.extractor), Reference.load(Path(protocol.reference))
     measured = {
         "n": protocol.n,
         **conditions.protocol_of(config),
         "steps": protocol.steps,
         "scheduler": identity(protocol.scheduler),
+        "pixels": protocol.pixels,
         "noise_seed": protocol.noise_seed,
         "heldout": protocol.heldout,
-        "extractor": extractor.name,
-        "extractor_digest": extractor.digest,
-        "reference_digest": reference.digest,
-        "torch_fidelity": version("torch-fidelity"),
+        **evaluation.protocol_of(config),
         **alignment.protocol_of(config),
     }
-    lowest = floor(reference, protocol.n)
-    floors = {} if lowest is None else {"floor": {"fid": lowest, "n": protocol.n}}
-    return {"hash": short_hash(measured), "name": protocol.name, **measured, **floors}
+    return {"hash": short_hash(measured), "name": protocol.name, **measured, **evaluation.remarks(config)}
 
 
 def _image_shape(model: Model) -> list[int]:
@@ -295,17 +289,6 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
 
 def _check_protocol(config: Config) -> None:
-    if not config.protocol.reference:
-        raise UserError("protocol.reference=: name a file of statistics; python -m qdexp.metrics.build makes one")
     conditions.check(config)
     alignment.check(config)
-    extractor = find(config.protocol.extractor, config.protocol.extractor_weights)
-    extractor.checked_weights()
-    if extractor.random and not models.is_random(config.model):
-        raise UserError(f"protocol.extractor={extractor.name}: its numbers mean nothing; choose another protocol, or rehearse "
-                        f"with model.weights={RANDOM}")  # fmt: skip
-    Reference.load(Path(config.protocol.reference)).check(extractor)
-    drawn = _image_shape(config.model)
-    if any(made != taken for made, taken in zip(drawn, extractor.shape, strict=False)):
-        raise UserError(f"protocol.extractor={extractor.name}: it takes images of shape {list(extractor.shape)}, "
-                        f"{config.model.name} makes {drawn}; choose another extractor")  # fmt: skip
+    evaluation.check(config, _image_shape(config.model))

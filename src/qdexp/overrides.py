@@ -1,4 +1,5 @@
-"""What a command line gives the axes, checked before Hydra composes it, which takes these mistakes, or ends in a traceback."""
+"""A command line before Hydra composes it: mistakes that Hydra would take, or end in a traceback, are refused, and what follows
+from one option for another is added."""
 
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -12,10 +13,13 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from qdexp.config.checks import RANDOM
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
 
 MULTIRUN = ("-m", "--multirun")
+MEASURES = ("protocol", "protocol.extractor", "protocol.reference")
+"""Who names one of these has chosen how to measure."""
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -39,6 +43,21 @@ def check(arguments: Sequence[str]) -> None:
         if key in axes:
             for value in _values(override):
                 _check_choice(key, value)
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """A command line as Hydra takes it: what stands behind ``-m`` it would not know, and what one cell lacks is added."""
+    flags = [argument for argument in arguments if argument in MULTIRUN]
+    rest = [argument for argument in arguments if argument not in MULTIRUN]
+    return [*flags, *rest] if flags else completed(rest)
+
+
+def completed(arguments: Sequence[str]) -> list[str]:
+    """The options of one cell. Random weights are rehearsed under the protocol that is made for them, unless one is named."""
+    parsed = [override for override in map(_parse, arguments) if override is not None]
+    named = {str(override.key_or_group) for override in parsed}
+    random = any(override.key_or_group == "model.weights" and override.value() == RANDOM for override in parsed)
+    return [*arguments, *(["protocol=rehearsal"] if random and not named & set(MEASURES) else [])]
 
 
 def _parse(argument: str) -> Override | None:

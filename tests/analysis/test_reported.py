@@ -1,6 +1,7 @@
 import json
 import runpy
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from hydra import compose, initialize_config_dir
 from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
+from qdexp.report.comparison import Line
+from qdexp.report.conformance import Paper
 from qdexp.sampling.sampler import Sampler
 from qdexp.stages.calibration import chosen_rows
 from qdexp.sweep.freeze import freeze
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "reported.py"
 PAPERS = {
-    "paper_cifar10": (100, 0.0, "quadratic"),
-    "paper_bedroom": (200, 1.0, "uniform"),
-    "paper_church": (500, 0.0, "uniform"),
+    "paper_cifar10": (100, 0.0, "quadratic", "round"),
+    "paper_bedroom": (200, 1.0, "uniform", "truncate"),
+    "paper_church": (500, 0.0, "uniform", "truncate"),
 }
 
 
@@ -60,13 +63,37 @@ def test_the_settings_are_the_papers(experiment: str) -> None:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose("config", overrides, return_hydra_config=True)
     config: Config = freeze(cfg)
-    steps, eta, skip = PAPERS[experiment]
+    steps, eta, skip, pixels = PAPERS[experiment]
     sampler = Sampler(config.model, config.protocol)
     assert sampler.steps == steps
     assert (config.protocol.scheduler["eta"], config.protocol.scheduler["skip"]) == (eta, skip)
+    assert (config.protocol.pixels, config.quant.first_last_bits) == (pixels, None)
     assert (config.protocol.n, config.protocol.extractor) == (50_000, "inception-v3")
     assert len(chosen_rows(config)) == 20 * 256
     assert cfg.hydra.sweeper.params.quant == "w8a32,w4a32,w8a8,w4a8"
+
+
+ACTIVATIONS = {"quantizer.act.symmetric", "quantizer.act.range._target_"}
+
+
+@pytest.mark.parametrize(
+    ("model", "experiment", "ranges", "split"),
+    [
+        ("ddim_cifar10", "paper_cifar10", {"quantizer.weight.range._target_"}, set()),
+        ("ldm_bedroom", "paper_bedroom", set(), {"quantizer.split"}),
+    ],
+)
+def test_what_deviates_from_the_papers_is_named(model: str, experiment: str, ranges: set[str], split: set[str]) -> None:
+    paper = Paper.read(SCRIPT.with_suffix("") / f"{model}.json")
+    for cell in paper.cells:
+        method, quant = cell["where"]["method"], cell["where"]["quant"]
+        overrides = [f"experiment={experiment}", f"method={method}", f"quant={quant.replace('full', 'w4a8')}"]
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            config = freeze(compose("config", overrides, return_hydra_config=True))
+        line = Line(method, [{"axes": cell["where"], "config": asdict(config)}], {}, {})
+        deviating = {row.what for row in paper.rows(line) if "deviates" in row.remark}
+        expected = (split if method == "qdiffusion" else set()) | (ACTIVATIONS if quant.endswith("a8") else set()) | ranges
+        assert deviating == (set() if method == "fp" else expected), (method, quant)
 
 
 def test_the_settings_of_stable_diffusion_are_the_papers(tmp_path: Path) -> None:
@@ -79,5 +106,6 @@ def test_the_settings_of_stable_diffusion_are_the_papers(tmp_path: Path) -> None
     assert sampler.steps == 51  # PLMS calls the network once more
     assert (config.protocol.steps, config.protocol.guidance) == (50, 7.5)
     assert len(chosen_rows(config)) * 2 == 6_400  # with the prompt and with none
+    assert (config.protocol.pixels, config.quant.first_last_bits) == ("truncate", None)
     assert (config.quant.softmax_bits, config.recon.batch, config.quantizer.split) == (16, 8, "skip")
     assert (config.recon.weights.iterations, config.recon.scales.iterations) == (20_000, 5_000)

@@ -1,9 +1,6 @@
-import math
-
-import pytest
 import torch
 
-from qdexp.metrics.distance import image_distance, psnr
+from qdexp.metrics.distance import image_distance
 
 
 def test_distance_is_the_formula_for_every_image() -> None:
@@ -20,15 +17,3 @@ def test_black_to_white_is_one_and_unsigned_bytes_do_not_wrap() -> None:
     black, white = torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.full((2, 1, 3, 3), 255, dtype=torch.uint8)
     assert image_distance(black, white).tolist() == image_distance(white, black).tolist() == [1.0, 1.0]
     assert image_distance(white, white).tolist() == [0.0, 0.0]
-
-
-def test_psnr_in_decibels() -> None:
-    assert psnr(torch.tensor([1.0, 0.1, 0.001])).tolist() == pytest.approx([0, 10, 30], abs=1e-4)
-    assert psnr(torch.tensor(0.0)).item() == math.inf
-
-
-def test_floats_and_unequal_shapes_are_refused() -> None:
-    image = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
-    for other in (image.float(), image[:1]):
-        with pytest.raises(ValueError, match="uint8 images of one shape"):
-            image_distance(image, other)

@@ -97,22 +97,20 @@ def test_precision_and_recall_are_the_formula() -> None:
 def test_kid_over_subsets_estimates_the_same_as_over_all_pairs() -> None:
     samples, real = rows(1000, 4, seed=8), rows(1200, 4, seed=9)
     reference = reference_of(real, features=real)
-    whole = estimates(samples, torch.zeros(1000), reference)["kid"].value
+    whole = estimates(samples, reference)["kid"].value
     scores = score(Features(samples, samples), reference, seed=0)
     # 100 random subsets: four standard errors
     assert scores["kid_subsets"] == pytest.approx(whole, abs=4 * scores["kid_subsets_std"] / 10)
 
 
 def test_what_has_an_interval(fashion_features: Features, fashion_reference: Reference) -> None:
-    distance = torch.rand(1024)
-    found = estimates(fashion_features.pool, distance, fashion_reference)
-    assert found.keys() == {"fid", "kid", "distance", "psnr"}
+    found = estimates(fashion_features.pool, fashion_reference)
+    assert found.keys() == {"fid", "kid"}
     assert all(one.replicates.shape == (32,) for one in found.values())
     assert found["fid"].value == pytest.approx(fid(fashion_features.pool, fashion_reference), rel=1e-6)
-    assert found["psnr"].value == pytest.approx(-10 * distance.double().log10().mean().item())
-    assert estimates(fashion_features.pool[:999], torch.zeros(999), fashion_reference).keys() == {"fid"}
+    assert estimates(fashion_features.pool[:999], fashion_reference).keys() == {"fid"}
     bare = replace(fashion_reference, features=None)
-    assert estimates(fashion_features.pool, torch.zeros(1024), bare).keys() == {"fid"}
+    assert estimates(fashion_features.pool, bare).keys() == {"fid"}
 
 
 def test_held_out_images_score_as_the_same_distribution(fashion_features: Features, fashion_reference: Reference) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from hydra.utils import instantiate
 from originals import OriginalUNet, restless
 from pixel_originals import OriginalFirstStage, OriginalPixelUNet
-from smaller import PIXEL, SMALL, config
-from torch import Tensor, nn
+from smaller import PIXEL, SMALL, changes, config, save_original, state_dict
+from torch import Tensor
 
 from qdexp import models
 from qdexp.config import Model
@@ -36,24 +35,6 @@ FULL: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
 """The published configs of the U-Net and of the first stage, and whether there are classes."""
 
 STEPS = torch.tensor([1, 500, 999])
-
-
-def state_dict(
-    unet: nn.Module, stage: nn.Module, schedule: dict[str, Any], *, average: bool, classes: Tensor | None, scale: float | None
-) -> dict[str, Tensor]:
-    """What the original's training saves."""
-    state = {f"model.diffusion_model.{name}": value for name, value in unet.state_dict().items()}
-    if average:
-        plain = {f"model_ema.diffusion_model{name.replace('.', '')}": value for name, value in unet.state_dict().items()}
-        state = {
-            name: torch.zeros_like(value) for name, value in state.items()
-        } | plain  # the last weights are not the ones meant
-        state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
-    state |= {f"first_stage_model.{name}": value for name, value in stage.state_dict().items()}
-    state |= {"betas": DDPMScheduler(**schedule).betas, "logvar": torch.zeros(1000), "alphas_cumprod_prev": torch.zeros(1000)}
-    if classes is not None:
-        state["cond_stage_model.embedding.weight"] = classes
-    return state if scale is None else {**state, "scale_factor": torch.tensor(scale)}
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -107,28 +88,19 @@ def test_the_pixel_unet_computes_what_the_original_computes(tmp_path: Path) -> N
 @pytest.fixture(params=SMALL)
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Model, OriginalUNet, OriginalFirstStage, Tensor]:
     """A small model, the original's networks, and the contexts of its classes; their checkpoint lies at the model's path."""
-    unet_config, stage_config, unet_changes, stage_changes = SMALL[request.param]
-    unet, stage = OriginalUNet(**unet_config), OriginalFirstStage(**stage_config)
-    restless(unet), restless(stage)
-    if stage_config["codes"]:
-        nn.init.normal_(stage.quantize.embedding.weight)
     path = tmp_path / "model.ckpt"
-    model = config(request.param)
+    unet, stage, classes = save_original(request.param, path)
+    model, (unet_changes, stage_changes) = config(request.param), changes(request.param)
     assert model.first_stage is not None
-    blocks = {f"{side}_block_types": [f"{kind}2D"] * len(stage_config["mult"])
-              for side, kind in (("down", "DownEncoderBlock"), ("up", "UpDecoderBlock"))}  # fmt: skip
-    autoencoder = {**model.first_stage.network, "layers_per_block": 1, **blocks, **stage_changes}
     model = replace(
         model,
         weights=str(path),
         network={**model.network, **unet_changes},
-        first_stage=replace(model.first_stage, weights=str(path), network=autoencoder, scale=None),
+        first_stage=replace(
+            model.first_stage, weights=str(path), network={**model.first_stage.network, **stage_changes}, scale=None
+        ),
     )
-    classes = torch.randn(11, 12)
-    with_classes = classes if "num_classes" in model.network else None
-    state = state_dict(unet, stage, model.schedule, average=True, classes=with_classes, scale=0.4)
-    torch.save({"epoch": 3, "state_dict": state}, path)
-    return model, unet.eval(), stage.eval(), classes
+    return model, unet, stage, classes
 
 
 @torch.inference_mode()

@@ -206,7 +206,7 @@ def test_a_cell_measures_a_released_checkpoint(
     torch.save(state, file)
     changed = cell_of(*options).stages
     assert {role for role, stage in changed.items() if stage.key != cell.stages[role].key} == {
-        *("quantization", "curves", "samples", "evaluation", "similarity", "layers")
+        *("quantization", "curves", "samples", "evaluation", "fidelity", "layers")
     }
     with pytest.raises(UserError, match=r"^quant\.first_last_bits=8: .*; give quant\.first_last_bits=null"):
         cell_of(*options, "quant.first_last_bits=8")

@@ -32,6 +32,7 @@ from qdexp.report.evidence import Evidence
 from qdexp.report.protocols import protocol_line
 from qdexp.report.tables import to_markdown
 from qdexp.stages.evaluation import EvaluationStage
+from qdexp.tracking.mirror import tags
 
 KL = {
     "_target_": "diffusers.AutoencoderKL",
@@ -284,8 +285,6 @@ def test_the_rehearsal_protocol_needs_no_weights_of_an_extractor(cell_of: Callab
     Reference.load(Path(cell.config.protocol.reference)).check(RANDOM_INCEPTION)
     assert isinstance(evaluation := cell.stages["evaluation"], EvaluationStage)
     assert evaluation.reference == "random"
-    with pytest.raises(UserError, match=r"^protocol\.extractor=inception-v3-random: its numbers mean nothing.*weights=random$"):
-        cell_of("protocol.extractor=inception-v3-random", "protocol.reference=random")
     with pytest.raises(UserError, match=r"protocol\.reference was measured with extractor inception-v3-random"):
         cell_of("protocol.reference=random")
 
@@ -297,7 +296,23 @@ def test_a_rehearsed_cell_is_whole(cell_of: Callable[..., Cell]) -> None:
     cell = cell_of(*narrow, "model.weights=random", "protocol.n=10", "protocol.heldout=4", "trajectory.samples=4")
     record = cell.run()
     assert {"fid", "sfid", "isc", "distance", "noise_error"} <= record["metrics"].keys()
-    assert "weights: random, a rehearsal, protocol rehearsal" in to_markdown(compare([record], Evidence(cell.out)))
+    assert "weights: random, a rehearsal, extractor: random, its scores mean nothing, protocol rehearsal" in to_markdown(
+        compare([record], Evidence(cell.out))
+    )
+
+
+@pytest.mark.slow
+def test_real_weights_can_be_rehearsed_too_and_the_scores_are_marked(cell_of: Callable[..., Cell]) -> None:
+    """Images of one channel, at that."""
+    cell = cell_of("protocol.extractor=inception-v3-random", "protocol.reference=random", "method=fp", "protocol.n=10")
+    record = cell.run()
+    text = to_markdown(compare([record], Evidence(cell.out)))
+    assert record["axes"]["weights"] == "file"
+    assert record["protocol"]["random_extractor"] is True
+    assert "fid" in record["metrics"]
+    assert "weights: random" not in text
+    assert "tiny, extractor: random, its scores mean nothing, protocol quick" in text
+    assert tags(record)[-1] == "extractor: random"
 
 
 PEAK = """

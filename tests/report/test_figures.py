@@ -28,6 +28,7 @@ def labels(figure: Figure, panel: int = 0) -> list[str]:
 
 def test_bars_are_as_long_as_the_numbers(comparison: Comparison, evidence: Evidence) -> None:
     figure = methods.ladder(comparison, evidence)
+    assert figure is not None
     assert labels(figure) == ["fp", "ptq W4A8", "timestep_aware W4A8", "qdiffusion W4A8"]
     bars = [bar.get_width() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
     assert bars == pytest.approx([line.numbers["fid"].value for line in comparison.lines])

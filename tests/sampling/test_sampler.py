@@ -194,3 +194,12 @@ def test_images() -> None:
     assert torch.equal(to_images(levels), torch.arange(256).to(torch.uint8))
     values = torch.tensor([-7.0, -1.0, -0.999, -0.0, 0.003, 0.999, 1.0, 1.5])
     assert to_images(values).tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
+
+
+def test_truncated_images_are_those_of_latent_diffusions_scripts() -> None:
+    values = torch.rand(10_000) * 2.4 - 1.2
+    theirs = ((values + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(to_images(values, "truncate"), theirs)
+    inside = values.abs() < 1
+    darker = to_images(values)[inside].int() - theirs[inside].int()
+    assert darker.unique().tolist() == [0, 1] and darker.float().mean() == pytest.approx(0.5, abs=0.02)

@@ -90,7 +90,7 @@ def test_every_call_of_the_network_has_its_timestep(
 @pytest.mark.parametrize(
     ("scheduler", "steps", "message"),
     [
-        (OURS, 400, r"protocol\.steps=400: uniform skip over 1000 timesteps gives 500"),
+        (OURS, 400, r"protocol\.steps=400: uniform skip takes every 2\. of 1000 timesteps, 500 in all; choose 500"),
         (OURS | {"steps_offset": 1}, 1000, r"protocol\.steps=1000: .*up to 1000"),
         (OURS | {"skip": "cubic"}, 5, r"protocol\.scheduler=qdexp.*skip=cubic: choose uniform or quadratic"),
         (OURS | {"eta": 2}, 5, r"protocol\.scheduler=qdexp.*eta=2: choose 0 to 1"),

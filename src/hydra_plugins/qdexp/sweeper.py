@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.qdexp.launchers import CellLauncher
 from qdexp.errors import UserError
+from qdexp.overrides import completed
 
 
 @dataclass
@@ -90,7 +91,7 @@ class LadderSweeper(Sweeper):
             points = kept
         if not points:
             raise UserError("hydra.sweeper.exclude: leaves no cell; exclude less")
-        return points
+        return [completed(point) for point in points]
 
     def arguments(self, given: list[str]) -> list[str]:
         """The overrides of a sweep without a list: those given, a study's axes, and the ladder where nothing replaces it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qdexp.config.checks import NAMES_CODE, ORDERED, RANDOM, UNTOUCHED, WITHOUT_EFFECT, Target, require
+from qdexp.config.checks import NAMES_CODE, NO_EXTRACTOR, ORDERED, RANDOM, UNTOUCHED, WITHOUT_EFFECT, Target, require
 from qdexp.config.cluster import Cluster, Resources
 from qdexp.config.measuring import Inspection, Protocol, SamplerOptions, Sampling, Tracker, Trajectory
 from qdexp.config.model import FirstStage, Model
@@ -29,6 +29,7 @@ from qdexp.paths import ZOO
 
 __all__ = [
     "NAMES_CODE",
+    "NO_EXTRACTOR",
     "ORDERED",
     "RANDOM",
     "UNTOUCHED",

@@ -1,4 +1,4 @@
-"""What options are checked with, and the two words that stand for something else than their value."""
+"""What options are checked with, and the words that stand for something else than their value."""
 
 from typing import Any
 
@@ -13,6 +13,8 @@ UNTOUCHED = 32
 RANDOM = "random"
 """In place of a file of weights: the architecture with seeded random numbers, to rehearse a run."""
 
+NO_EXTRACTOR = "none"
+"""In place of a feature extractor: images are compared with those of full precision alone."""
 
 WITHOUT_EFFECT = {"without_effect": True}
 """Marks a dataclass field that changes no result: a label, a place, a bound on memory. All others are part of the keys."""

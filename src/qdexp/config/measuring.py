@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from qdexp.config.checks import Target, require
+from qdexp.config.checks import NO_EXTRACTOR, Target, require
 
 
 @dataclass
@@ -40,6 +40,8 @@ class SamplerOptions:
 class Protocol(SamplerOptions):
     """How a number is measured. Numbers of different protocols are never put into one comparison.
 
+    ``pixels``: how an image becomes one of 8 bits, by ``round`` or by ``truncate``.
+    ``extractor``: of the features in which images are compared with ``reference``; "none": they are not.
     Of conditional models: ``classes`` (null: all) or the ``prompts`` in a file are drawn in turn, with ``guidance`` (1: none).
     ``clip``: the folder of a CLIP model that scores how well images show their prompts; None: they are not scored.
     """
@@ -50,6 +52,7 @@ class Protocol(SamplerOptions):
     heldout: int
     extractor: str
     reference: str
+    pixels: str = "round"
     classes: list[int] | None = None
     prompts: str | None = None
     clip: str | None = None
@@ -60,11 +63,18 @@ class Protocol(SamplerOptions):
         """What changes a trajectory."""
         return SamplerOptions(steps=self.steps, scheduler=self.scheduler, guidance=self.guidance)
 
+    @property
+    def scores(self) -> bool:
+        """Whether images are compared with a reference."""
+        return self.extractor != NO_EXTRACTOR
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")
         require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
         require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")
+        known = ("round", "truncate")
+        require(self.pixels in known, "protocol.pixels", self.pixels, f"choose {' or '.join(known)}")
         require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
 
 

@@ -33,6 +33,8 @@ class Model:
     ``weights``: a file, a diffusers folder, a name on the Hugging Face hub, or ``random``; ``subfolder``: where they lie in a
     folder; ``publisher``: where they can be had. ``shape`` is that of x_t: of latents where there is a first stage.
     ``condition``: what the network is asked for beside x_t and t; null for an unconditional one.
+    ``guidance``, ``prompts``: what protocols take where they say nothing else; a file of prompts, which protocols with a
+    reference do not take, since they need those of its images.
     """
 
     name: str = field(metadata=WITHOUT_EFFECT)
@@ -44,6 +46,8 @@ class Model:
     publisher: str | None = field(default=None, metadata=WITHOUT_EFFECT)
     first_stage: FirstStage | None = None
     condition: Target | None = None
+    guidance: float | None = field(default=None, metadata=WITHOUT_EFFECT)  # the protocol's counts
+    prompts: str | None = field(default=None, metadata=WITHOUT_EFFECT)
 
     def __post_init__(self) -> None:
         if self.condition is not None:

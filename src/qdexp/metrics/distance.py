@@ -1,6 +1,6 @@
 """How far images are from the full-precision ones of the same noise, image by image.
 
-With pixels in [0, 1]: distance_i = mean (a_i - b_i)^2, and PSNR = -10 log10(distance) in dB.
+With pixels in [0, 1]: distance_i = mean (a_i - b_i)^2.
 """
 
 import torch
@@ -14,8 +14,3 @@ def image_distance(a: Tensor, b: Tensor) -> Tensor:
     # piece by piece: as floats, a large set of large images does not fit in memory
     pieces = zip(a.split(256), b.split(256), strict=True)
     return torch.cat([((x.float() - y.float()) / 255).square().flatten(1).mean(1) for x, y in pieces])
-
-
-def psnr(distance: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of mean squared distances; infinite where the images are equal."""
-    return -10 * distance.log10()

@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from qdexp.config import WITHOUT_EFFECT
+from qdexp.config import NO_EXTRACTOR, WITHOUT_EFFECT
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.paths import ZOO
@@ -76,7 +76,8 @@ class Extractor:
     def _mend(self) -> str:
         if self.publisher is None:
             return f"put them at {self.weights}"
-        return f"fetch {self.publisher} to {self.weights}, or name its place as protocol.extractor_weights"
+        place = f"fetch {self.publisher} to {self.weights}, or name its place as protocol.extractor_weights"
+        return f"{place}; without it: protocol.extractor={NO_EXTRACTOR}"
 
     def build(self) -> FeatureExtractorBase:
         """The network under torch-fidelity's interface, in evaluation mode, returning ``outputs``.
@@ -199,7 +200,12 @@ class _Untrained(FeatureExtractorInceptionV3):
 
 
 class RandomInceptionExtractor(InceptionExtractor):
-    """The same network and work as ``InceptionExtractor``; what it says of images means nothing."""
+    """The same network and work as ``InceptionExtractor``, of images with any channels; what it says of them means nothing."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Likewise; of other channels than three these are repeated, or some left out."""
+        channels = images.shape[1]
+        return super().forward(images[:, [channel % channels for channel in range(3)]])
 
     @staticmethod
     def _inception(features: list[str], _: io.BytesIO | str | None) -> FeatureExtractorInceptionV3:
@@ -228,7 +234,7 @@ INCEPTION = Extractor(
     weights=Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth",
     digest="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-RANDOM_INCEPTION = replace(INCEPTION, name="inception-v3-random", digest="seed-0", random=True)
+RANDOM_INCEPTION = replace(INCEPTION, name="inception-v3-random", shape=(), digest="seed-0", random=True)
 EXTRACTORS = {extractor.name: extractor for extractor in (FASHION_CNN, INCEPTION, RANDOM_INCEPTION)}
 
 register_feature_extractor(FASHION_CNN.name, FashionExtractor)
@@ -239,5 +245,5 @@ register_feature_extractor(RANDOM_INCEPTION.name, RandomInceptionExtractor)
 def find(name: str, weights: str | None = None) -> Extractor:
     """The extractor called ``name``, its weights at the path ``weights`` if it is given; UserError if there is none."""
     if name not in EXTRACTORS:
-        raise UserError(f"protocol.extractor={name} is unknown; choose one of {', '.join(EXTRACTORS)}")
+        raise UserError(f"protocol.extractor={name} is unknown; choose one of {', '.join(EXTRACTORS)}, or {NO_EXTRACTOR}")
     return EXTRACTORS[name] if weights is None else replace(EXTRACTORS[name], weights=Path(weights))

@@ -23,10 +23,9 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from qdexp.errors import UserError
-from qdexp.metrics.distance import psnr
 from qdexp.metrics.features import Features
 from qdexp.metrics.reference import Reference
-from qdexp.statistics.estimate import Estimate, of_mean
+from qdexp.statistics.estimate import Estimate
 from qdexp.statistics.frechet import Frechet
 from qdexp.statistics.kernel import Kernel
 
@@ -60,25 +59,20 @@ def score(features: Features, reference: Reference, seed: int) -> dict[str, floa
     return scores
 
 
-def estimates(pool: Tensor, distance: Tensor, reference: Reference) -> dict[str, Estimate]:
-    """The numbers that are told with an interval over the images, each with its jackknife replicates.
+def estimates(pool: Tensor, reference: Reference) -> dict[str, Estimate]:
+    """The scores that are told with an interval over the images, each with its jackknife replicates.
 
     Args:
         pool: Features of the images, [n, d].
-        distance: Mean squared distance of each image to the full-precision one of the same noise, [n].
         reference: What FID and KID are measured against.
 
     Returns:
-        ``fid``; ``kid`` from 1,000 images and reference features on; ``distance`` and ``psnr`` (dB) where any image differs
-        from full precision.
+        ``fid``; ``kid`` from 1,000 images and reference features on.
     """
     features: NDArray[np.float32] = pool.numpy()
     found = {"fid": Frechet(reference.mu.numpy(), reference.sigma.numpy()).fid(features)}
     if reference.features is not None and min(len(features), len(reference.features)) >= KID_LEAST:
         found["kid"] = Kernel(reference.features.numpy()).kid(features)
-    if distance.any():
-        squared = distance.double().clamp_min(1e-10)  # an image equal to the full-precision one has no finite PSNR
-        found |= {"distance": of_mean(distance.numpy()), "psnr": of_mean(psnr(squared).numpy())}
     return found
 
 

@@ -4,11 +4,13 @@ The paper's side is a JSON file:
 
     {"title": "Q-Diffusion", "source": "arXiv 2302.04304",
      "settings": {"recon.weights.iterations": {"paper": 20000, "code": 20000}},
+     "deviations": ["references are built from other images"],
      "cells": [{"where": {"model": "ddim_cifar10", "method": "qdiffusion", "quant": "w4a8"},
                 "numbers": {"fid": 4.93, "isc": 9.12}, "settings": {}}]}
 
 ``where`` are axes of the records, ``settings`` options of the frozen config: those of a cell win over those of the file. A
-setting has the value of the paper, of its public code, or of both. Numbers are the paper's own: reported, never ours.
+setting has the value of the paper, of its public code, or of both; ``deviations`` are those that no option tells. Numbers are
+the paper's own: reported, never ours.
 """
 
 import json
@@ -20,9 +22,11 @@ from typing import Any
 
 from qdexp.errors import UserError
 from qdexp.report.comparison import METRICS, Line, plain, write_number
-from qdexp.report.identity import flat
+from qdexp.report.identity import flat, full_precision
 
 SIDES = ("paper", "code")
+QUANTIZING = ("quant.", "quantizer.", "calib.", "recon.", "trajectory.")
+"""Options that say nothing of full precision."""
 HEADER = ("what", "reported or published", "ours", "remark")
 
 
@@ -44,13 +48,14 @@ class Paper:
     source: str
     settings: dict[str, dict[str, Any]]
     cells: list[dict[str, Any]]
+    deviations: list[str]
 
     @classmethod
     def read(cls, path: Path) -> "Paper":
         """Raises UserError where the file is missing or is no such list."""
         try:
             found = json.loads(path.read_text())
-            paper = cls(found["title"], found["source"], found.get("settings", {}), found["cells"])
+            paper = cls(found["title"], found["source"], found.get("settings", {}), found["cells"], found.get("deviations", []))
             settings = [paper.settings, *(cell.get("settings", {}) for cell in paper.cells)]
             whole = all(cell["where"].items() and _numeric(cell["numbers"]) for cell in paper.cells)
             known = all(value and value.keys() <= set(SIDES) for one in settings for value in one.values())
@@ -68,6 +73,8 @@ class Paper:
             return []
         config = flat(line.records[0]["config"])
         settings = {**self.settings, **cell.get("settings", {})}
+        if full_precision(line.records[0]):
+            settings = {name: values for name, values in settings.items() if not name.startswith(QUANTIZING)}
         deviations = [row for name, values in settings.items() if (row := _deviation(name, values, config))]
         return [*_numbers(cell["numbers"], line), *deviations]
 
@@ -116,4 +123,6 @@ def to_markdown(paper: Paper, lines: Sequence[Line]) -> str:
     for line, rows in known:
         table = [HEADER, ("---",) * len(HEADER), *((row.what, row.theirs, row.ours, row.remark) for row in rows)]
         parts.append(f"## {line.name}\n\n" + "\n".join(f"| {' | '.join(texts)} |" for texts in table))
+    if paper.deviations:
+        parts.append("Of every cell:\n\n" + "\n".join(f"- {deviation}" for deviation in paper.deviations))
     return "\n\n".join(parts) + "\n"

@@ -16,8 +16,9 @@ from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.record import Record
 from qdexp.statistics.estimate import Estimate, of_mean
+from qdexp.statistics.psnr import psnr
 
-IMAGES = {"similarity": "ssim", "perceptual": "lpips", "alignment": "clip"}
+IMAGES = {"fidelity": ("distance", "ssim"), "perceptual": ("lpips",), "alignment": ("clip",)}
 """By stage: what it measures image by image."""
 
 
@@ -53,21 +54,30 @@ class Evidence:
 
     def estimates(self, record: Record) -> dict[str, Estimate]:
         """By metric: those of the record's numbers that are means or statistics of its images, with their replicates."""
-        folder = self.folder(record, "evaluation")
-        if folder is None:
+        folder, scored = self.folder(record, "evaluation"), "reference_digest" in record["protocol"]
+        if scored and folder is None:
             self.gaps.add("features of some cells are not in the store: their numbers have no intervals")
             return {}
-        if not (folder / "replicates.json").is_file():
+        if folder is not None and not (folder / "replicates.json").is_file():
             self.gaps.add("some cells were measured before intervals were kept with them: run their sweeps again for these")
             return {}
-        kept = files.read_json(entries.require(folder, "replicates.json"))
+        kept = {} if folder is None else files.read_json(entries.require(folder, "replicates.json"))
         replicates = {name: np.array(values) for name, values in kept.items()}
-        for stage, name in IMAGES.items():
-            there = self.folder(record, stage)
-            if there is not None:
-                replicates[name] = of_mean(_arrays(entries.require(there, f"{stage}.safetensors"))[name]).replicates
+        replicates |= {name: of_mean(values).replicates for name, values in self._by_image(record).items()}
         metrics = record["metrics"]
         return {name: Estimate(metrics[name], rest) for name, rest in replicates.items() if metrics.get(name) is not None}
+
+    def _by_image(self, record: Record) -> dict[str, NDArray[Any]]:
+        """A value of each image, by metric, of the stages that are in the store."""
+        found: dict[str, NDArray[Any]] = {}
+        for stage, names in IMAGES.items():
+            folder = self.folder(record, stage)
+            if folder is not None:
+                arrays = _arrays(entries.require(folder, f"{stage}.safetensors"))
+                found |= {name: arrays[name] for name in names}
+        if "distance" in found:
+            found["psnr"] = psnr(found["distance"])
+        return found
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -34,8 +34,14 @@ def of_protocol(records: Sequence[Record], wanted: str) -> list[Record]:
 
 
 def rehearsal(records: Iterable[Record]) -> list[str]:
-    """What has to be said beside any number of these records: nothing, or that weights are random."""
-    return ["weights: random, a rehearsal"] if any(record["axes"].get("weights") == "random" for record in records) else []
+    """What has to be said beside any number of these records: nothing, or that weights or the extractor's are random."""
+    found = list(records)
+    weights = any(record["axes"].get("weights") == "random" for record in found)
+    extractor = any(record["protocol"].get("random_extractor") for record in found)
+    return [
+        *(["weights: random, a rehearsal"] if weights else []),
+        *(["extractor: random, its scores mean nothing"] if extractor else []),
+    ]
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:
@@ -45,8 +51,14 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     parts = [
         f"protocol {protocol['name']}: n = {protocol['n']:,}",
         f"{protocol['steps']} {sampler} steps",
-        f"features of {protocol['extractor']} {protocol.get('extractor_digest', '')[:8]}".rstrip(),
+        _features(protocol),
     ]
     if floor:
         parts.append(f"floor FID {floor['fid']:.2f}" + ("" if floor["n"] == protocol["n"] else f" at n = {floor['n']:,}"))
     return ", ".join(parts)
+
+
+def _features(protocol: dict[str, Any]) -> str:
+    if protocol["extractor"] == "none":
+        return "no reference: fidelity to full precision alone"
+    return f"features of {protocol['extractor']} {protocol.get('extractor_digest', '')[:8]}".rstrip()

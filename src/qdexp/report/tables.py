@@ -39,6 +39,8 @@ SHOWN = ("fid", "kid", "isc", "clip", "psnr", "ssim", "lpips", "noise_error", "s
 """The metrics of the table; the CSV and the page have all."""
 BRIEF = ("fid", "kid", "clip", "noise_error", "distance", "size_stored_mb")
 """Those of the table that a sweep ends with, which has to fit a terminal."""
+FIDELITY = ("clip", "psnr", "ssim", "lpips", "noise_error", "distance", "size_stored_mb")
+"""The same where images were compared with full precision's alone."""
 KNOWN = {metric.key: metric for metric in METRICS}
 LONGEST = 100
 """Characters of the longest line that tells of a failed cell."""
@@ -51,6 +53,11 @@ class Column:
     header: str
     text: Callable[[Line], str]
     number: bool = True
+
+
+def brief(comparison: Comparison) -> Sequence[str]:
+    """The metrics of the table that a sweep ends with."""
+    return BRIEF if any("fid" in line.numbers for line in comparison.lines) else FIDELITY
 
 
 def columns(comparison: Comparison, shown: Sequence[str] = SHOWN, form: Form = "{} ± {}".format) -> list[Column]:

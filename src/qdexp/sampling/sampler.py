@@ -112,6 +112,8 @@ class Sampler:
         return x_t
 
 
-def to_images(x_0: Tensor) -> Tensor:
-    """x_0 in [-1, 1] as uint8 images in [0, 255]."""
-    return ((x_0.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def to_images(x_0: Tensor, pixels: str = "round") -> Tensor:
+    """x_0 in [-1, 1] as uint8 images in [0, 255], the nearest, or with ``pixels="truncate"`` those below: latent and stable
+    diffusion's scripts write such images, half a level darker on average."""
+    levels = (x_0.clamp(-1, 1) + 1) * 127.5
+    return (levels.round() if pixels == "round" else levels).to(torch.uint8)

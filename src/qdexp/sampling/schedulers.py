@@ -56,15 +56,20 @@ class DDIM:
         self.final_alpha_bar = torch.tensor(1.0) if set_alpha_to_one else self.alphas_bar[0]
 
     def set_timesteps(self, steps: int) -> None:
-        """Raises ValueError where the skip gives another number of timesteps, or timesteps beyond the schedule."""
+        """Raises ValueError where the skip gives another number of timesteps, or timesteps beyond the schedule.
+
+        The original's uniform skip takes every (count // steps)-th timestep, whose number may be larger: what it calls 400 of
+        1000 steps are 500. They have to be asked for by their number.
+        """
         count = len(self.alphas_bar)
-        if self.skip == "uniform":
-            exact = np.arange(0.0, count, max(count // steps, 1))
-        else:
-            exact = np.linspace(0, np.sqrt(0.8 * count), steps) ** 2
+        skip = max(count // steps, 1)
+        exact = np.arange(0.0, count, skip) if self.skip == "uniform" else np.linspace(0, np.sqrt(0.8 * count), steps) ** 2
         times = exact.astype(np.int64) + self.steps_offset
-        if len(times) != steps or times[-1] >= count:
-            raise ValueError(f"uniform skip over {count} timesteps gives {len(times)}, up to {times[-1]}; choose a divisor")
+        if len(times) != steps:
+            raise ValueError(f"uniform skip takes every {skip}. of {count} timesteps, {len(times)} in all; "
+                             f"choose {len(times)}, or a divisor of {count}")  # fmt: skip
+        if times[-1] >= count:
+            raise ValueError(f"the timesteps go up to {times[-1]}, the schedule to {count - 1}; choose fewer")
         self.timesteps = torch.from_numpy(times[::-1].copy())
         self._step = 0
 

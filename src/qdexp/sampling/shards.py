@@ -109,6 +109,7 @@ class Sampling(pl.LightningModule):
     """Predicts one shard a step: its images, or its whole trajectory.
 
     first_stage: makes images of what the sampler ends with, by its method ``decode``; None where those are images.
+    pixels: how they become images of 8 bits.
     """
 
     def __init__(
@@ -118,10 +119,11 @@ class Sampling(pl.LightningModule):
         stream: Stream,
         conditions: Conditions | None = None,
         first_stage: torch.nn.Module | None = None,
+        pixels: str = "round",
     ) -> None:
         super().__init__()
         self.network, self.sampler, self.stream = network, sampler, stream
-        self.conditions, self.first_stage = conditions or Conditions.none(), first_stage
+        self.conditions, self.first_stage, self.pixels = conditions or Conditions.none(), first_stage, pixels
 
     def sources(self, shard: int) -> list[torch.Generator]:
         """The generators of the shard's samples."""
@@ -134,7 +136,7 @@ class Sampling(pl.LightningModule):
     def predict_step(self, shard: int) -> Tensors:
         """``images`` uint8 [batch, c, h, w]."""
         x_0 = self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard))
-        return {"images": to_images(x_0 if self.first_stage is None else self._decode(x_0, self.first_stage))}
+        return {"images": to_images(x_0 if self.first_stage is None else self._decode(x_0, self.first_stage), self.pixels)}
 
     def _decode(self, latents: Tensor, first_stage: Any) -> Tensor:
         """Images of the latents, ``DECODED`` at a time: a fixed number, and few, since a decoder needs much more memory than

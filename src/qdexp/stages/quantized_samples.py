@@ -30,6 +30,7 @@ class QuantizedSamplesStage(SamplesStage):
             files=first_stage_files(config.model),
             sampling=config.sampling,
             sampler=config.protocol.sampler,
+            pixels=config.protocol.pixels,
             stream=stream,
             conditions=conditions_of(config, stream),
             quantization=quantization,

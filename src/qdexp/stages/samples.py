@@ -27,6 +27,7 @@ class SamplesStage(Sharded, Stage):
     files: Mapping[str, Path]
     sampling: Sampling
     sampler: SamplerOptions
+    pixels: str
     stream: Stream
     conditions: ConditionsStage | None
 
@@ -39,6 +40,7 @@ class SamplesStage(Sharded, Stage):
             files=models.files(config.model) | first_stage_files(config.model),
             sampling=config.sampling,
             sampler=config.protocol.sampler,
+            pixels=config.protocol.pixels,
             stream=stream,
             conditions=conditions_of(config, stream),
         )
@@ -54,7 +56,7 @@ class SamplesStage(Sharded, Stage):
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
         sampler, conditions = Sampler(self.model, self.sampler), read_conditions(inputs, self.sampler.guidance)
         first_stage = models.first_stage(self.model)
-        module = sharding.Sampling(self.network(inputs), sampler, self.stream, conditions, first_stage)
+        module = sharding.Sampling(self.network(inputs), sampler, self.stream, conditions, first_stage, self.pixels)
         write_shards(module, folder, self.device, shards)
 
     def missing(self, folder: Path) -> list[int]:

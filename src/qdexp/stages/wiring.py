@@ -8,13 +8,13 @@ from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
+from qdexp.stages.fidelity import FidelityStage
 from qdexp.stages.layers import LayersStage
 from qdexp.stages.perceptual import PerceptualStage
 from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.quantized_samples import QuantizedSamplesStage
 from qdexp.stages.released import ReleasedStage
 from qdexp.stages.samples import SamplesStage
-from qdexp.stages.similarity import SimilarityStage
 from qdexp.stages.trajectory import heldout_trajectory
 
 
@@ -31,7 +31,8 @@ def stages_of(config: Config) -> dict[str, Stage]:
         samples, quantized = QuantizedSamplesStage.of_checkpoint(config, quantization), _quantized(config, quantization)
         quantized |= {"full_precision": full_precision}
     stages = {**_conditions(samples, quantized), **quantized, "samples": samples}
-    stages["evaluation"] = EvaluationStage.of(config, samples, full_precision)
+    if config.protocol.scores:
+        stages["evaluation"] = EvaluationStage.of(config, samples)
     if config.protocol.clip:
         stages["alignment"] = AlignmentStage.of(config, samples)
     if quantized:
@@ -50,7 +51,7 @@ def _quantized(config: Config, quantization: Stage) -> dict[str, Stage]:
 
 def _inside(config: Config, samples: SamplesStage, full_precision: SamplesStage, made: dict[str, Stage]) -> dict[str, Stage]:
     """What looks at the quantized network and its images beside full precision's."""
-    stages: dict[str, Stage] = {"similarity": SimilarityStage.of(samples, full_precision)}
+    stages: dict[str, Stage] = {"fidelity": FidelityStage.of(samples, full_precision)}
     if config.inspection.lpips:
         stages["perceptual"] = PerceptualStage.of(Path(config.inspection.lpips), samples, full_precision)
     if config.inspection.rows:

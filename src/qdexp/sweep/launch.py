@@ -97,6 +97,7 @@ class Frozen:
               f"{len(entries)} stages, {there} of them in {self.store.root}")  # fmt: skip
         print(f"jobs     {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
         print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store)}", flush=True)
+        results.say_how_to_score(cell.config.protocol.extractor for cell in self.cells.values())
 
     def write(self) -> Path:
         """Freezes: from here on no YAML and no code that is edited changes anything. Returns the copy of the code."""

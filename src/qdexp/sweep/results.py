@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rich.console import Console
 from qdexp import device as devices
 from qdexp import entries, files
 from qdexp.cell import Cell, preflight
-from qdexp.config import Tracker
+from qdexp.config import NO_EXTRACTOR, Tracker
 from qdexp.errors import UserError
 from qdexp.record import Record, read_records
 from qdexp.record import path as record_path
@@ -157,15 +157,23 @@ def show(cell: Cell, records: Sequence[Record]) -> None:
     console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
     for _, group in groupby(sorted(records, key=_protocol_hash), key=_protocol_hash):
         comparison = compare(list(group), Evidence(cell.out))
-        console.print(tables.to_terminal(comparison, console.width, tables.BRIEF))
-        pages.append(tables.to_markdown(comparison, tables.BRIEF))
+        console.print(tables.to_terminal(comparison, console.width, tables.brief(comparison)))
+        pages.append(tables.to_markdown(comparison, tables.brief(comparison)))
     files.write_text(folder / "table.md", "\n\n".join(pages))
     for record in records:
         print(f"record   {record_path(cell.out, record['cell'])}")
     if _picture(cell.out, records, folder / "samples.png"):
         print(f"samples  {folder / 'samples.png'}")
     print(f"table    {folder / 'table.md'}")
+    say_how_to_score(record["protocol"]["extractor"] for record in records)
     print(f"report   python -m qdexp.report {cell.config.sweep} --out {cell.out}", flush=True)
+
+
+def say_how_to_score(extractors: Iterable[str]) -> None:
+    """Prints what FID takes, where cells are measured without; ``extractors``: those of the cells' protocols."""
+    if NO_EXTRACTOR in extractors:
+        print("FID      takes a reference and InceptionV3's weights: protocol=fid5k protocol.reference=FILE, which "
+              "python -m qdexp.metrics.build makes")  # fmt: skip
 
 
 def _protocol_hash(record: Record) -> Any:

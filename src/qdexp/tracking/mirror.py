@@ -152,7 +152,7 @@ def _run(record: Record, sweep: str, place: dict[str, Any]) -> Iterator["wandb.R
             name=record["cell"],
             group=sweep,
             job_type=record["axes"]["method"],
-            tags=tags(record["axes"]),
+            tags=tags(record),
             config=config(record, sweep),
             settings=wandb.Settings(host=host, **known),
             **place,
@@ -166,11 +166,13 @@ def _run(record: Record, sweep: str, place: dict[str, Any]) -> Iterator["wandb.R
         wandb.teardown()  # finish() returns a moment before the log is closed; this waits for it
 
 
-def tags(axes: dict[str, Any]) -> list[str]:
-    """A few words to click on: the model, the bit-widths and the calibration strategy, and whether the weights are random."""
-    words = (str(axes.get(name) or "")[:LONGEST] for name in ("model", "quant", "calib"))
-    rehearsal = ["weights: random"] if axes.get("weights") == "random" else []
-    return list(dict.fromkeys([word for word in words if word] + rehearsal))
+def tags(record: Record) -> list[str]:
+    """A few words to click on: the model, the bit-widths and the calibration strategy, and what about it is random."""
+    axes = record["axes"]
+    words = [str(axes.get(name) or "")[:LONGEST] for name in ("model", "quant", "calib")]
+    words += ["weights: random"] if axes.get("weights") == "random" else []
+    words += ["extractor: random"] if record.get("protocol", {}).get("random_extractor") else []
+    return list(dict.fromkeys(word for word in words if word))
 
 
 def config(record: Record, sweep: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ CURVES = {
 }
 
 
-def ladder(comparison: Comparison, _: Evidence) -> Figure:
+def ladder(comparison: Comparison, _: Evidence) -> Figure | None:
     """Bars of FID and of the noise error, 95 % intervals on them."""
     return _bars(comparison, comparison.lines)
 
@@ -44,8 +44,11 @@ def calibration(comparison: Comparison, _: Evidence) -> Figure | None:
     return _bars(comparison, sorted(quantized, key=lambda line: (line.axes["quant"], line.axes["calib"])), "calib")
 
 
-def _bars(comparison: Comparison, lines: Sequence[Line], axis: str | None = None) -> Figure:
+def _bars(comparison: Comparison, lines: Sequence[Line], axis: str | None = None) -> Figure | None:
+    """None where neither is known, as of full precision alone that is measured without FID."""
     keys = [key for key in ("fid", "noise_error") if any(key in line.numbers for line in lines)]
+    if not keys:
+        return None
     figure = Figure(figsize=(3.6 * len(keys), 1.0 + 0.26 * len(lines)))
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for panel, key in zip(panels, keys, strict=True):
