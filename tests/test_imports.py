@@ -66,7 +66,7 @@ INPUTS: dict[type[Stage], set[type[Stage]]] = {
     ActivationsStage: {TrajectoryStage, ConditionsStage},
     LayersStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
 }
-SHARED = {f"qdexp.stages.{name}" for name in ("base", "code", "conversion", "keys", "wiring")}
+SHARED = {f"qdexp.stages.{name}" for name in ("base", "code", "conversion", "keys", "requirements", "wiring")}
 """Modules of stages that are no stage."""
 
 

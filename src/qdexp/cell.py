@@ -16,13 +16,14 @@ from qdexp import record as records
 from qdexp.config import RANDOM, UNTOUCHED, Config, Model
 from qdexp.entries import digest
 from qdexp.errors import UserError
+from qdexp.models import checks
 from qdexp.models.describe import describe as description_of
 from qdexp.quant import checkpoint
 from qdexp.recon import result
 from qdexp.record import Record
 from qdexp.sampling.effects import refuse_bounds
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import alignment, conditions, conversion, curves, evaluation, fidelity, perceptual
+from qdexp.stages import alignment, conditions, conversion, curves, evaluation, fidelity, perceptual, requirements
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import chosen_rows
 from qdexp.stages.keys import identity, short_hash
@@ -269,7 +270,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
 
     check(lambda: files.require_writable(Path(config.out), f"out={config.out}"), "out", config.out)
     devices.resolve(config.device)
-    check(lambda: models.check_weights(model), "weights", model)
+    check(lambda: checks.weights(model), "weights", model)
     check(lambda: identity(model.network), "network", model)  # it can be imported
     check(lambda: _check_protocol(config), "protocol", protocol, config.trajectory, model)
     if config.inspection.lpips:
@@ -277,14 +278,14 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
         check(lambda: perceptual.check(weights, _image_shape(model)), "lpips", config.inspection.lpips, model)
     cell = Cell(config)
     _ = cell.key, cell.files  # every _target_ can be imported, every file be read
-    check(lambda: models.check_declared(model), "declared", model)
-    check(lambda: models.check_fit(model), "fit", model)
+    check(lambda: checks.declarations(model), "declared", model)
+    check(lambda: checks.fit(model), "fit", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
     check(lambda: refuse_bounds(model, protocol), "bounds", protocol, model)
     if cell.quantized:
         if not config.quantizer.released:
             check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
-        check(lambda: conversion.check(config), "convert", model, config.quantizer, config.quant, config.calib, config.recon)
+        check(lambda: requirements.check(config), "convert", model, config.quantizer, config.quant, config.calib, config.recon)
     return cell
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from qdexp import models
 from qdexp.config import Model
 from qdexp.errors import UserError
-from qdexp.models import loading
+from qdexp.models import checks, loading
 
 LSUN = {"channels": 3, "base": 224, "mult": (1, 2, 3, 4), "attends": (2, 4, 8), "head_width": 32}
 VQ = {"base": 128, "mult": (1, 2, 4), "latents": 3, "codes": 8192}
@@ -143,8 +143,8 @@ def rewritten(small: Any) -> Callable[[Callable[[dict[str, Tensor]], Any]], str]
         change(state)
         torch.save({"state_dict": state}, model.weights)
         with pytest.raises(UserError) as caught:
-            models.check_weights(model)
-            models.check_fit(model)
+            checks.weights(model)
+            checks.fit(model)
         assert str(caught.value).startswith(("model.weights=", "model.first_stage.weights=")) and "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -173,6 +173,6 @@ def test_a_scale_that_neither_the_config_nor_the_file_has(small: Any, rewritten:
 
 def test_a_scale_that_is_not_the_checkpoints(small: Any) -> None:
     model = small[0]
-    models.check_fit(replace(model, first_stage=replace(model.first_stage, scale=0.40001)))
+    checks.fit(replace(model, first_stage=replace(model.first_stage, scale=0.40001)))
     with pytest.raises(UserError, match=r"it holds scale_factor=0\.4, model\.first_stage\.scale is 1\.0; give null there"):
-        models.check_fit(replace(model, first_stage=replace(model.first_stage, scale=1.0)))
+        checks.fit(replace(model, first_stage=replace(model.first_stage, scale=1.0)))

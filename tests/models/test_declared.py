@@ -14,9 +14,9 @@ from hydra import compose, initialize_config_dir
 from published import PUBLISHED, Folder
 from torch import nn
 
-from qdexp import models
 from qdexp.config import Config, FirstStage, Model
 from qdexp.errors import UserError
+from qdexp.models import checks
 from qdexp.paths import conf_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -42,7 +42,7 @@ def write(root: Path, folder: Folder) -> None:
 def told(model: Model) -> str:
     """What is refused; "" where nothing is."""
     try:
-        models.check_declared(model)
+        checks.declarations(model)
     except UserError as error:
         assert "\n" not in str(error)
         return str(error)

@@ -13,6 +13,7 @@ from qdexp import models
 from qdexp.config import Model
 from qdexp.errors import UserError
 from qdexp.files import sha256
+from qdexp.models import checks
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_missing_weights(tiny: Model, tmp_path: Path) -> None:
 def test_truncated_weights(tiny: Model, kept: int) -> None:
     path = Path(tiny.weights)
     path.write_bytes(path.read_bytes()[:kept])
-    for work in (models.check_weights, build):
+    for work in (checks.weights, build):
         assert "not a whole safetensors file" in message(partial(work, tiny), f"model.weights={path}: ")
 
 
@@ -89,7 +90,7 @@ def test_a_digest_beside_the_weights_is_checked(tiny: Model) -> None:
     path = Path(tiny.weights)
     for text in (f"{sha256(path)}  {path.name}\n", sha256(path), f"\ufeff{sha256(path).upper()}"):
         sidecar(tiny, text)
-        models.check_weights(tiny)
+        checks.weights(tiny)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -100,7 +101,7 @@ def test_a_digest_beside_the_weights_is_checked(tiny: Model) -> None:
 @pytest.mark.parametrize("text", ["", "\n", "0" * 64, "not a digest"])
 def test_a_digest_that_says_nothing_is_no_proof(tiny: Model, text: str) -> None:
     sidecar(tiny, text)
-    assert "its digest is not the one in" in message(partial(models.check_weights, tiny), "model.weights=")
+    assert "its digest is not the one in" in message(partial(checks.weights, tiny), "model.weights=")
 
 
 def test_weights_that_do_not_fit(tiny: Model, tiny_architecture: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from qdexp.config import FirstStage, Model
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import RANDOM_INCEPTION
 from qdexp.metrics.reference import Reference
+from qdexp.models import checks
 from qdexp.models.compvis import AVERAGE, UNET, unet_name
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
@@ -68,8 +69,8 @@ def test_a_diffusers_folder(tiny: Model, tiny_unet: UNet2DModel, tmp_path: Path,
     size = "60KB" if form == "parts" else "1GB"
     tiny_unet.save_pretrained(tmp_path / subfolder, safe_serialization=form != "bin", max_shard_size=size)
     assert (len(models.files(tiny)) > 1) == (form == "parts")
-    models.check_weights(tiny)
-    models.check_fit(tiny)
+    checks.weights(tiny)
+    checks.fit(tiny)
     assert same(models.build(tiny, channels_last=True), tiny_unet)
 
 
@@ -216,8 +217,8 @@ def test_a_torn_checkpoint(tiny: Model, tiny_unet: UNet2DModel, tmp_path: Path, 
 
 def test_random_weights_are_the_same_every_time(tiny: Model) -> None:
     drawn = replace(tiny, weights="random")
-    models.check_weights(drawn)
-    models.check_fit(drawn)
+    checks.weights(drawn)
+    checks.fit(drawn)
     before = torch.get_rng_state()
     one, other = models.build(drawn, channels_last=False), models.build(drawn, channels_last=True)
     assert torch.equal(torch.get_rng_state(), before)
@@ -252,8 +253,8 @@ def test_a_first_stage_from_its_own_subfolder(tiny: Model, tmp_path: Path) -> No
     autoencoder = AutoencoderKL(**{key: value for key, value in KL.items() if key != "_target_"}).eval()
     autoencoder.save_pretrained(tmp_path / "vae")
     model = replace(tiny, weights="random", first_stage=FirstStage(str(tmp_path), KL, scale=0.5, shift=0.25))
-    models.check_weights(model)
-    models.check_fit(model)
+    checks.weights(model)
+    checks.fit(model)
     decoder = models.first_stage(model)
     assert decoder is not None and not decoder.training
     z = torch.randn(2, 2, 4, 4)

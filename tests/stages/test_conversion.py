@@ -23,7 +23,7 @@ from qdexp.quant import (
 from qdexp.quant.network import LayerBits, quantized_layers
 from qdexp.quant.rounding import nearest
 from qdexp.quant.shortcuts import concatenations
-from qdexp.stages import conversion
+from qdexp.stages import conversion, requirements
 from qdexp.stages.calibration import CalibrationStage, read_rows
 from qdexp.store import Store
 
@@ -74,15 +74,15 @@ def test_a_split_that_finds_nothing_is_reported_before_any_work(cell_of: CellOf)
     config = cell_of("quantizer.split=skip").config
     config.model.network = {"_target_": f"{__name__}.Plain"}
     with pytest.raises(UserError, match=r"^quantizer\.split=skip"):
-        conversion.check(config)
+        requirements.check(config)
     config.quantizer.split = "off"
-    conversion.check(config)
+    requirements.check(config)
 
 
 def test_a_network_that_needs_values_is_reported_by_the_stage(cell_of: CellOf) -> None:
     config = cell_of("quantizer.split=skip").config
     config.model.network = {"_target_": f"{__name__}.Curious"}
-    conversion.check(config)
+    requirements.check(config)
     with pytest.raises(UserError, match=r"^quantizer\.split=skip"):
         convert(Curious(), config)
 
@@ -130,14 +130,14 @@ def test_where_nothing_is_quantized_no_work_begins(cell_of: CellOf) -> None:
     with pytest.raises(
         UserError, match=r"^model\.network: nothing of it would be quantized at w4a8.*Bare: weight.*quantizer=none"
     ):
-        conversion.check(of(cell_of, Bare))
+        requirements.check(of(cell_of, Bare))
 
 
 def test_where_little_is_quantized_one_line_says_so(cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
-    conversion.check(of(cell_of, Partly))
+    requirements.check(of(cell_of, Partly))
     line = "warning: tiny: of what w4a8 asks for, only 25.0% of the MACs and 25.0% of the parameters are quantized; left out: "
     assert capsys.readouterr().out == f"{line}Conv3d: volume\n"
-    conversion.check(of(cell_of, Plain))
+    requirements.check(of(cell_of, Plain))
     assert capsys.readouterr().out == ""
 
 
@@ -146,10 +146,10 @@ def test_bits_of_a_layer_that_cannot_be_quantized_are_refused(cell_of: CellOf) -
     config.quant.layers = {"vol*": {"weight_bits": 8}}
     told = r"^quant\.layers: 'vol\*' matches no layer that can be quantized: volume, a Conv3d, stays in full precision$"
     with pytest.raises(UserError, match=told):
-        conversion.check(config)
+        requirements.check(config)
     config.quant.layers = {"convolution": {"weight_bits": 8}}
     with pytest.raises(UserError, match="matches no layer; layers are called like 'conv'"):
-        conversion.check(config)
+        requirements.check(config)
 
 
 @pytest.mark.parametrize(("network", "told"), [(Bare, "nothing of it"), (Forgets, "Forgets computes something else when")])

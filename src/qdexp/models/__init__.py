@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from qdexp.config import RANDOM, Model
 from qdexp.errors import UserError
 from qdexp.folding import fold
-from qdexp.models import declared, loading
+from qdexp.models import loading
 from qdexp.models.first_stage import Decoder
 
 
@@ -41,32 +41,6 @@ def first_stage_files(model: Model) -> dict[str, Path]:
     if stage is None:
         return {}
     return loading.files(stage.weights, stage.subfolder, model.publisher, "model.first_stage.weights")
-
-
-def check_weights(model: Model) -> None:
-    """Raises UserError where files are missing or torn, or differ from a ``.sha256`` file beside them, or from the schedule."""
-    opened = loading.opened(files(model), f"model.weights={model.weights}")
-    opened.check_digests()
-    loading.check_schedule(opened, model.schedule)
-    if model.first_stage is not None:
-        loading.opened(first_stage_files(model), f"model.first_stage.weights={model.first_stage.weights}").check_digests()
-
-
-def check_declared(model: Model) -> None:
-    """Raises UserError where the folder of the weights says something else of the model than the config."""
-    declared.check(model, lambda target: _skeleton(target, "model.network"))
-
-
-def check_fit(model: Model) -> None:
-    """Raises UserError where architecture and weights differ in a name or a shape."""
-    if not is_random(model):
-        opened = loading.opened(files(model), f"model.weights={model.weights}")
-        loading.check_fit(skeleton(model), opened, "model.network")
-    stage = model.first_stage
-    if stage is not None and stage.weights != RANDOM:
-        opened = loading.opened(first_stage_files(model), f"model.first_stage.weights={stage.weights}")
-        loading.check_fit(_skeleton(stage.network, "model.first_stage.network"), opened, "model.first_stage.network")
-        loading.measured_scale(opened, stage.scale)
 
 
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
@@ -98,7 +72,7 @@ def first_stage(model: Model) -> Decoder | None:
 
 def skeleton(model: Model) -> torch.nn.Module:
     """The architecture without memory; with it where its constructor computes with its parameters."""
-    return _skeleton(model.network, "model.network")
+    return skeleton_of(model.network, "model.network")
 
 
 def parameters(model: Model) -> int:
@@ -113,7 +87,8 @@ def stored_bytes(model: Model) -> int:
     return loading.stored_bytes(skeleton(model), loading.opened(files(model), f"model.weights={model.weights}"))
 
 
-def _skeleton(target: Mapping[str, Any], option: str) -> torch.nn.Module:
+def skeleton_of(target: Mapping[str, Any], option: str) -> torch.nn.Module:
+    """Likewise of any network that ``option`` describes."""
     try:
         with torch.device("meta"):
             return _architecture(target, option)

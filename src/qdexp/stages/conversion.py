@@ -2,30 +2,22 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
-from qdexp import device as devices
-from qdexp import files, models
-from qdexp.config import UNTOUCHED, Config, Model, Quant, WeightScheme
+from qdexp import files
+from qdexp.config import Model, Quant, WeightScheme
 from qdexp.errors import UserError
-from qdexp.models import released
-from qdexp.models.conditions import example_row
 from qdexp.models.describe import Description, describe
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
-from qdexp.quant.architecture import check_plain, named
+from qdexp.quant.architecture import named
 from qdexp.quant.blocks import Batch, call, first_row, output
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
 from qdexp.quant.macs import count
 from qdexp.quant.network import LayerBits
-from qdexp.quant.ranges import RangeEstimator
-from qdexp.quant.rounding import resolve
 from qdexp.quant.scheme import GRANULARITIES
 from qdexp.quant.shortcuts import split_sizes
 from qdexp.stages.calibration import CalibrationStage, read_rows
@@ -36,14 +28,6 @@ SAME = 0.01
 
 Batches = Sequence[Batch]
 """The calibration set, or a part of it, at most ``sampling.batch`` rows each."""
-
-
-def released_file(config: Config) -> Path:
-    """The file of a network that comes quantized. UserError where it is missing."""
-    file = config.quantizer.file
-    if file is None or not Path(file).is_file():
-        raise UserError(f"quantizer.file={file}: no such file; give the path of the released checkpoint")
-    return Path(file)
 
 
 def observed_rows(rows: int | None, calibration: CalibrationStage) -> int | None:
@@ -102,52 +86,12 @@ def keep(
     wanted = Wanted(plan, LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
     found = Coverage(again, count(again, example), known_bits(again), wanted)
     found.require_any(quant.label)
-    if _description(model) is None:
-        _warn(model, quant, found)
+    if description_of(model) is None:
+        warn(model, quant, found)
     files.write_text(folder / COVERAGE, json.dumps(found.content()))
 
 
-def check(config: Config) -> None:
-    """Raises where no checkpoint can keep the network, the quantizer's parts cannot be made, ``quant.layers`` or
-    ``quantizer.split`` finds no layer, or there are too few rows to learn from; or where a released checkpoint is not what the
-    other options say."""
-    quantizer = config.quantizer
-    check_plain(config.model.network)
-    if quantizer.released:
-        _check_released(config)
-        _check_coverage(config)
-        return
-    for part, target in (("weight", quantizer.weight.range), ("act", quantizer.act.range)):
-        try:
-            estimator = instantiate(target)
-        except InstantiationException as error:
-            raise UserError(f"quantizer.{part}.range: {' '.join(str(error).split())}") from error
-        if not isinstance(estimator, RangeEstimator):
-            raise UserError(f"quantizer.{part}.range._target_={target['_target_']}: no range estimator; name a subclass of "
-                            f"qdexp.quant.ranges.RangeEstimator")  # fmt: skip
-    if not quantizer.learns_rounding:
-        resolve(quantizer.rounding)
-    rows = config.calib.timesteps * config.calib.rows
-    if quantizer.learns and config.recon.heldout >= rows:
-        raise UserError(f"recon.heldout={config.recon.heldout}: leaves none of the {rows} rows of the calibration set to learn "
-                        f"from; lower it, or raise calib.rows")  # fmt: skip
-    if quantizer.learns:
-        devices.require_arithmetic(devices.resolve(config.device), config.recon.precision, config.recon.compile)
-    if quantizer.split != "off":
-        _check_split(config)
-    _check_coverage(config)
-
-
-def _check_coverage(config: Config) -> None:
-    """Warns where little of what the bits ask for would be quantized; raises where nothing would be."""
-    description = _description(config.model)
-    if description is not None:
-        found = description.coverage(config.quant)
-        found.require_any(config.quant.label)
-        _warn(config.model, config.quant, found)
-
-
-def _description(model: Model) -> Description | None:
+def description_of(model: Model) -> Description | None:
     """None where the network asks for values, or for conditions of its own: only the stage itself can tell."""
     try:
         return describe(model)
@@ -155,25 +99,8 @@ def _description(model: Model) -> Description | None:
         return None
 
 
-def _warn(model: Model, quant: Quant, found: Coverage) -> None:
+def warn(model: Model, quant: Quant, found: Coverage) -> None:
+    """Says it where little of what the bits ask for is quantized."""
     warning = found.warning(quant.label)
     if warning is not None:
         print(f"warning: {model.name}: {warning}", flush=True)
-
-
-def _check_released(config: Config) -> None:
-    quant = config.quant
-    for option, value in (("first_last_bits", quant.first_last_bits), ("layers", quant.layers)):
-        if value is not None:
-            raise UserError(f"quant.{option}={value}: in a released checkpoint all layers have the same bits; give "
-                            f"quant.{option}=null")  # fmt: skip
-    if UNTOUCHED == quant.softmax_bits != quant.act_bits:
-        raise UserError(f"quant.softmax_bits={UNTOUCHED}: in a released checkpoint the softmax is quantized; give 8, for "
-                        f"Stable Diffusion 16")  # fmt: skip
-    released.check(config.model, released_file(config), quant)
-
-
-def _check_split(config: Config) -> None:
-    network = models.skeleton(config.model)
-    with suppress(RuntimeError, TypeError):  # asks for values, or for conditions of its own: the stage itself will tell
-        split_sizes(network, example_row(network, config.model.shape), config.quantizer.split)
