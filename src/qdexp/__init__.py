@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from torch.nn import Module
 
 
@@ -27,3 +28,16 @@ def load(checkpoint: str | Path, trust: Collection[str] = ()) -> "Module":
     from qdexp.quant import checkpoint as checkpoints  # torch takes seconds to load
 
     return checkpoints.load(checkpoint, {trust} if isinstance(trust, str) else trust)
+
+
+def load_records(place: str | Path = "outputs") -> "DataFrame":
+    """Read the records of an output folder: one row per cell, every number with the ends of its interval.
+
+    See ``qdexp.report.frame.load_records`` for the columns.
+
+    Raises:
+        qdexp.errors.UserError: There is no record, or one that is corrupt.
+    """
+    from qdexp.report.frame import load_records as load_frame  # reports need libraries that nothing else does
+
+    return load_frame(place)

@@ -122,6 +122,12 @@ def test_the_code_of_the_methods_is_behind_what_they_make(stage: type[Stage]) ->
     assert names <= code.reached(stage.__module__, _is_stage).keys()
 
 
+def test_no_result_depends_on_the_code_of_reports_sweeps_or_trackers() -> None:
+    for kind in (*Stage.__subclasses__(), QuantizedSamplesStage):
+        parts = {name.split(".")[1] for name in code.reached(kind.__module__, _is_stage) if "." in name}
+        assert not parts & {"report", "sweep", "tracking", "cell", "record"}, kind
+
+
 def _is_stage(module: str) -> bool:
     return module in {kind.__module__ for kind in (*Stage.__subclasses__(), QuantizedSamplesStage)}
 
