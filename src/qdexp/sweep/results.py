@@ -165,7 +165,7 @@ def show(cell: Cell, records: Sequence[Record]) -> None:
     if _picture(cell.out, records, folder / "samples.png"):
         print(f"samples  {folder / 'samples.png'}")
     print(f"table    {folder / 'table.md'}")
-    say_how_to_score(record["protocol"]["extractor"] for record in records)
+    say_how_to_score(record["protocol"].get("extractor", "") for record in records)
     print(f"report   python -m qdexp.report {cell.config.sweep} --out {cell.out}", flush=True)
 
 
