@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from qdexp import files
 from qdexp.statistics.estimate import Estimate, of_mean, over_seeds
 
 SCRIPTS = Path(__file__).parents[2] / "analysis"
@@ -94,9 +95,9 @@ def test_the_table_of_shortcut_modes_says_what_the_records_say(run: Script, stud
 
 
 def test_records_of_two_studies_are_not_drawn_as_one(run: Script, study: list[Path], tmp_path: Path) -> None:
-    changed = json.loads(study[0].read_text())
+    changed = files.read_sealed(study[0])
     changed["files"]["weights"]["sha256"] = "0" * 64
-    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    files.write_sealed(tmp_path / "changed.json", changed)
     for others, what in (([study[0]], "differs"), ([tmp_path / "changed.json"], "differ in weights too")):
         with pytest.raises(SystemExit, match=rf"^qdexp: .*{what}.* give one study's"):
             run("shortcut_modes.py", study[0], *others, "--out", tmp_path / "modes.png")
@@ -180,7 +181,7 @@ def test_a_share_is_claimed_only_of_a_gap_that_is_there(monkeypatch: pytest.Monk
 
 
 def test_gaps_are_of_one_network_and_of_one_configuration(run: Script, seeds: list[Path], tmp_path: Path) -> None:
-    records = [json.loads(path.read_text()) for path in seeds]
+    records = [files.read_sealed(path) for path in seeds]
     network, other = copy.deepcopy(records), copy.deepcopy(records)
     for record in network:
         if record["axes"]["seed"] == 1:  # as if the weights file had been exchanged before the second seed
@@ -194,7 +195,7 @@ def test_gaps_are_of_one_network_and_of_one_configuration(run: Script, seeds: li
     ):
         (tmp_path / name).mkdir()
         for record in changed:
-            (tmp_path / name / f"{record['cell']}.json").write_text(json.dumps(record))
+            files.write_sealed(tmp_path / name / f"{record['cell']}.json", record)
         with pytest.raises(SystemExit, match=f"^qdexp: {message}"):
             run("gaps.py", *sorted((tmp_path / name).iterdir()))
 

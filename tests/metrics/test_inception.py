@@ -147,7 +147,8 @@ def test_no_weights_are_unpickled_but_the_pinned_ones(
     torch.save(Command(f"touch {ran}"), evil)
     monkeypatch.setattr("qdexp.metrics.extractors.INCEPTION", replace(INCEPTION, weights=evil))
     (tmp_path / "images").mkdir()
-    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "images" / "0.png")
+    for number in range(2):
+        Image.fromarray(images[number].permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"{number}.png")
     command = [str(tmp_path / "images"), "--size", "24", "--out", str(tmp_path / "made"), "--weights", str(evil)]
     monkeypatch.setattr(sys, "argv", ["build", *command])
     with pytest.raises(SystemExit, match="has not SHA-256"):

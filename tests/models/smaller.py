@@ -80,9 +80,9 @@ def changes(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return unet_changes, {"layers_per_block": 1, **blocks, **stage_changes}
 
 
-def save_original(name: str, path: Path) -> tuple[OriginalUNet, OriginalFirstStage, Tensor]:
-    """Writes the checkpoint of a small model as the original's training does. Returns its networks, and contexts of classes,
-    which are in it where it has any."""
+def save_original(name: str, path: Path, scale: float | None = 0.4) -> tuple[OriginalUNet, OriginalFirstStage, Tensor]:
+    """Writes the checkpoint of a small model as the original's training does; ``scale``: of its latents, None where it measured
+    none. Returns its networks, and contexts of classes, which are in it where it has any."""
     unet_config, stage_config, unet_changes, _ = SMALL[name]
     unet, stage = OriginalUNet(**unet_config), OriginalFirstStage(**stage_config)
     restless(unet), restless(stage)
@@ -90,7 +90,7 @@ def save_original(name: str, path: Path) -> tuple[OriginalUNet, OriginalFirstSta
         nn.init.normal_(stage.quantize.embedding.weight)
     classes = torch.randn(11, 12)
     with_classes = classes if "num_classes" in unet_changes else None
-    state = state_dict(unet, stage, config(name).schedule, average=True, classes=with_classes, scale=0.4)
+    state = state_dict(unet, stage, config(name).schedule, average=True, classes=with_classes, scale=scale)
     torch.save({"epoch": 3, "state_dict": state}, path)
     return unet.eval(), stage.eval(), classes
 

@@ -192,7 +192,7 @@ def test_a_cell_measures_a_released_checkpoint(
     options = [
         *("model=ddim_cifar10", "model.shape=[1,28,28]", f"model.weights={tmp_path}/full.ckpt", "inspection.rows=4"),
         *(f"model.network.{key}={str(value).replace(' ', '')}" for key, value in network.items()),
-        *("method=released", f"quantizer.file={file}"),
+        *("method=released", f"quantizer.file={file}", "protocol=quick"),
     ]
     cell = cell_of(*options)
     record = cell.run()

@@ -95,7 +95,7 @@ def test_intervals_need_the_store_and_nothing_else(study: Study) -> None:
 
 READS: dict[str, tuple[str, Callable[[Evidence, Any], object]]] = {
     "evaluation": ("replicates.json", lambda evidence, record: evidence.estimates(record)),
-    "similarity": ("similarity.safetensors", lambda evidence, record: evidence.estimates(record)),
+    "fidelity": ("fidelity.safetensors", lambda evidence, record: evidence.estimates(record)),
     "layers": ("layers.json", lambda evidence, record: evidence.read_json(record, "layers")),
     "samples": ("shard-00000.safetensors", lambda evidence, record: evidence.images(record, 4)),
 }
