@@ -44,7 +44,7 @@ def send_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 
 def main() -> None:
-    # Hydra shall pass errors on: what a user can mend is printed below in one line
+    # Hydra shall pass errors on: what a user can fix is printed below in one line
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         with _one_line():

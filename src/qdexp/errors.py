@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and how a command says it."""
+"""The one exception for what a user can fix, and how a command says it."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ _APPEND = re.compile(r"To append to your config use \S+\s*")
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the option and the mend; it is printed without a traceback."""
+    """Bad input. The message is one line that names the option and the fix; it is printed without a traceback."""
 
 
 class NothingToSplitError(UserError):
@@ -21,7 +21,7 @@ class NothingToSplitError(UserError):
 
 @contextlib.contextmanager
 def one_line(*others: type[Exception]) -> Iterator[None]:
-    """Ends the process with one line, exit code 1, where what a user can mend is raised: a UserError, or one of ``others``.
+    """Ends the process with one line, exit code 1, where what a user can fix is raised: a UserError, or one of ``others``.
 
     Where nobody reads any more what it prints (``| head``), it ends without a word, as a shell's own commands do.
     """

@@ -53,7 +53,7 @@ def test_statistics_alone_are_a_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 5, 300, -1])
 def test_a_torn_file_is_refused(written: Path, size: int) -> None:
     written.write_bytes(written.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"protocol.reference=.*torn"):
+    with pytest.raises(UserError, match=r"protocol.reference=.*truncated"):
         Reference.load(written)
 
 

@@ -62,7 +62,7 @@ def test_parameters_are_counted_in_the_file(tiny: Model, tiny_unet: UNet2DModel)
 
 
 def test_missing_weights(tiny: Model, tmp_path: Path) -> None:
-    mend = "give the path of a safetensors file, or rehearse the run with model.weights=random"
+    fix = "give the path of a safetensors file, or rehearse the run with model.weights=random"
     faults = {
         tmp_path / "nowhere.safetensors": "no such file",
         tmp_path / "empty": "no diffusion_pytorch_model.safetensors or .bin in this folder",
@@ -70,7 +70,7 @@ def test_missing_weights(tiny: Model, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, fault in faults.items():
         text = message(partial(build, replace(tiny, weights=str(path))), "model.weights=")
-        assert text == f"model.weights={path}: {fault}; {mend}"
+        assert text == f"model.weights={path}: {fault}; {fix}"
 
 
 @pytest.mark.parametrize("kept", [0, 5, 500, -1])

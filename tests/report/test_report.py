@@ -83,7 +83,7 @@ def test_what_cannot_be_made_is_told_before_anything_is_written(report: Report, 
 def test_a_torn_list_of_cells_is_named(report: Report, tmp_path: Path) -> None:
     (tmp_path / "sweeps" / "half").mkdir(parents=True)
     (tmp_path / "sweeps" / "half" / "cells.json").write_text('{"a": {"la')
-    with pytest.raises(UserError, match=r"cells\.json is torn: delete it and run the sweep again"):
+    with pytest.raises(UserError, match=r"cells\.json is truncated: delete it and run the sweep again"):
         report("half", "--out", tmp_path)
 
 

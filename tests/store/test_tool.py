@@ -141,7 +141,7 @@ def test_a_sweep_that_does_not_say_what_it_needs_stops_prune(out: Path) -> None:
 @pytest.mark.parametrize("text", ['{"cell": "a', "{}", "[1]"])
 def test_what_is_no_record_is_named(out: Path, text: str) -> None:
     (out / "records" / "other.json").write_text(text)
-    with pytest.raises(UserError, match=r"other\.json is torn, or no record: delete it"):
+    with pytest.raises(UserError, match=r"other\.json is truncated, or no record: delete it"):
         main(["du", "--out", str(out)])
 
 

@@ -76,7 +76,7 @@ def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
     manifest = tmp_path / "sweeps" / "trial" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"format": 1, "sw')
-    with pytest.raises(UserError, match=r"manifest\.json is torn: delete it and submit the sweep again"):
+    with pytest.raises(UserError, match=r"manifest\.json is truncated: delete it and submit the sweep again"):
         sweep_command(["status", "--out", str(tmp_path)])
 
 
@@ -95,7 +95,7 @@ def test_plan_does_nothing(qdexp: Command, tmp_path: Path) -> None:
     assert qdexp("method=ptq")[0] == 0
     _, out, _ = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
     assert "1 of them complete; 10 stages, 9 of them in" in out
-    assert re.search(r"about \S+ hours of computing, a guess by 1 earlier records", out)
+    assert re.search(r"about \S+ hours of computing, a guess by 1 earlier record[,;]", out)
 
 
 @pytest.mark.parametrize(

@@ -282,14 +282,14 @@ def test_our_reader_agrees_with_the_official_one(record: Record, failed: Record,
         assert seen == headline(ours)
 
 
-def test_reader_refuses_a_damaged_log(record: Record, tmp_path: Path) -> None:
+def test_reader_refuses_a_corrupt_log(record: Record, tmp_path: Path) -> None:
     mirrored(record, tmp_path)
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     raw = log.read_bytes()
     flipped = bytearray(raw)
     flipped[len(raw) // 2] ^= 1
-    for damaged in (bytes(flipped), raw[:-3], b"x" + raw[1:]):
-        with pytest.raises(ValueError, match=r"damaged at|not a"):
-            list(chunks(damaged))
+    for corrupt in (bytes(flipped), raw[:-3], b"x" + raw[1:]):
+        with pytest.raises(ValueError, match=r"corrupt at|not a"):
+            list(chunks(corrupt))
     assert raw.startswith(HEADER)
     assert list(chunks(raw))

@@ -55,8 +55,8 @@ def test_the_runs_of_a_folder_and_a_run_by_name(run: Path) -> None:
     ("harm", "said"),
     [
         (lambda raw: raw[: len(HEADER)], "is empty"),
-        (lambda raw: raw[:-20], "damaged at byte"),
-        (lambda raw: raw[:300] + bytes([raw[300] ^ 1]) + raw[301:], "damaged at byte"),
+        (lambda raw: raw[:-20], "corrupt at byte"),
+        (lambda raw: raw[:300] + bytes([raw[300] ^ 1]) + raw[301:], "corrupt at byte"),
         (lambda raw: b"what" + raw[4:], "not a .wandb file"),
     ],
 )

@@ -85,9 +85,7 @@ class LadderSweeper(Sweeper):
         for left_out in self.exclude:
             kept = [point for point in points if not set(left_out) <= set(point)]
             if len(kept) == len(points):
-                raise UserError(
-                    f"hydra.sweeper.exclude={' '.join(left_out)}: no cell of the sweep has these; mend or remove it"
-                )
+                raise UserError(f"hydra.sweeper.exclude={' '.join(left_out)}: no cell of the sweep has these; fix or remove it")
             points = kept
         if not points:
             raise UserError("hydra.sweeper.exclude: leaves no cell; exclude less")

@@ -23,7 +23,7 @@ def choose_positions(strategy: Strategy, steps: int, timesteps: int, seed: int) 
     try:
         positions = sorted(strategy(steps, timesteps, torch.Generator().manual_seed(seed)))
     except Exception as error:  # it may be the user's own
-        raise UserError(f"calib.strategy: raised {type(error).__name__}: {error}; mend the function") from error
+        raise UserError(f"calib.strategy: raised {type(error).__name__}: {error}; fix the function") from error
     if len(positions) != timesteps or not all(0 <= p < steps for p in positions):
         raise UserError(f"calib.strategy: {positions} are not {timesteps} positions between 0 and {steps - 1}")
     return positions

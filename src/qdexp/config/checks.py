@@ -26,10 +26,10 @@ NAMES_CODE = {"names_code": True}
 """Marks text that, where it has a dot, names a function."""
 
 
-def require(ok: bool, option: str, value: object, mend: str) -> None:
-    """Raises UserError where the option's value is not possible; ``mend``: what to choose."""
+def require(ok: bool, option: str, value: object, fix: str) -> None:
+    """Raises UserError where the option's value is not possible; ``fix``: what to choose."""
     if not ok:
-        raise UserError(f"{option}={value}: {mend}")
+        raise UserError(f"{option}={value}: {fix}")
 
 
 def require_bits(option: str, value: int, low: int, high: int) -> None:

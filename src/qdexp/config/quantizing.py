@@ -88,8 +88,8 @@ class Quantizer:
     file: str | None = field(default=None, metadata=WITHOUT_EFFECT)  # what is in it counts
 
     def __post_init__(self) -> None:
-        mend = 'choose "off" (YAML needs the quotes, or reads False), skip or skip+conv1'
-        require(self.split in ("off", "skip", "skip+conv1"), "quantizer.split", self.split, mend)
+        fix = 'choose "off" (YAML needs the quotes, or reads False), skip or skip+conv1'
+        require(self.split in ("off", "skip", "skip+conv1"), "quantizer.split", self.split, fix)
         read = self.file is None or self.released
         require(read, "quantizer.file", self.file, "only method=released reads it; add that, or leave the file out")
 

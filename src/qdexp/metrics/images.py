@@ -103,7 +103,7 @@ def read(path: Path) -> tuple[Image.Image, str]:
     except UserError:
         raise
     except Exception as error:  # decoders raise whatever they like
-        raise UserError(f"{path}: cannot be read as an image ({' '.join(str(error).split())}); remove or mend it") from error
+        raise UserError(f"{path}: cannot be read as an image ({' '.join(str(error).split())}); remove or fix it") from error
 
 
 def _upright(file: Image.Image) -> Image.Image:

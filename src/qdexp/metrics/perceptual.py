@@ -33,9 +33,9 @@ class Backbone:
     def check(self, shape: Sequence[int]) -> None:
         """UserError unless it takes images of ``shape``."""
         if not self.takes(shape):
-            mends = [*(f"name weights of {other.title}" for other in BACKBONES if other.takes(shape)), "leave it null"]
+            fixes = [*(f"name weights of {other.title}" for other in BACKBONES if other.takes(shape)), "leave it null"]
             raise UserError(f"inspection.lpips: with {self.title} it takes grey or RGB images of {self.least} pixels or more, "
-                            f"not {list(shape)}; {' or '.join(mends)}")  # fmt: skip
+                            f"not {list(shape)}; {' or '.join(fixes)}")  # fmt: skip
 
 
 BACKBONES = (Backbone("alex", "AlexNet", 31), Backbone("vgg", "VGG-16", 16))

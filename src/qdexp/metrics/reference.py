@@ -55,7 +55,7 @@ class Reference:
     def load(cls, path: Path) -> "Reference":
         """Reads a reference file. ``random`` is none.
 
-        Raises UserError if it is missing, torn, changed, no reference, or one that can give no finite FID.
+        Raises UserError if it is missing, truncated, changed, no reference, or one that can give no finite FID.
         """
         if str(path) == RANDOM:
             return cls._made_up()
@@ -71,7 +71,7 @@ class Reference:
             if about.keys() - {"images"} != ABOUT:
                 raise KeyError("not what a reference holds")
         except (SafetensorError, KeyError, TypeError) as error:
-            raise UserError(f"protocol.reference={path} is torn or no reference file; make or fetch it again") from error
+            raise UserError(f"protocol.reference={path} is truncated or no reference file; make or fetch it again") from error
         if not intact:
             raise UserError(f"protocol.reference={path} was changed after it was made; make or fetch it again")
         _require_sound(tensors, f"protocol.reference={path}")

@@ -6,7 +6,7 @@ from qdexp.models import declared, loading
 
 
 def weights(model: Model) -> None:
-    """Raises UserError where files are missing or torn, or differ from a ``.sha256`` file beside them, or from the schedule."""
+    """Raises UserError where files are missing or truncated, or differ from a ``.sha256`` file beside them or the schedule."""
     opened = loading.opened(models.files(model), f"model.weights={model.weights}")
     opened.check_digests()
     loading.check_schedule(opened, model.schedule)

@@ -24,8 +24,8 @@ def files(weights: str, subfolder: str, publisher: str | None, option: str, fetc
         found = find(weights, subfolder, fetch)
     except FileNotFoundError as error:
         offered = f"download them from {publisher}" if publisher else "give the path of a safetensors file"
-        mend = f"{offered}, or rehearse the run with {option}={RANDOM}"
-        raise UserError(f"{option}={weights}: {error}; {mend}") from error
+        fix = f"{offered}, or rehearse the run with {option}={RANDOM}"
+        raise UserError(f"{option}={weights}: {error}; {fix}") from error
     return {"weights" if number == 0 else f"weights-{number}": path for number, path in enumerate(found)}
 
 

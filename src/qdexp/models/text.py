@@ -53,7 +53,7 @@ class TextEncoder:
         return load(getattr(transformers, self.kind).config_class, files[f"{self.folder}/config.json"].parent, option)
 
     def check(self, files: Files, option: str) -> None:
-        """Raises UserError where a file is torn or wants to run code, or is of another kind of encoder."""
+        """Raises UserError where a file is truncated or wants to run code, or is of another kind of encoder."""
         weights = self._weights(files)
         WeightFiles(weights, option).check_digests()
         config = self.config(files, option)

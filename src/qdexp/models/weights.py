@@ -136,7 +136,7 @@ def _first_word(file: Path) -> str:
 class WeightFiles:
     """Named tensors in one or more files.
 
-    Raises UserError, one line that begins with ``option``, where a file is torn, or pickled and wants to run code.
+    Raises UserError, one line that begins with ``option``, where a file is truncated, or pickled and wants to run code.
     """
 
     def __init__(self, files: Iterable[Path], option: str) -> None:

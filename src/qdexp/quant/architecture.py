@@ -133,7 +133,7 @@ def _imported(name: str, trust: Collection[str]) -> Any:
     try:
         found = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{name} cannot be imported ({error}): install what it comes from, or mend PYTHONPATH") from error
+        raise UserError(f"{name} cannot be imported ({error}): install what it comes from, or fix PYTHONPATH") from error
     if name in trust or (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(_HOMES)):
         return found
     raise UserError(f"{name} is no class of networks")

@@ -30,7 +30,7 @@ def reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"recon.cache_gb: a file of the calibration rows in {path.parent} fails ({error.strerror or error}); "
-                        f"mend that or raise recon.cache_gb, then run again: finished blocks are kept") from error  # fmt: skip
+                        f"fix that or raise recon.cache_gb, then run again: finished blocks are kept") from error  # fmt: skip
 
 
 class Filed:

@@ -201,7 +201,7 @@ def _write(path: Path, state: State, errors: BlockErrors) -> None:
 
 
 def _read(path: Path, block: str) -> tuple[State, BlockErrors] | None:
-    """What `_write` wrote, or None where there is none, or a torn one."""
+    """What `_write` wrote, or None where there is none, or a truncated one."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):

@@ -45,7 +45,7 @@ def _sweep(folder: Path) -> Source:
     try:
         cells: dict[str, dict[str, Any]] = json.loads((folder / CELLS).read_text())
     except ValueError as error:
-        raise UserError(f"{folder / CELLS} is torn: delete it and run the sweep again") from error
+        raise UserError(f"{folder / CELLS} is truncated: delete it and run the sweep again") from error
     paths = {cell: out / "records" / f"{cell}.json" for cell in cells}
     records = read_records([path for path in paths.values() if path.exists()])
     if not records:

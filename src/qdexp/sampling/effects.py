@@ -32,14 +32,14 @@ def refuse_bounds(model: Model, protocol: Protocol) -> None:
     """Raises UserError where the walk of a latent model ends within bounds, whatever its network says: latents have none."""
     if model.first_stage is None or _goes_far(model, protocol):
         return
-    given, mend = protocol.scheduler, "choose another sampler"
+    given, fix = protocol.scheduler, "choose another sampler"
     for names in (*((name,) for name in SWITCHES), SWITCHES):
         if _goes_far(model, replace(protocol, scheduler=given | dict.fromkeys(names, False))):
             off = [f"{'' if name in given else '+'}protocol.scheduler.{name}=false" for name in names]
-            mend = f"add {' '.join(off)}, or {mend}"
+            fix = f"add {' '.join(off)}, or {fix}"
             break
     raise UserError(f"protocol.scheduler={given['_target_']}: bounds x_0, and {model.name} samples latents, which have no "
-                    f"bounds; {mend}")  # fmt: skip
+                    f"bounds; {fix}")  # fmt: skip
 
 
 def refuse_idle_options(samplers: Iterable[tuple[Model, Protocol]]) -> None:

@@ -139,7 +139,7 @@ def _records(out: Path) -> dict[Path, dict[str, Any]]:
             record = files.read_json(path)
             found[path] = {name: record[name] for name in ("cell", "config", "keys")}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is torn, or no record: delete it and run the sweep again") from error
+            raise UserError(f"{path} is truncated, or no record: delete it and run the sweep again") from error
     return found
 
 

@@ -44,7 +44,10 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     )
     unlike = sorted({stage.name for _, stage in makes.values()} - rates.keys())
     caveat = f", none of them tells of {', '.join(unlike)}" if unlike else ""
-    return f"about {seconds / 3600:.2g} hours of computing, a guess by {asked} earlier records{caveat}; about {disk}"
+    hours = seconds / 3600
+    time = f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}"
+    earlier = "1 earlier record" if asked == 1 else f"{asked} earlier records"
+    return f"about {time} hours of computing, a guess by {earlier}{caveat}; about {disk}"
 
 
 def _rates(out: Path, networks: "Networks") -> tuple[dict[str, float], int]:

@@ -76,14 +76,14 @@ def path(out: Path, sweep: str) -> Path:
 
 
 def read(out: Path, sweep: str) -> Manifest:
-    """Raises UserError where there is no such sweep, or its manifest is torn or of another format."""
+    """Raises UserError where there is no such sweep, or its manifest is truncated or of another format."""
     try:
         text = json.loads(path(out, sweep).read_text())
     except OSError as error:
         known = ", ".join(names(out)) or "none"
         raise UserError(f"{sweep}: no such sweep was submitted from {out} (there are: {known})") from error
     except ValueError as error:
-        raise UserError(f"{path(out, sweep)} is torn: delete it and submit the sweep again") from error
+        raise UserError(f"{path(out, sweep)} is truncated: delete it and submit the sweep again") from error
     if text.get("format") != FORMAT:
         raise UserError(f"{path(out, sweep)}: format {text.get('format')}, not {FORMAT}; submit the sweep again")
     cells = {key: CellEntry(key, cell["name"], cell["label"], cell["entries"]) for key, cell in text["cells"].items()}

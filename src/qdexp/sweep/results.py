@@ -58,7 +58,7 @@ def enlist(cells: Sequence[Cell]) -> None:
     try:
         before = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
-        raise UserError(f"sweep={cells[0].config.sweep}: {path} is torn; delete it, or choose another name") from error
+        raise UserError(f"sweep={cells[0].config.sweep}: {path} is truncated; delete it, or choose another name") from error
     listed = {cell.name: {"label": cell.label, "entries": [one.entry for one in cell.stages.values()]} for cell in cells}
     files.write_text(path, json.dumps(before | listed, indent=1))
 
@@ -102,8 +102,8 @@ def finish(cell: Cell, begin: Callable[[str], object] | None = None) -> Record:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        mend = "free some space or choose another folder; finished stages are kept"
-        raise UserError(f"out={cell.out}: {error.strerror}; {mend}") from error
+        fix = "free some space or choose another folder; finished stages are kept"
+        raise UserError(f"out={cell.out}: {error.strerror}; {fix}") from error
     finally:
         _mirror(cell)
 

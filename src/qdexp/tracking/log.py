@@ -35,7 +35,7 @@ class Run:
 
 
 def chunks(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and data of each chunk. Raises ValueError on a wrong header or checksum, or a torn end."""
+    """Kind and data of each chunk. Raises ValueError on a wrong header or checksum, or a truncated end."""
     if not raw.startswith(HEADER):
         raise ValueError("not a .wandb file")
     at = len(HEADER)
@@ -44,11 +44,11 @@ def chunks(raw: bytes) -> Iterator[tuple[int, bytes]]:
             at += BLOCK - at % BLOCK
             continue
         if len(raw) - at < 7:
-            raise ValueError(f"damaged at byte {at}")
+            raise ValueError(f"corrupt at byte {at}")
         crc, length, kind = struct.unpack_from("<IHB", raw, at)
         data = raw[at + 7 : at + 7 + length]
         if len(data) < length or zlib.crc32(bytes([kind]) + data) != crc:
-            raise ValueError(f"damaged at byte {at}")
+            raise ValueError(f"corrupt at byte {at}")
         yield kind, data
         at += 7 + length
 

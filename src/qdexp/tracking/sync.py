@@ -1,6 +1,6 @@
 """Sending offline runs, without believing the exit code of `wandb sync`.
 
-`wandb sync` answers 0 for an empty log, a torn end, a flipped byte and a missing artifact file. So every run is read whole
+`wandb sync` exits 0 for an empty log, a truncated one, a flipped byte and a missing artifact file. So every run is read whole
 before it is sent, is given a time limit, and counts as sent only where W&B has left its mark beside the log
 (``*.wandb.synced``) and said of no error.
 """

@@ -124,7 +124,7 @@ def _executions(out: Path) -> dict[str, list[str]]:
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             name = json.loads(line)["entry"]
-        except (ValueError, KeyError):  # torn by a kill: the record stands without it
+        except (ValueError, KeyError):  # truncated by a kill: the record stands without it
             continue
         lines.setdefault(name.rpartition("-")[2], []).append(line)
     return lines
