@@ -108,6 +108,7 @@ def test_a_reference_is_built_from_a_folder(
         ([".", "--n", "1"], "--n 1: choose at least 2"),
         (["one", "--size", "8"], "one: holds 1 image, which has no covariance"),
         ([".", "--out", "file/made"], "--out file/made: .*; choose a folder that can be written to"),
+        ([".", "--extractor", "inception-v3", "--weights", "lost.pth"], "--weights lost.pth: no such file; fetch https://"),
     ],
 )
 def test_what_is_missing_is_one_line(
@@ -118,7 +119,7 @@ def test_what_is_missing_is_one_line(
     (tmp_path / "bare").mkdir()
     (tmp_path / "one").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "alone.tif")
-    monkeypatch.setattr(sys, "argv", ["build", "--out", "made", "--extractor", "fashion-cnn", *arguments])
+    monkeypatch.setattr(sys, "argv", ["build", "--out", "made", "--extractor", "inception-v3-random", *arguments])
     with pytest.raises(SystemExit, match=f"qdexp: .*{message}"):
         build.main()
 
@@ -211,4 +212,6 @@ def test_the_command_has_a_help_page(monkeypatch: pytest.MonkeyPatch, capsys: py
     with pytest.raises(SystemExit) as stop:
         build.main()
     assert stop.value.code == 0
-    assert "--prepare {none,ldm,adm}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--prepare {none,ldm,adm}" in printed
+    assert "--extractor {inception-v3,inception-v3-random}" in printed, "grey images alone are no folder's"

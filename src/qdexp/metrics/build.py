@@ -24,6 +24,8 @@ from qdexp.metrics.features import extract_from
 from qdexp.metrics.preparation import PREPARATIONS, ImageFolder, Registered
 
 BATCH = 64
+COLOURED = [extractor.name for extractor in EXTRACTORS.values() if extractor.shape in ((), (3,))]
+"""The extractors of RGB images, as which all images are read."""
 
 
 def images_of(args: argparse.Namespace) -> ImageFolder | Registered:
@@ -49,6 +51,10 @@ def build(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} {value}: choose at least {least}")
     files.require_writable(args.out.parent, f"--out {args.out}")
     extractor = find(args.extractor, args.weights)
+    if not (extractor.random or extractor.weights.is_file()):
+        raise UserError(
+            f"--weights {extractor.weights}: no such file; fetch {extractor.publisher}, and put it there or name its place"
+        )
     images = images_of(args)
     count = min(args.n or len(images), len(images))
     if count < 2:
@@ -67,10 +73,12 @@ def build(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m qdexp.metrics.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images", help="a folder, or the name of one of torch-fidelity's inputs")
     parser.add_argument("--out", type=Path, required=True, help="the reference file")
-    parser.add_argument("--extractor", default=INCEPTION.name, choices=list(EXTRACTORS))
+    parser.add_argument("--extractor", default=INCEPTION.name, choices=COLOURED)
     parser.add_argument("--weights", help="of the extractor; without: torch-fidelity's cache")
     parser.add_argument("--prepare", default="none", choices=list(PREPARATIONS), help="crop and resize of a folder's images")
     parser.add_argument("--size", type=int, help="pixels of a side, of a folder's images")

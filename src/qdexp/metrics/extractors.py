@@ -58,7 +58,7 @@ class Extractor:
         if self.random:
             return b""
         if not self.weights.is_file():
-            raise UserError(f"protocol.extractor={self.name} lacks its weights; {self._mend()}")
+            raise UserError(f"protocol.extractor={self.name} lacks its weights; {self._fix()}")
         if sha256(self.weights) == self.digest:  # read piece by piece: another file may be of any size
             content = self.weights.read_bytes()
             if hashlib.sha256(content).hexdigest() == self.digest:  # whoever writes there may have swapped the files
@@ -73,7 +73,7 @@ class Extractor:
         named = self if given is None else replace(self, weights=Path(given))
         return io.BytesIO(named.checked_weights())
 
-    def _mend(self) -> str:
+    def _fix(self) -> str:
         if self.publisher is None:
             return f"put them at {self.weights}"
         place = f"fetch {self.publisher} to {self.weights}, or name its place as protocol.extractor_weights"
