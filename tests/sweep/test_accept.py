@@ -43,10 +43,16 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 
 
 def test_a_refactoring_gives_finished_results_new_keys(
-    cell_of: CellOf, edited: Callable[..., dict[str, str]], small: list[str], executed: Callable[..., list[str]]
+    cell_of: CellOf,
+    edited: Callable[..., dict[str, str]],
+    small: list[str],
+    executed: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     cell = cell_of(*OPTIONS)
     record = cell.run()
+    assert store_command(["accept", "--out", str(cell.out)]) == 0
+    assert capsys.readouterr().out.endswith("nothing to accept: all 1 cells have the keys of this code\n")
     before, entries = executed(), {path.name for path in (cell.out / "store").iterdir()}
     environment = edited(*REFACTORED)
     done = run(environment, "qdexp.store", "accept", "--out", str(cell.out))

@@ -73,7 +73,12 @@ def accept(out: Path) -> int:
                 _adopt(store, one)
             _rename(out, path, stages)
             renamed += 1
-    print(f"{renamed} of {len(cells)} cells have new keys; what the old ones alone need goes with python -m qdexp.store prune")
+    if any(one.renamed for stages in cells.values() for one in stages.values()):
+        print(
+            f"{renamed} of {len(cells)} cells have new keys; what the old ones alone need goes with python -m qdexp.store prune"
+        )
+    else:
+        print(f"nothing to accept: all {len(cells)} cells have the keys of this code")
     return 0 if all(equal.values()) else 1
 
 
@@ -97,7 +102,7 @@ def _compared(store: Store, record: Record, stages: dict[str, Stage]) -> Iterato
     for role, stage in stages.items():
         entry = store.open(f"{stage.name}-{record['keys'][role]}")
         if entry is None:
-            raise UserError(f"the entry of {role} is not there, or damaged")
+            raise UserError(f"the entry of {role} is not there, or corrupt")
         found[stage.entry] = entry
     for role, stage in stages.items():
         now = stage.described(lambda one: found[one.entry].folder.name.rpartition("-")[2])
