@@ -94,8 +94,10 @@ def test_bops_by_hand() -> None:
     inner = sum(macs[name] for name in names if name not in ends)
     outer = sum(macs[name] for name in ends)
     products = description.macs - inner - outer
-    assert description.bops(quant(4, 6)) == 24 * inner + 64 * outer + (36 + 48) * products // 2 and products > 0
-    assert description.bops(quant(32, 32)) == 1024 * description.macs
+    assert (
+        description.coverage(quant(4, 6)).bit_operations == 24 * inner + 64 * outer + (36 + 48) * products // 2 and products > 0
+    )
+    assert description.coverage(quant(32, 32)).bit_operations == 1024 * description.macs
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -22,7 +22,7 @@ from qdexp.quant.affine import QParams
 from qdexp.quant.attention import is_known
 from qdexp.quant.blocks import blocks_of
 from qdexp.quant.coverage import Coverage, Wanted
-from qdexp.quant.macs import FULL, Product, bit_operations, count
+from qdexp.quant.macs import FULL, Product, count
 from qdexp.quant.network import LayerBits
 from qdexp.quant.packing import packed_bytes
 from qdexp.quant.shortcuts import Concatenation, concatenations
@@ -68,12 +68,8 @@ class Description:
         networks.check_attentions(self.network, plan)
         return plan
 
-    def bops(self, quant: Quant) -> int:
-        """Of one forward pass of one sample."""
-        return bit_operations(self.products, self._known(quant))
-
     def coverage(self, quant: Quant) -> Coverage:
-        """What is quantized, and what stays in full precision."""
+        """What is quantized, what stays in full precision, and the bit operations of one forward pass of one sample."""
         wanted = Wanted(self.plan(quant), LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
         return Coverage(self.network, self.products, self._known(quant), wanted)
 
