@@ -41,7 +41,10 @@ def _row(record: Record, evidence: Evidence) -> dict[str, Any]:
         "protocol_hash": record["protocol"]["hash"],
         "identity": record["identity"],
         **record.get("metrics", {}),
-        **{f"{name}_low": interval.low for name, interval in intervals.items()},
-        **{f"{name}_high": interval.high for name, interval in intervals.items()},
+        **{
+            f"{name}_{end}": value
+            for name, interval in intervals.items()
+            for end, value in (("low", interval.low), ("high", interval.high))
+        },
         "seconds": record.get("costs", {}).get("total", {}).get("seconds"),
     }
