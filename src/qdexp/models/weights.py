@@ -154,7 +154,7 @@ class WeightFiles:
         for file in self.files:
             stated = file.with_name(file.name + ".sha256")
             if stated.is_file() and _first_word(stated) != sha256(file):
-                why = f"its digest is not the one in {stated.name}; the file is damaged or not the one meant"
+                why = f"its digest is not the one in {stated.name}; the file is corrupt or not the one meant"
                 raise UserError(f"{self.option}: {why}")
 
     def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:

@@ -81,12 +81,12 @@ class Evidence:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """What a file of the store holds. Raises UserError where it is damaged."""
+    """What a file of the store holds. Raises UserError where it is corrupt."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        raise _corrupt(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({error}): run the sweep again, which makes it anew")
+def _corrupt(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is corrupt ({error}): run the sweep again, which makes it anew")
