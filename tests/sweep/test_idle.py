@@ -51,6 +51,17 @@ def test_what_no_cell_reads_is_said(qdexp: Command) -> None:
         assert "note:" not in qdexp("-m", arguments, DRY)[1]
 
 
+@pytest.mark.parametrize("option", ["protocol.reference=real.safetensors", "protocol.extractor_weights=inception.pth"])
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_what_only_an_extractor_reads_is_refused_without_one(qdexp: Command, option: str, flags: tuple[str, ...]) -> None:
+    code, _, err = qdexp(*flags, "method=ptq", "protocol.extractor=none", option)
+    assert code == 1
+    assert err == (
+        f"qdexp: {option}: not read, since protocol.extractor=none compares with no reference; "
+        "add protocol=fid5k or protocol.extractor=NAME, or leave it out"
+    )
+
+
 WITHOUT_ATTENTION = ["model.network.down_block_types=[DownBlock2D,DownBlock2D]", "model.weights=random",
                      "model.network.up_block_types=[UpBlock2D,UpBlock2D]", "+model.network.add_attention=false"]  # fmt: skip
 

@@ -39,6 +39,10 @@ def check(points: Sequence[Point], cells: Sequence[Cell | None]) -> None:
     if quantized and "quant.softmax_bits" in named and not any(map(_attends, quantized)):
         name = quantized[0].config.model.name
         raise UserError(f"{named['quant.softmax_bits']}: does nothing, {name} has no attention; leave it out")
+    for name in named.keys() & {"protocol.reference", "protocol.extractor_weights"}:
+        if kept and not any(cell.config.protocol.scores for cell in kept):
+            raise UserError(f"{named[name]}: not read, since protocol.extractor=none compares with no reference; "
+                            f"add protocol=fid5k or protocol.extractor=NAME, or leave it out")  # fmt: skip
     for group, (reads, why) in _READ.items():
         unread = [override for name, override in named.items() if name.split(".")[0] == group]
         if quantized and unread and not any(map(reads, quantized)):
