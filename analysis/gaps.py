@@ -7,7 +7,7 @@
     rounding  (noise error of nearest rounding - of the method) / (of nearest rounding - of quantized activations alone)
     FID       (FID of ptq - of the method) / (of ptq - of fp)
 
-Nearest rounding is the rung timestep_aware. Means over the seeds with 95 % intervals: those of the noise error over the seeds
+Nearest rounding is the method timestep_aware. Means over the seeds with 95 % intervals: those of the noise error over the seeds
 alone, those of FID over seeds and images. A share is told only where the interval of the gap itself is above zero.
 """
 
@@ -29,7 +29,7 @@ NONE = "-"
 
 
 class Study:
-    """The complete cells of a ladder: one network, one configuration for each method and bit-width, one record a seed."""
+    """The complete cells of an ablation: one network, one configuration for each method and bit-width, one record a seed."""
 
     def __init__(self, records: Sequence[Record], out: Path) -> None:
         """Raises UserError where the records are of several networks or protocols, or two claim one place."""

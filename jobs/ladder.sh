@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The ladder of methods, on your cluster: jobs/ladder.sh cluster=mine model=ddpm_fashion
+# The ablation of methods, on your cluster: jobs/ladder.sh cluster=mine model=ddpm_fashion
 # With configs of your own: CONF=/path/to/conf jobs/ladder.sh ...
 set -euo pipefail
 jobs="$(cd "$(dirname "$0")" && pwd)"

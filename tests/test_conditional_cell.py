@@ -108,7 +108,7 @@ def test_an_unconditional_model_is_asked_for_nothing(cell_of: CellOf, option: st
         cell_of(option)
 
 
-def test_the_ladder_leaves_out_a_rung_that_finds_nothing_to_split(qdexp: Command, conditional: str, tmp_path: Path) -> None:
+def test_the_ablation_leaves_out_a_method_that_finds_nothing_to_split(qdexp: Command, conditional: str, tmp_path: Path) -> None:
     code, out, _ = qdexp("-m", conditional, "model=tiny_dit", "protocol.guidance=2")
     assert code == 0
     assert "left out qdiffusion w4a8 of tiny_dit: quantizer.split=skip: no convolution" in out

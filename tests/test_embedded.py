@@ -19,7 +19,7 @@ def run(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
-    """(method, bits) -> record: the ladder, and quantized activations alone."""
+    """(method, bits) -> record: the ablation, and quantized activations alone."""
     folder = tmp_path_factory.mktemp("embedded")
     run(folder)
     run(folder, "method=timestep_aware", "quant=w32a8")
@@ -29,7 +29,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], d
 
 @pytest.fixture(scope="module")
 def metrics(records: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Metrics]:
-    """The metrics of the ladder's rungs."""
+    """The metrics of the ablation's methods."""
     return {method: record["metrics"] for (method, bits), record in records.items() if bits != "w32a8"}
 
 

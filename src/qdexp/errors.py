@@ -16,7 +16,7 @@ class UserError(Exception):
 
 
 class NothingToSplitError(UserError):
-    """Split shortcuts were asked of a network that has none: a ladder goes on without this rung."""
+    """Split shortcuts were asked of a network that has none: an ablation goes on without this method."""
 
 
 @contextlib.contextmanager

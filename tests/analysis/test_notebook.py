@@ -1,4 +1,4 @@
-"""The notebook of analysis/ runs from a folder that holds the outputs of the ladder, and was executed as it stands."""
+"""The notebook of analysis/ runs from a folder that holds the outputs of the ablation, and was executed as it stands."""
 
 import json
 from collections.abc import Callable

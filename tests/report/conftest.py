@@ -88,7 +88,7 @@ def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(qdexp: Callable[..., tuple[int, str, str]], report_folder: Path) -> Study:
-    """Three rungs of the tiny model, two seeds and full precision, the last rung with one layer untouched. Run once."""
+    """Three methods of the tiny model, two seeds and full precision, the last with one layer untouched. Run once."""
     out = report_folder / "out"
     if not (out / "sweeps" / "study" / "table.md").exists():
         axes = ("method=fp,ptq,timestep_aware,qdiffusion", "seed=0,1", "inspection.rows=4")

@@ -92,7 +92,7 @@ def test_what_is_left_in_floating_point_is_not_learned(
     assert {name: len(columns["block"]) for name, columns in record["reconstruction"].items()} == learned
 
 
-def test_rungs_that_learn_nothing_say_nothing(cell_of: CellOf) -> None:
+def test_methods_that_learn_nothing_say_nothing(cell_of: CellOf) -> None:
     cell = cell_of("method=timestep_aware")
     assert cell.run()["reconstruction"] == {}
     assert "rounding" not in cell.stages

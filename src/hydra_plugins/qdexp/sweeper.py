@@ -1,4 +1,4 @@
-"""The sweeper of qdexp: the grid of the axes that are named, or the ladder of methods where none is.
+"""The sweeper of qdexp: the grid of the axes that are named, or the ablation of methods where none is.
 
 Hydra's basic sweeper cannot do this: its default parameters are merged with an experiment's axes, and it starts the first cell
 before it has looked at the last. This one composes and checks every cell first, drops cells that come out equal, and only then
@@ -31,7 +31,7 @@ class LadderSweeperConf:
     params: dict[str, str] = field(default_factory=dict)
     """Axes of a named study: what its ``experiment`` file sweeps over, unless the command says otherwise."""
     cells: list[str] = field(default_factory=list)
-    """Cells one by one, each the overrides that make it ("method=ptq quant=w8a8"), in place of the ladder or a study's axes."""
+    """Cells one by one, each the overrides of it ("method=ptq quant=w8a8"), in place of the ablation or a study's axes."""
     exclude: list[str] = field(default_factory=list)
     """Points of the grid that are left out: those that have all of an entry's overrides ("method=ptq quant=w4a4")."""
 
@@ -92,7 +92,7 @@ class LadderSweeper(Sweeper):
         return [completed(point) for point in points]
 
     def arguments(self, given: list[str]) -> list[str]:
-        """The overrides of a sweep without a list: those given, a study's axes, and the ladder where nothing replaces it."""
+        """The overrides of a sweep without a list: those given, a study's axes, and the ablation where nothing replaces it."""
         named = {axis(argument) for argument in given}
         chosen = [f"{name}={values}" for name, values in self.params.items() if name not in named]
         if self.climbs(given):
@@ -100,7 +100,7 @@ class LadderSweeper(Sweeper):
         return chosen + given
 
     def climbs(self, given: list[str]) -> bool:
-        """Whether the ladder is run: nothing replaces it."""
+        """Whether the ablation is run: nothing replaces it."""
         named = {axis(argument) for argument in given}
         return not (named | set(self.params)) & {"method", "quantizer", "calib", "experiment"}
 

@@ -13,7 +13,7 @@ from qdexp.record import Record
 from qdexp.report.identity import PLACES, contents, flat, full_precision, grouped, network, options
 
 LADDER = ("fp", "ptq", "timestep_aware", "reconstruction", "qdiffusion")
-"""Order of the methods' rows, one ingredient added a rung; others follow."""
+"""Order of the methods' rows, one ingredient added by each; others follow."""
 AXES = ("model", "quant", "quantizer", "calib", "recon", "weights")
 ENVIRONMENT = ("device", "cuda", "python", "versions.", "git_commit")
 """What of a cell's provenance tells why its keys are others."""
@@ -25,7 +25,7 @@ Trait = Callable[[Record], str | None]
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:
-    """Network by network: full precision first, then a ladder for each pair of bit-widths, widest first; then by name."""
+    """Network by network: full precision first, then an ablation for each pair of bit-widths, widest first; then by name."""
     networks = list(dict.fromkeys(map(network, records)))
 
     def order(named: tuple[Record, str]) -> tuple[Any, ...]:

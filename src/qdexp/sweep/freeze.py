@@ -85,7 +85,7 @@ def _is_value(override: Override) -> bool:
 def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder: bool = False) -> list[tuple[int, Cell]]:
     """Every cell checked; those that come out equal kept once, with their place in ``configs``, which are those of ``points``.
 
-    A rung of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the rung before, again.
+    A method of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the method before, again.
     Raises UserError where the cells differ in what all cells of a sweep share, or the points in what none of them reads.
     """
     passed: set[str] = set()
