@@ -65,9 +65,12 @@ def test_what_counts_as_a_change(old: str, new: str, counts: bool) -> None:
 PACKAGE = {
     "followed/__init__.py": "",
     "followed/start.py": "import json\nimport numpy\nfrom . import near\nfrom typing import TYPE_CHECKING\n"
-    "if TYPE_CHECKING:\n    from followed import typed\ndef late():\n    from followed.deep import far\n",
+    "if TYPE_CHECKING:\n    from followed import typed\nelse:\n    from followed import untyped\n"
+    "def late():\n    from followed.deep import far\n",
     "followed/near.py": "from followed.start import late\n",
     "followed/typed.py": "",
+    "followed/untyped.py": "import profile\n",
+    "profile.py": "",
     "followed/unused.py": "",
     "followed/deep/__init__.py": "",
     "followed/deep/far.py": "from qdexp.errors import UserError\nfrom qdexp.quant.affine import quantize\n",
@@ -81,25 +84,51 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "followed"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("followed", "profile")]:
         monkeypatch.delitem(sys.modules, name)
+    code._in_library.cache_clear()
     return tmp_path / "followed"
 
 
 def test_imports_are_followed_late_ones_too_but_not_those_of_a_type_checker(followed: Path) -> None:
     found = code.reached("followed.start")
-    assert found.keys() == {"followed.start", "followed.near", "followed.deep.far", "qdexp.quant.affine", "qdexp.quant.scheme"}
+    assert found.keys() == {
+        *("followed", "followed.start", "followed.near", "followed.untyped", "followed.deep", "followed.deep.far"),
+        *("qdexp.quant.affine", "qdexp.quant.scheme"),
+        "profile",  # called like one of Python's library
+    }
     assert code.reached("followed.start", stop=lambda name: name == "followed.near").keys() == found.keys() - {"followed.near"}
 
 
 @pytest.mark.parametrize(
     ("file", "counts"),
-    [("near.py", True), ("deep/far.py", True), ("table.csv", True), ("typed.py", False), ("unused.py", False)],
+    [
+        ("near.py", True),
+        ("deep/far.py", True),
+        ("__init__.py", True),
+        ("deep/__init__.py", True),
+        ("untyped.py", True),
+        ("../profile.py", True),
+        ("table.csv", True),
+        ("typed.py", False),
+        ("unused.py", False),
+    ],
 )
 def test_what_is_beside_a_module_counts_where_it_is_read(followed: Path, file: str, counts: bool) -> None:
     before = code.digest("followed.start")
     (followed / file).write_text(f"{(followed / file).read_text()}x = 1\n")
     assert (code.digest("followed.start") != before) is counts
+
+
+def test_of_installed_packages_the_versions_count_that_the_users_modules_import(
+    followed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [code.digest(name) for name in ("followed.start", "followed.near", "qdexp.quant.affine")]
+    monkeypatch.setattr(code.metadata, "version", lambda name: {"numpy": "0.1"}[name])
+    code._version.cache_clear()
+    after = [code.digest(name) for name in ("followed.start", "followed.near", "qdexp.quant.affine")]
+    code._version.cache_clear()
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, False]
 
 
 @pytest.mark.parametrize("stage", [TrajectoryStage, SamplesStage, ConditionsStage, CalibrationStage])

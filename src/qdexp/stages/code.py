@@ -2,19 +2,23 @@
 
 What counts of a module is its syntax tree. What only a reader sees is not in it: comments, docstrings, annotations, layout,
 the text of errors and of what is printed. Imports are read off the source, so that nothing depends on what a process happens
-to have imported. Modules of qdexp and of the user are followed; installed packages are not.
+to have imported. Modules of qdexp and of the user are followed. Installed packages are not: of those that the user's modules
+import, the versions count.
 """
 
 import ast
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
+from qdexp import entries
 from qdexp.files import sha256
 from qdexp.paths import PACKAGE
 
@@ -35,7 +39,7 @@ WITHOUT_EFFECT = {
 
 _ROOT = PACKAGE.name
 _INSTALLED = {"site-packages", "dist-packages"}
-_LIBRARY = frozenset(sys.stdlib_module_names)
+_LIBRARY = Path(os.__file__).parent
 _UNSEEN = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind"}
 
 
@@ -51,10 +55,15 @@ class Module:
 def digest(module: str, stop: Callable[[str], bool] = lambda _: False) -> str:
     """16 hex digits for ``module`` and all that it leads to, not through modules where ``stop`` holds."""
     found: dict[str, str] = {}
+    named = {module}
     for name, one in reached(module, stop).items():
         found[name] = one.digest
         package = name if one.path.name == "__init__.py" else name.rpartition(".")[0]
-        found |= {f"{package}/{file.name}": sha256(file) for file in data(one.path.parent)}
+        found |= {f"{package}/{file.name}": entries.digest(file) for file in data(one.path.parent)}
+        named |= set() if PACKAGE in one.path.parents else set(one.imports)
+    found |= {
+        f"{package}==": version for package in {name.partition(".")[0] for name in named} if (version := _version(package))
+    }
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -67,8 +76,11 @@ def reached(module: str, stop: Callable[[str], bool] = lambda _: False) -> dict[
         path = None if name in found else locate(name)
         if path is not None:
             found[name] = parsed(name, path)
-            names = [] if is_installed(path) else found[name].imports
-            pending += [other for other in _modules(names) if not stop(other)]
+            if is_installed(path):
+                continue
+            if PACKAGE not in path.parents and "." in name:  # to import a module is to run the packages around it
+                pending.append(name.rpartition(".")[0])
+            pending += [other for other in _modules(found[name].imports) if not stop(other)]
     return found
 
 
@@ -135,14 +147,17 @@ def _names(tree: ast.AST, package: str) -> Iterator[str]:
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
     yield node
     for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from _executed(other)
+        else:
             yield from _executed(child)
 
 
 def _modules(names: Sequence[str]) -> Iterator[str]:
     """The modules to be followed among what a file imports: ``a.b`` itself where it is one, else ``a``, which holds ``b``."""
     for name in names:
-        if name.partition(".")[0] in _LIBRARY:
+        if _in_library(name.partition(".")[0]):
             continue
         module = name if locate(name) is not None else name.rpartition(".")[0]
         path = locate(module) if module else None
@@ -174,9 +189,28 @@ def locate(name: str) -> Path | None:
     if parts[0] == _ROOT:
         place = PACKAGE.joinpath(*parts[1:])
         return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
-    if parts[0] in _LIBRARY:
+    return None if _in_library(parts[0]) else _found(name)
+
+
+@cache
+def _in_library(package: str) -> bool:
+    """Whether it is Python's own: a module of the user may be called like one of the library, and comes first then."""
+    if package not in sys.stdlib_module_names:
+        return False
+    path = _found(package)
+    return path is None or _LIBRARY in path.parents
+
+
+@cache
+def _version(package: str) -> str | None:
+    """Of an installed package; None of what is none, or tells none."""
+    path = None if package == _ROOT or _in_library(package) else _found(package)
+    if path is None or not is_installed(path):
         return None
-    return _found(name)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # it is published under another name
+        return ", ".join(metadata.version(name) for name in metadata.packages_distributions().get(package, [])) or None
 
 
 def _found(name: str) -> Path | None:
