@@ -300,3 +300,38 @@ def test_manifest_says_what_an_entry_is(cell_of: CellOf) -> None:
         assert made.keys() == {"commit", "dirty"}
         assert note == stage.described(lambda one: one.key)
         assert keys.short_hash(note) == stage.key
+
+
+WRAPPED = {
+    "library_of_mine.py": "def build(**options):\n    return options\n",
+    "named_here.py": "from functools import wraps\nfrom library_of_mine import build\n"
+    "@wraps(build)\ndef make(**options):\n    return build(**options)\n",
+    "patched_here.py": "from diffusers import UNet2DModel\nNet = UNet2DModel\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "file", "counts"),
+    [
+        ("named_here.make", "named_here.py", True),
+        ("named_here.make", "library_of_mine.py", True),
+        ("patched_here.Net", "patched_here.py", True),
+        ("patched_here.Net", "named_here.py", False),
+    ],
+)
+def test_the_module_that_a_target_is_named_in_counts_and_the_one_that_defines_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, file: str, counts: bool
+) -> None:
+    for name, source in WRAPPED.items():
+        (tmp_path / name).write_text(source)
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = keys.code_of(target)
+    (tmp_path / file).write_text(f"{(tmp_path / file).read_text()}x = 1\n")
+    assert (keys.code_of(target) != before) is counts
+
+
+def test_the_version_of_a_package_counts_that_a_target_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys.code_of("lpips.LPIPS")
+    monkeypatch.setattr(keys.code, "_version", lambda package: "0.0" if package == "lpips" else None)
+    assert keys.code_of("lpips.LPIPS") != before

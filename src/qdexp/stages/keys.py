@@ -8,6 +8,7 @@ and of the code of the stage itself and of the environment. So a new option is i
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -87,20 +88,27 @@ def code_of(target: str) -> str | None:
 
     Raises UserError where it cannot be imported.
     """
-    module = module_of(target)
-    if module is None or target.startswith(_VERSIONED):
+    modules = modules_of(target)
+    if not modules or target.startswith(_VERSIONED):
         return None
-    return _own_code(module) if target.startswith(f"{PACKAGE.name}.") else code.digest(module)
+    if target.startswith(f"{PACKAGE.name}."):
+        return _own_code(modules[-1])
+    return short_hash([code.digest(module) for module in modules])
 
 
-def module_of(target: str) -> str | None:
-    """The module that defines what a ``_target_`` names; None where no source does. UserError where it cannot be imported."""
+def modules_of(target: str) -> list[str]:
+    """The module in which a ``_target_`` is found and, where that is another, the one that defines it: what is imported may be
+    changed, or wrapped, before it is named. Empty where no source defines it. UserError where it cannot be imported."""
     try:
         found = get_object(target)
         module, source = inspect.getmodule(found), inspect.getsourcefile(found)
     except Exception as error:
         raise UserError(f"_target_={target}: cannot be imported ({error}); check the name and PYTHONPATH") from error
-    return None if source is None or module is None else module.__name__
+    if source is None or module is None:
+        return []
+    parts = target.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    return list(dict.fromkeys([*[next(name for name in prefixes if name in sys.modules)], module.__name__]))
 
 
 @cache

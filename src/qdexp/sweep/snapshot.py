@@ -20,7 +20,7 @@ from qdexp import files, provenance
 from qdexp.cell import Cell
 from qdexp.paths import PACKAGE
 from qdexp.stages import code
-from qdexp.stages.keys import module_of, targets
+from qdexp.stages.keys import modules_of, targets
 
 CODE = "code"
 
@@ -48,9 +48,9 @@ def take(folder: Path, cells: Iterable[Cell]) -> Path:
 def _sources(cells: Iterable[Cell]) -> dict[str, Path]:
     """The files to copy, by their places in the copy."""
     found = {str(path.relative_to(PACKAGE.parent)): path for path in _all_files(PACKAGE)}
-    for name in sorted({name for cell in cells for stage in cell.stages.values() for name in targets(stage)}):
-        module_named = module_of(name)
-        for module, one in code.reached(module_named).items() if module_named else ():
+    named = {name for cell in cells for stage in cell.stages.values() for name in targets(stage)}
+    for start in dict.fromkeys(module for name in sorted(named) for module in modules_of(name)):
+        for module, one in code.reached(start).items():
             if not code.is_installed(one.path) and PACKAGE not in one.path.parents:
                 found |= _own(module, one.path)
     return found
