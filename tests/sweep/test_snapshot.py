@@ -65,6 +65,45 @@ def test_a_copy_holds_the_package_and_the_users_modules_that_the_cells_lead_to(
     assert [path.name.startswith(files.PART) for path in copy.parent.iterdir()] == [False, False]
 
 
+def test_what_is_large_is_linked_and_output_folders_are_left_out(
+    cell_of: CellOf, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "LARGE", 1000)
+    (own / "own_helpers" / "table.bin").write_bytes(bytes(1001))
+    (own / "linked").mkdir()
+    (own / "linked" / "found.py").write_text("")
+    (own / "own_helpers" / "elsewhere").symlink_to(own / "linked")
+    (own / "own_helpers" / "again").symlink_to(own / "own_helpers")
+    out = own / "own_helpers" / "outputs"
+    cell = cell_of(*OPTIONS, f"out={out}")
+    copy = snapshot.take(out / "sweeps" / "trial", [cell])
+    there = {str(path.relative_to(copy)) for path in copy.rglob("*") if "qdexp" not in path.parts[len(copy.parts) :]}
+    files_there = {name for name in there if (copy / name).is_file()}
+    assert files_there == {"snapshot.json", *COPIED, "own_helpers/table.bin", "own_helpers/elsewhere/found.py"}
+    assert (copy / "own_helpers" / "table.bin").is_symlink()
+    assert (copy / "qdexp" / "zoo" / "fashion_cnn" / "model.safetensors").stat().st_size > 1000
+    assert not [path for path in (copy / "qdexp").rglob("*") if path.is_symlink()]
+    assert snapshot.take(out / "sweeps" / "trial", [cell]) == copy
+
+
+def test_of_two_shells_that_copy_the_same_the_second_takes_what_the_first_has_made(
+    cell_of: CellOf, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, copyfile = cell_of(*OPTIONS), shutil.copyfile
+    other = snapshot.take(tmp_path / "other", [cell])
+
+    def slow(source: Path, target: Path) -> None:
+        place = tmp_path / "sweep" / snapshot.CODE / other.name
+        if not place.exists():
+            shutil.copytree(other, place, copy_function=copyfile)
+        copyfile(source, target)
+
+    monkeypatch.setattr(snapshot.shutil, "copyfile", slow)
+    copy = snapshot.take(tmp_path / "sweep", [cell])
+    assert copy.name == other.name
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
 def test_a_copy_that_breaks_off_is_none(cell_of: CellOf, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, copies, copyfile = cell_of(*OPTIONS), list[Path](), shutil.copyfile
 

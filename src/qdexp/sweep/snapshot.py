@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,12 +23,14 @@ from qdexp.stages import code
 from qdexp.stages.keys import modules_of, targets
 
 CODE = "code"
+LARGE = 10**7
+"""Bytes from which a file in a package of the user is linked instead of copied: it is data."""
 
 
 def take(folder: Path, cells: Iterable[Cell]) -> Path:
     """Copies the code behind the cells into a folder of its own below ``folder``, unless it is there; returns that folder."""
-    sources = _sources(cells)
-    digests = {name: files.sha256(path) for name, path in sorted(sources.items())}
+    sources = _sources(list(cells))
+    digests = {name: str(path) if _is_large(path) else files.sha256(path) for name, path in sorted(sources.items())}
     digests[provenance.SNAPSHOT.name] = json.dumps(provenance.commit())
     target = folder / CODE / hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
     if not target.exists():
@@ -36,40 +38,59 @@ def take(folder: Path, cells: Iterable[Cell]) -> Path:
         try:
             for name, path in sources.items():
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, part / name)
+                if _is_large(path):
+                    (part / name).symlink_to(path.resolve())
+                else:
+                    shutil.copyfile(path, part / name)
             (part / provenance.SNAPSHOT.name).write_text(json.dumps(provenance.commit()))
-            with contextlib.suppress(FileExistsError):  # another shell was first with the same
+            try:
                 part.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+                # another shell was first with the same
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return target.resolve()
 
 
-def _sources(cells: Iterable[Cell]) -> dict[str, Path]:
+def _is_large(path: Path) -> bool:
+    return PACKAGE not in path.parents and path.stat().st_size > LARGE
+
+
+def _sources(cells: Sequence[Cell]) -> dict[str, Path]:
     """The files to copy, by their places in the copy."""
-    found = {str(path.relative_to(PACKAGE.parent)): path for path in _all_files(PACKAGE)}
+    outputs = [cell.out for cell in cells]
+    found = {str(path.relative_to(PACKAGE.parent)): path for path in _all_files(PACKAGE, outputs)}
     named = {name for cell in cells for stage in cell.stages.values() for name in targets(stage)}
-    for start in dict.fromkeys(module for name in sorted(named) for module in modules_of(name)):
-        for module, one in code.reached(start).items():
+    for module in dict.fromkeys(module for name in sorted(named) for module in modules_of(name)):
+        for reached, one in code.reached(module).items():
             if not code.is_installed(one.path) and PACKAGE not in one.path.parents:
-                found |= _own(module, one.path)
+                found |= _own(reached, one.path, outputs)
     return found
 
 
-def _own(module: str, path: Path) -> dict[str, Path]:
+def _own(module: str, path: Path, outputs: Sequence[Path]) -> dict[str, Path]:
     """A module's file; of one in a package, the whole outermost package: what is imported late must be there too."""
     depth = module.count(".") + (path.name == "__init__.py")
     if depth == 0:
         return {path.name: path}
     top = path.parents[depth - 1]
-    return {str(file.relative_to(top.parent)): file for file in _all_files(top)}
+    return {str(file.relative_to(top.parent)): file for file in _all_files(top, outputs)}
 
 
-def _all_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path
+def _all_files(top: Path, outputs: Sequence[Path]) -> Iterator[Path]:
+    """Those of a package, in folders that are linked into it too, but for output folders: they hold earlier copies."""
+    seen = {path.resolve() for path in (top, *outputs)}
+    for place, folders, names in os.walk(top, followlinks=True):
+        inner = {name: Path(place, name).resolve() for name in sorted(folders) if _counts(name)}
+        folders[:] = [name for name, folder in inner.items() if folder not in seen]
+        seen.update(inner.values())
+        yield from (path for path in (Path(place, name) for name in sorted(names) if _counts(name)) if path.is_file())
+
+
+def _counts(name: str) -> bool:
+    return not name.startswith(".") and name != "__pycache__"
 
 
 def search_path(copy: Path) -> str:
