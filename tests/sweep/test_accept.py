@@ -13,11 +13,17 @@ import pytest
 import qdexp as package
 from qdexp import files
 from qdexp.cell import Cell
+from qdexp.stages.keys import short_hash
 from qdexp.store.__main__ import main as store_command
+from qdexp.sweep.__main__ import main as sweep_command
+from qdexp.sweep.launch import Frozen
+from qdexp.sweep.manifest import read as read_sweep
+from qdexp.sweep.status import DONE, Status
 
 CellOf = Callable[..., Cell]
 OPTIONS = ("method=timestep_aware", "protocol.n=10", "protocol.heldout=2", "protocol.steps=2", "calib.timesteps=2")
 REFACTORED = ("quant/affine.py", "    scale = width / levels\n", "    step = width / levels\n    scale = step\n")
+LEARNING = ("nn.Parameter(torch.logit(", "nn.Parameter(-torch.logit(")
 CHANGED = ("quant/affine.py", "/ levels\n", "/ (levels + 0.5)\n")
 
 
@@ -50,6 +56,7 @@ def test_a_refactoring_gives_finished_results_new_keys(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cell = cell_of(*OPTIONS)
+    Frozen([cell]).write()
     record = cell.run()
     assert store_command(["accept", "--out", str(cell.out)]) == 0
     assert capsys.readouterr().out.endswith("nothing to accept: all 1 cells have the keys of this code\n")
@@ -71,6 +78,7 @@ def test_a_refactoring_gives_finished_results_new_keys(
     manifest = json.loads((cell.out / "store" / f"samples-{accepted['keys']['samples']}" / "manifest.json").read_text())
     assert manifest["note"]["accepted"] == [record["keys"]["samples"]]
     assert (cell.out / accepted["artifacts"]["checkpoint"]).is_dir()
+    assert accepted["identity"] == short_hash(accepted["keys"]), "its other seeds, made by the code of now, have the same"
 
     merged = [one for one in small if one.partition("=")[0] not in {option.partition("=")[0] for option in OPTIONS}]
     again = run(environment, "qdexp", *merged, *OPTIONS, f"out={cell.out}")
@@ -81,6 +89,12 @@ def test_a_refactoring_gives_finished_results_new_keys(
     assert len(kept) == len(cell.stages)
     assert store_command(["verify", "--out", str(cell.out)]) == 0
     assert entries & kept
+
+    sweep = read_sweep(cell.out, "trial")
+    assert {one.name for one in sweep.cells.values()} == {path.stem}
+    assert {state.state for state in Status(sweep, lambda _: {}).nodes.values()} == {DONE}
+    sweep_command(["collect", "trial", "--out", str(cell.out)])
+    assert list((cell.out / "records").glob("*.json")) == [path], "no record of failure under the name of before"
 
 
 def test_a_change_of_results_is_not_accepted(cell_of: CellOf, edited: Callable[..., dict[str, str]]) -> None:
@@ -110,3 +124,16 @@ def test_nothing_is_accepted_where_more_than_the_code_differs(
     assert done.returncode == 1
     assert "not only the code of trajectory has changed, but options, files or versions" in done.stdout
     assert "nothing can be accepted" in done.stderr
+
+
+def test_what_one_method_makes_says_nothing_of_another(cell_of: CellOf, edited: Callable[..., dict[str, str]]) -> None:
+    """GPTQ is cheaper than AdaRound, and does not see that AdaRound's learning has changed."""
+    gptq, adaround = (cell_of(*OPTIONS[1:], which) for which in ("quantizer=gptq", "method=reconstruction"))
+    for cell in (gptq, adaround):
+        cell.run()
+    done = run(edited("quant/adaround.py", *LEARNING), "qdexp.store", "accept", "--out", str(gptq.out))
+    assert done.returncode == 1, done.stderr
+    rounding = [line for line in done.stdout.splitlines() if line.startswith("rounding")]
+    assert sorted("bit-equal" in line for line in rounding) == [False, True], done.stdout
+    assert "1 of 2 cells have new keys" in done.stdout
+    assert adaround.record.exists() and not gptq.record.exists()

@@ -4,8 +4,9 @@ du                     how much each kind of stage takes, and what nothing needs
 verify                 checks every file of every entry against its digest; ends with 1 where one is corrupt
 prune [--yes]          removes what no record needs, and no sweep that has cells without one;
                            without --yes it only says what. It may run beside sweeps
-accept                 after a change of code: makes one entry of each stage again, and where all bits are equal gives what
-                           is finished the keys that the code of now asks for; ends with 1 where they are not
+accept                 after a change of code: of each stage makes one entry of each method, model and bit-width again,
+                           and where all bits are equal gives what is finished the keys that the code of now asks for;
+                           ends with 1 where they are not
 copy SWEEP TO          a sweep's records, tables, images and checkpoints (--all: every entry) into the output folder TO,
                        or, where TO is -, as a tar stream:
 

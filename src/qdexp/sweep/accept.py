@@ -2,25 +2,33 @@
 
 A change of code gives all that it computes new keys. Where it is a refactoring, one entry of each kind that is made again shows
 it: the others then keep their files under their new keys. Manifests and records name the key of before.
+
+Of one kind are entries that the same code makes along the same ways through it: what they were asked for, and what they read,
+differs in numbers (bits aside) and files alone. So GPTQ's weights say nothing of AdaRound's, nor W8 of how W4 is packed.
 """
 
 import json
+import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from qdexp import device as devices
 from qdexp import entries, files, meter
 from qdexp import record as records
-from qdexp.cell import Cell
+from qdexp.cell import Cell, protocol_of
 from qdexp.errors import UserError
 from qdexp.record import Record, read_records
 from qdexp.report.sources import CELLS
 from qdexp.stages.base import Stage
+from qdexp.stages.keys import short_hash
 from qdexp.store import Entry, Store
+from qdexp.sweep import manifest
+from qdexp.sweep.graph import RECORD
 from qdexp.sweep.worker import thaw
 
 _BESIDE = ("made", "accepted")
@@ -38,14 +46,19 @@ class _Finished:
     now: dict[str, Any]
 
     @property
-    def kind(self) -> tuple[str, str, str]:
-        """The stage and its code, then and now: of each kind one is made again."""
+    def codes(self) -> tuple[str, str]:
+        """Then and now."""
         then, now = (json.dumps(list(_codes(made_of))) for made_of in (self.entry.note, self.now))
-        return self.stage.name, then, now
+        return then, now
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Of each kind one is made again."""
+        return self.stage.name, *self.codes, _ways(self.stage)
 
     @property
     def new_code(self) -> bool:
-        _, then, now = self.kind
+        then, now = self.codes
         return then != now
 
     @property
@@ -56,11 +69,12 @@ class _Finished:
 def accept(out: Path) -> int:
     """Gives the finished cells of ``out`` new keys where nothing but the code has changed, and one entry of each kind comes out
     bit-equal. Returns 1 where one did not, else 0. Raises UserError where no record tells of results that are there."""
+    devices.make_repeatable()
     store = Store(out)
     cells = {path: cell for path in sorted(records.folder(out).glob("*.json")) if (cell := _finished(store, path))}
     if not cells:
         raise UserError(f"--out {out}: no record of a complete cell whose results are there; nothing can be accepted")
-    kinds: dict[tuple[str, str, str], dict[str, _Finished]] = defaultdict(dict)
+    kinds: dict[tuple[str, ...], dict[str, _Finished]] = defaultdict(dict)
     for stages in cells.values():
         for one in stages.values():
             if one.new_code:
@@ -122,6 +136,22 @@ def _codes(made_of: Any) -> Iterator[Any]:
             yield from _codes(inner)
 
 
+def _ways(stage: Stage) -> str:
+    """What tells which ways through the code a stage takes, and those that it reads."""
+    return short_hash(_chosen(stage.described(_ways)))
+
+
+def _chosen(made_of: Any, name: str = "") -> Any:
+    """Without numbers, bits aside, and digests of files."""
+    if isinstance(made_of, dict):
+        return {key: _chosen(inner, key) for key, inner in made_of.items()}
+    if isinstance(made_of, list):
+        return sorted({json.dumps(_chosen(inner, name), sort_keys=True) for inner in made_of})
+    if isinstance(made_of, str):
+        return "" if re.fullmatch("[0-9a-f]{64}", made_of) else made_of
+    return made_of if isinstance(made_of, bool | None) or name.endswith("bits") else 0
+
+
 def _without_code(made_of: Any) -> Any:
     if isinstance(made_of, dict):
         return {name: _without_code(inner) for name, inner in made_of.items() if name not in (*_BESIDE, "code")}
@@ -171,6 +201,7 @@ def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
     for what, place in record["artifacts"].items():
         record["artifacts"][what] = "/".join(names.get(part, part) for part in place.split("/"))
     old, record["cell"] = record["cell"], cell.name
+    record |= {"identity": cell.identity, "protocol": protocol_of(cell.config)}  # code is in both
     records.write(out, record)
     for listed in (out / "sweeps").glob(f"*/{CELLS}"):
         cells = json.loads(listed.read_text())
@@ -178,4 +209,23 @@ def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
             label = cells.pop(old)["label"]
             cells[cell.name] = {"label": label, "entries": [stage.entry for stage in cell.stages.values()]}
             files.write_text(listed, json.dumps(cells, indent=1))
+    for sweep in manifest.names(out):
+        _rename_submitted(manifest.read(out, sweep), old, cell, names | {f"{RECORD}-{old}": f"{RECORD}-{cell.name}"})
     path.unlink()
+
+
+def _rename_submitted(sweep: manifest.Manifest, old: str, cell: Cell, names: Mapping[str, str]) -> None:
+    """The cell in the manifest of a sweep, so that it is found to be done there."""
+    key = next((key for key, listed in sweep.cells.items() if listed.name == old), None)
+    if key is None:
+        return
+    config, renamed = manifest.config_path(sweep.out, sweep.sweep, key), manifest.config_path(sweep.out, sweep.sweep, cell.key)
+    files.write_text(renamed, config.read_text())
+    entries_now = {role: stage.entry for role, stage in cell.stages.items()}
+    listed = manifest.CellEntry(cell.key, cell.name, sweep.cells[key].label, entries_now)
+    cells = {name: one for name, one in sweep.cells.items() if name != key} | {cell.key: listed}
+    nodes = [
+        replace(node, cell=cell.key, entry=names.get(node.entry, node.entry)) if node.cell == key else node
+        for node in sweep.nodes
+    ]
+    replace(sweep, cells=cells, nodes=nodes).write()
