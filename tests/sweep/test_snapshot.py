@@ -141,6 +141,16 @@ def test_the_copy_makes_the_same_keys_whatever_was_edited_since(cell_of: CellOf,
     assert os.environ.get("PYTHONSAFEPATH") is None
 
 
+def test_what_lines_of_setup_put_on_the_path_of_a_job_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/shell's own")
+    copy = tmp_path / "a copy"
+    for before, expected in (("export PYTHONPATH=/of/module", ["/of/module"]), ("unset PYTHONPATH", [])):
+        lines = [before, *snapshot.setup(copy), f"{sys.executable} -c 'import os; print(os.environ[\"PYTHONPATH\"])'"]
+        done = subprocess.run(["sh", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().split(":") == [str(copy), "/shell's own", str(tmp_path), *expected]
+
+
 def test_an_edit_of_a_method_changes_what_it_makes_and_nothing_before(cell_of: CellOf, tmp_path: Path) -> None:
     """A new process with another copy of the package, as after an edit of `quant/gptq.py`."""
     cell = cell_of("quantizer=gptq")

@@ -99,8 +99,9 @@ def search_path(copy: Path) -> str:
 
 
 def setup(copy: Path) -> list[str]:
-    """Lines of a shell after which Python runs the copy."""
-    return [f"export PYTHONPATH={shlex.quote(search_path(copy))}", "export PYTHONSAFEPATH=1"]
+    """Lines of a shell after which Python runs the copy; what lines before have put on the path stays there."""
+    before = f'{shlex.quote(search_path(copy))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    return [f"export PYTHONPATH={before}", "export PYTHONSAFEPATH=1"]
 
 
 @contextlib.contextmanager
