@@ -4,12 +4,21 @@
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qdexp.config.checks import NAMES_CODE, NO_EXTRACTOR, ORDERED, RANDOM, UNTOUCHED, WITHOUT_EFFECT, Target, require
+from qdexp.config.checks import (
+    NAMES_CODE,
+    NO_EXTRACTOR,
+    ORDERED,
+    RANDOM,
+    UNTOUCHED,
+    WITHOUT_EFFECT,
+    Target,
+    require,
+    require_name,
+)
 from qdexp.config.cluster import Cluster, Resources
 from qdexp.config.measuring import Inspection, Protocol, SamplerOptions, Sampling, Tracker, Trajectory
 from qdexp.config.model import FirstStage, Model
@@ -92,8 +101,7 @@ class Config:
         require(self.device in devices, "device", self.device, f"choose one of {', '.join(devices)}")
         require(0 <= self.seed < 2**32, "seed", self.seed, "choose 0 to 2^32 - 1")
         require(self.out != "", "out", self.out, "name a folder")
-        plain = self.sweep not in ("", "..") and Path(self.sweep).name == self.sweep
-        require(plain, "sweep", self.sweep, "give a plain name, without slashes")
+        require_name("sweep", self.sweep)
 
     @staticmethod
     def of(cfg: DictConfig) -> "Config":

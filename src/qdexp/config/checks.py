@@ -1,5 +1,6 @@
 """What options are checked with, and the words that stand for something else than their value."""
 
+import re
 from typing import Any
 
 from qdexp.errors import UserError
@@ -16,6 +17,9 @@ RANDOM = "random"
 NO_EXTRACTOR = "none"
 """In place of a feature extractor: images are compared with those of full precision alone."""
 
+LONGEST_NAME = 100
+"""Bytes of a name that becomes a part of file names, which may have 255."""
+
 WITHOUT_EFFECT = {"without_effect": True}
 """Marks a dataclass field that changes no result: a label, a place, a bound on memory. All others are part of the keys."""
 
@@ -30,6 +34,12 @@ def require(ok: bool, option: str, value: object, fix: str) -> None:
     """Raises UserError where the option's value is not possible; ``fix``: what to choose."""
     if not ok:
         raise UserError(f"{option}={value}: {fix}")
+
+
+def require_name(option: str, value: str) -> None:
+    """Raises UserError for a name that cannot be part of a file's name on every file system."""
+    plain = re.fullmatch(r"\w[\w .+-]*", value) is not None and len(value.encode()) <= LONGEST_NAME
+    require(plain, option, value, f"give letters, digits, spaces and . _ + - alone, at most {LONGEST_NAME} bytes")
 
 
 def require_bits(option: str, value: int, low: int, high: int) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qdexp.config.checks import WITHOUT_EFFECT, Target, require
+from qdexp.config.checks import WITHOUT_EFFECT, Target, require, require_name
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Model:
     prompts: str | None = field(default=None, metadata=WITHOUT_EFFECT)
 
     def __post_init__(self) -> None:
+        require_name("model.name", self.name)
         if self.condition is not None:
             named = "_target_" in self.condition
             require(named, "model.condition", self.condition, "name the condition's class as _target_")
