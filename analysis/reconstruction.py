@@ -22,13 +22,12 @@ HEADER = ["cell", "start", "iterations", "rate", "weights: error", "error / befo
 
 def row(name: str, record: Record) -> list[str]:
     """The cells of a record's row."""
-    weights, costs = record["config"]["recon"]["weights"], record["costs"]
-    seconds = sum(costs[stage]["seconds"] for stage in ("rounding", "quantization") if stage in costs)
+    weights, costs = record["config"]["quantizer"]["steps"]["weights"], record["costs"]
+    seconds = sum(costs[stage]["seconds"] for stage in ("weights", "scales") if stage in costs)
     rounded, scaled = (_gain(record["reconstruction"].get(what)) for what in ("weights", "scales"))
     error = f"{record['metrics']['noise_error']:.3g}"
-    rounding = record["config"]["quantizer"]["rounding"]
-    start = weights.get("start", "nearest")  # records of old have no other
-    how = [start, f"{weights['iterations']:,}", f"{weights['rate']:g}"] if rounding == "adaround" else [rounding, "-", "-"]
+    method = weights["_target_"].rpartition(".")[2]
+    how = [weights["start"], f"{weights['iterations']:,}", f"{weights['rate']:g}"] if "start" in weights else [method, "-", "-"]
     return [name, *how, *rounded, *scaled[1:], error, f"{seconds:.0f}"]
 
 

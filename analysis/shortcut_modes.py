@@ -19,7 +19,7 @@ from qdexp.report.protocols import common_protocol
 LABELS = {"off": "one scale for both parts", "skip": "split shortcut: a scale each", "skip+conv1": "split before conv1 too"}
 Lines = dict[str, dict[str, dict[float, float]]]
 """Bit-width -> split -> gain -> error."""
-STUDIED = {"quant.weight_bits", "quant.act_bits", "quantizer.split", "model.network.deep_gain"}
+STUDIED = {"quant.weight_bits", "quant.act_bits", "quantizer.steps.split.scope", "model.network.deep_gain"}
 
 
 def lines_of(records: list[Record]) -> Lines:

@@ -1,6 +1,6 @@
 """Prints how far the two parts of each concatenation differ in range, from a cell with split shortcut.
 
-    python -m qdexp quantizer=linear quantizer.split=skip quant=w8a8
+    python -m qdexp quantizer=linear quantizer.steps.split.scope=skip quant=w8a8
     python analysis/shortcut_ranges.py outputs/records/ddpm_fashion-linear-uniform-w8a8-*.json
 
 Inputs: max - min over the calibration set, from the scales in the checkpoint. Weights: the ratio of max - min of an output

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks.subject import Subject
 from benchmarks.timing import Cost, interleaved, ratios, seconds
+from qdexp.config.learning import WeightLearning
+from qdexp.methods import recipe
 from qdexp.quant.blocks import Batch, Call, Rows, call, output
 from qdexp.quant.streams import streaming
 from qdexp.recon.walk import Walk
@@ -123,11 +125,12 @@ def run(subject: Subject, repetitions: int) -> list[list[str]]:
     """Rows of the table: the data path alone, and with the inner loop, which is what a walk costs beyond its streams."""
     full, batches, config = subject.full(), subject.batches, subject.config
     network, blocks = subject.rounded(full)
+    options = next((one.step for one in recipe.steps_of(config) if isinstance(one.step, WeightLearning)), WeightLearning())
     learning = [copy.deepcopy(network) for _ in range(repetitions)]
 
     def walk() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            Walk(learning.pop(), full, blocks, config.recon, config.seed, Path(folder)).learn_weights(batches)
+            Walk(learning.pop(), full, blocks, options, config.seed, Path(folder)).learn_weights(batches)
 
     streams, restarts, walks = interleaved(
         repetitions,

@@ -40,13 +40,12 @@ def run(subject: Subject, repetitions: int) -> list[list[str]]:
 
 def few(config: Config, rows: int) -> Config:
     """The cell on as many images and trajectories as there are rows: its stages are quick, what is around them is the same."""
-    recon = config.recon
-    quick = replace(
-        recon, weights=replace(recon.weights, iterations=1), scales=replace(recon.scales, iterations=1), heldout=rows // 4
-    )
+    least = {"iterations": 1, "heldout": rows // 4}
+    steps = {slot: node | {name: least[name] for name in node.keys() & least} for slot, node in config.quantizer.filled.items()}
     protocol = replace(config.protocol, n=max(rows, 10), heldout=min(config.protocol.heldout, rows))
+    quantizer, trajectory = replace(config.quantizer, steps=steps), replace(config.trajectory, samples=rows)
     calib = replace(config.calib, rows=max(1, rows // config.calib.timesteps))
-    return replace(config, protocol=protocol, calib=calib, recon=quick, trajectory=replace(config.trajectory, samples=rows))
+    return replace(config, protocol=protocol, calib=calib, quantizer=quantizer, trajectory=trajectory)
 
 
 def jobs(cell: Cell) -> list[tuple[Cost, Cost]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.subject import Subject, one_pass
 from benchmarks.timing import Cost, measure, ratios, seconds
-from qdexp.stages.quantization import QuantizationStage
+from qdexp.stages.wiring import steps_of
 
 HEADER = ["quantization", "s (CPU)", "passes", "passes by CPU time", "peak memory, MiB"]
 
@@ -32,16 +32,16 @@ class Costs:
 
 def quantize(subject: Subject) -> Costs:
     """Run the stages that make the quantized checkpoint from the model and its calibration rows."""
-    last = QuantizationStage.of(subject.config)
-    stages = {role: stage for role, stage in last.inputs.items() if role != "calibration"} | {last.name: last}
+    stages = steps_of(subject.config)
     full, batches, inputs = subject.full(), subject.batches, {"calibration": subject.calibration}
     once, costs = partial(one_pass, full, batches), dict[str, Cost]()
     with tempfile.TemporaryDirectory() as root:
         passes = [measure(once, subject.device)]
         for role, stage in stages.items():
-            inputs[role] = Path(root) / role
-            inputs[role].mkdir()
-            costs[role] = measure(partial(stage.compute, inputs[role], inputs), subject.device)
+            folder = Path(root) / role
+            folder.mkdir()
+            costs[role] = measure(partial(stage.compute, folder, dict(inputs)), subject.device)
+            inputs["before"] = folder
             passes.append(measure(once, subject.device))
     return Costs(costs, passes)
 

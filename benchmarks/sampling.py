@@ -4,11 +4,11 @@ Full precision runs as qdexp samples with it: diffusers' own attention (a fused 
 """
 
 import torch
-from hydra.utils import instantiate
 
 from benchmarks.subject import Subject
 from benchmarks.timing import interleaved, ratios, seconds
-from qdexp.quant import network as networks
+from qdexp.config import ACTIVATIONS
+from qdexp.methods import recipe
 from qdexp.sampling.noise import generators
 from qdexp.sampling.sampler import Sampler
 
@@ -19,7 +19,9 @@ def run(subject: Subject, repetitions: int) -> list[list[str]]:
     """The row of the table. Ranges are observed on the subject's rows."""
     config, full = subject.config, subject.full()
     network, _ = subject.rounded(full)
-    networks.observe_activations(network, subject.batches, instantiate(config.quantizer.act.range))
+    for one in recipe.steps_of(config):
+        if ACTIVATIONS in one.step.quantizes:
+            one.step.apply(subject.work(network, frozenset({ACTIVATIONS})))
     sampler, batch = Sampler(config.model, config.protocol), range(config.sampling.batch)
 
     @torch.inference_mode()

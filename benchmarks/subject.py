@@ -18,14 +18,12 @@ from torch import nn
 from qdexp import device as devices
 from qdexp import files, models
 from qdexp.cell import preflight
-from qdexp.config import Config
+from qdexp.config import WEIGHTS, Config
 from qdexp.errors import UserError
+from qdexp.methods import Nearest, WeightRounding, Work, recipe
 from qdexp.paths import conf_folder
-from qdexp.quant import network as networks
-from qdexp.quant.blocks import blocks_of
-from qdexp.quant.rounding import nearest
+from qdexp.quant.blocks import Batch, first_row
 from qdexp.stages import calibration
-from qdexp.stages.conversion import Batches, convert, read_batches
 from qdexp.store import Store
 from qdexp.sweep.freeze import freeze
 
@@ -68,9 +66,9 @@ class Subject:
         return chosen
 
     @property
-    def batches(self) -> Batches:
+    def batches(self) -> list[Batch]:
         """The rows as forward passes take them."""
-        return read_batches(self.calibration, self.config.sampling.batch, self.device)
+        return calibration.read_batches(self.calibration, self.config.sampling.batch, self.device)
 
     def full(self) -> nn.Module:
         """The full-precision network."""
@@ -78,10 +76,30 @@ class Subject:
 
     def rounded(self, full: nn.Module) -> tuple[nn.Module, list[str]]:
         """A copy of `full` with weights rounded to nearest and activations not quantized yet; its blocks."""
-        network, quantizer = copy.deepcopy(full), self.config.quantizer
-        plan = convert(network, self.config.quant, quantizer.weight, quantizer.split, self.batches, quantizer.act.symmetric)
-        networks.quantize_weights(network, instantiate(quantizer.weight.range), nearest)
-        return network, blocks_of(network, plan)
+        network = copy.deepcopy(full)
+        work = self.work(network, frozenset({WEIGHTS}))
+        for one in recipe.steps_of(self.config):
+            rounding = one.step if isinstance(one.step, WeightRounding) else None
+            step = one.step if rounding is None else Nearest(range=rounding.range)
+            step.apply(work)
+            if rounding is not None:
+                break
+        return network, work.blocks
+
+    def work(self, network: nn.Module, what: frozenset[str]) -> Work:
+        """What a step gets that quantizes ``what`` of the network."""
+        batches = self.batches
+        return Work(
+            network=network,
+            quant=self.config.quant.only(what),
+            model=self.config.model,
+            example=first_row(batches[0]),
+            batches=batches,
+            least=1,
+            seed=self.config.seed,
+            folder=self.folder,
+            build=self.full,
+        )
 
 
 def resized(config: Config, width: float, folder: Path) -> Config:
@@ -100,7 +118,7 @@ def resized(config: Config, width: float, folder: Path) -> Config:
 
 
 @torch.inference_mode()
-def one_pass(network: nn.Module, batches: Batches) -> None:
+def one_pass(network: nn.Module, batches: Sequence[Batch]) -> None:
     """All rows through the network once."""
     for batch in batches:
         network(*batch)

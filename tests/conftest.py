@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from qdexp.__main__ import main
 from qdexp.cell import Cell, preflight
+from qdexp.overrides import completed
 from qdexp.paths import conf_folder
 from qdexp.sweep.freeze import freeze
 
@@ -124,7 +125,7 @@ def cell_of(small: list[str]) -> Callable[..., Cell]:
 
     def cell(*arguments: str) -> Cell:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return preflight(freeze(compose("config", _merged(small, arguments), return_hydra_config=True)))
+            return preflight(freeze(compose("config", completed(_merged(small, arguments)), return_hydra_config=True)))
 
     return cell
 

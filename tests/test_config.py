@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from qdexp.config import Config
 from qdexp.errors import UserError
@@ -23,14 +23,11 @@ FAULTS = {
     "quant.layers.conv_*.act_bits": ["quant.layers={conv_*:{act_bits:3}}"],
     "quant.layers.conv_*": ["quant.layers={conv_*:{bits:4}}"],
     "quant.layers": ["quant.layers=4"],
+    "quant.weight": ["quant.weight=null"],
+    "quant.weight.granularity": ["quant.weight.granularity=per_row"],
+    "quant.act.symmetric": ["quant.act.symmetric=perhaps"],
+    "quantizer.steps": ["quantizer.steps=nearest"],
     "protocol.noise_seed": ["protocol.noise_seed=-1", "protocol.noise_seed=4294967296"],
-    "quantizer.weight": ["quantizer.weight=null"],
-    "quantizer.act": ["quantizer.act=null"],
-    "quantizer.weight.granularity": ["quantizer.weight.granularity=per_row"],
-    "quantizer.weight.range": ["~quantizer.weight.range._target_", "~quantizer.weight.range"],
-    "quantizer.act.range": ["~quantizer.act.range._target_"],
-    "quantizer.act.rows": ["++quantizer.act.rows=0", "++quantizer.act.rows=some"],
-    "quantizer.split": ["quantizer.split=conv1", "quantizer.split=true", "quantizer.split=null"],
     "recon.batch": ["recon.batch=0", "recon.batch=all"],
     "recon.heldout": ["recon.heldout=0", "recon.heldout=0.5"],
     "recon.cache_gb": [f"recon.cache_gb={value}" for value in ("0", "-1", "nan", "inf", "all")],
@@ -48,7 +45,6 @@ FAULTS = {
     "recon.scales.rate": ["recon.scales.rate=0", "recon.scales.rate=inf"],
     "recon.scales.power": ["recon.scales.power=0.9", "recon.scales.power=inf"],
     "recon.weight": ["+recon.weight=1"],
-    "quantizer.act.learned": ["quantizer.act.learned=perhaps"],
     "calib.timesteps": ["calib.timesteps=0", "calib.timesteps=ten"],
     "calib.rows": ["calib.rows=0", "calib.rows=-1"],
     "calib.strategy": ["~calib.strategy._target_", "calib.strategy=uniform"],
@@ -63,7 +59,6 @@ FAULTS = {
     "sampling.channels_last": ["sampling.channels_last=maybe"],
     "tracker.mode": ["tracker.mode=sometimes"],
     "tracker.project": ["tracker.project=a/b", "tracker.project=50%"],
-    "quantizer.file": ["quantizer.file=unread.pth"],
     "cluster.restarts": ["cluster.restarts=-1"],
     "cluster.stages.*.memory_gb": ["+cluster.stages.default.memory_gb=0"],
     "device": ["device=tpu", "device=null"],
@@ -101,18 +96,6 @@ def test_a_fault_is_named(option: str, override: str) -> None:
     assert "\n" not in text
 
 
-def test_off_without_quotes_is_explained() -> None:
-    cfg = composed()
-    cfg.merge_with(OmegaConf.create("quantizer: {split: off}"))
-    with pytest.raises(UserError, match=r"^quantizer.split=False: choose \"off\" \(YAML needs the quotes"):
-        Config.of(cfg)
-
-
-@pytest.mark.parametrize("scope", ["off", "skip", "skip+conv1"])
-def test_scopes_of_split_shortcuts(scope: str) -> None:
-    assert config(f"quantizer.split={scope}").quantizer.split == scope
-
-
 def test_the_default_is_a_w4a8_cell() -> None:
     default = config()
     assert default.quant.label == "w4a8"
@@ -127,7 +110,7 @@ def test_the_ends_of_the_ranges_are_allowed(bits: int) -> None:
     wide = max(bits, 4)
     names = {"weight_bits": bits, "act_bits": wide, "softmax_bits": wide, "first_last_bits": bits}
     quant = config(*(f"quant.{name}={value}" for name, value in names.items())).quant
-    assert asdict(quant) == {**names, "layers": None}
+    assert names.items() <= asdict(quant).items()
     assert config("quant.softmax_bits=16").quant.softmax_bits == 16
 
 

@@ -19,12 +19,14 @@ from qdexp.stages.keys import identity
 
 CellOf = Callable[..., Cell]
 
-QUANTIZATION = {"quantization", "curves", "samples", "evaluation", "fidelity"}
-CALIBRATION = {"calibration"} | QUANTIZATION
+AFTER = {"coverage", "curves", "samples", "evaluation", "fidelity"}
+ACT = {"act"} | AFTER
+WEIGHTS = {"weights"} | ACT
+CALIBRATION = {"calibration"} | ACT
 TRAJECTORY = {"trajectory"} | CALIBRATION
 IMAGES = {"full_precision", "samples", "evaluation", "fidelity"}
 HELDOUT = {"heldout", "curves"}
-ALL = TRAJECTORY | IMAGES | HELDOUT
+ALL = TRAJECTORY | WEIGHTS | IMAGES | HELDOUT
 NONE: set[str] = set()
 
 OPTIONS = {
@@ -33,18 +35,17 @@ OPTIONS = {
     "calib.rows=5": CALIBRATION,
     "calib.strategy._target_=qdexp.calib.strategies.normal": CALIBRATION,
     "calib.name=other": NONE,
-    "quant.weight_bits=3": QUANTIZATION,
-    "quant.act_bits=4": QUANTIZATION,
-    "quant.softmax_bits=16": QUANTIZATION,
-    "quant.first_last_bits=4": QUANTIZATION,
-    "quant.layers={conv_in: {weight_bits: 4}}": QUANTIZATION,
-    "quantizer=linear": QUANTIZATION,
-    "quantizer.weight.granularity=per_tensor": QUANTIZATION,
-    "quantizer.weight.symmetric=true": QUANTIZATION,
-    "quantizer.weight.range.p=2": QUANTIZATION,
-    "quantizer.act.symmetric=true": QUANTIZATION,
-    "quantizer.act.rows=4": QUANTIZATION,
-    "quantizer.split=skip": QUANTIZATION,
+    "quant.weight_bits=3": WEIGHTS,
+    "quant.act_bits=4": ACT,
+    "quant.softmax_bits=16": ACT,
+    "quant.first_last_bits=4": WEIGHTS,
+    "quant.layers={conv_in: {weight_bits: 4}}": WEIGHTS,
+    "quantizer=linear": WEIGHTS,
+    "quant.weight.granularity=per_tensor": WEIGHTS,
+    "quant.weight.symmetric=true": WEIGHTS,
+    "quantizer.steps.weights.range.p=2": WEIGHTS,
+    "quant.act.symmetric=true": ACT,
+    "quantizer.steps.act.rows=4": ACT,
     "quantizer.name=other": NONE,
     "recon=published": NONE,
     "recon.heldout=2": NONE,
@@ -54,11 +55,11 @@ OPTIONS = {
     "protocol.pixels=truncate": IMAGES,
     "protocol.noise_seed=1": IMAGES | HELDOUT,
     "protocol.heldout=9": HELDOUT,
-    "protocol.steps=5": ALL,
-    "protocol.scheduler.solver_order=1": ALL,
+    "protocol.steps=5": ALL - {"weights"},
+    "protocol.scheduler.solver_order=1": ALL - {"weights"},
     "protocol.name=other": NONE,
     "trajectory.samples=17": TRAJECTORY,
-    "seed=1": TRAJECTORY,
+    "seed=1": TRAJECTORY | WEIGHTS,
     "sampling.batch=7": ALL,
     "sampling.channels_last=false": ALL,
     "model.schedule.beta_end=0.03": ALL,
@@ -72,24 +73,25 @@ OPTIONS = {
 }
 
 
-LEARNED = {"rounding"} | QUANTIZATION
+SCALES = {"scales"} | AFTER
+OBSERVED = {"act"} | SCALES
+LEARNED = {"weights"} | OBSERVED
+SPLIT = {"split"} | LEARNED
 LEARNING_OPTIONS = {
-    "quant.act_bits=4": QUANTIZATION,
-    "quant.act_bits=32": QUANTIZATION,
-    "quant.softmax_bits=16": QUANTIZATION,
-    "quant.layers={conv_in: {act_bits: 4}}": QUANTIZATION,
-    "quantizer.act.symmetric=true": QUANTIZATION,
-    "quantizer.act.rows=4": QUANTIZATION,
-    "quantizer.act.learned=false": QUANTIZATION,
-    "recon.scales.iterations=3": QUANTIZATION,
-    "recon.scales.rate=0.5": QUANTIZATION,
-    "recon.scales.power=3": QUANTIZATION,
+    "quant.act_bits=4": OBSERVED,
+    "quant.softmax_bits=16": OBSERVED,
+    "quant.layers={conv_in: {act_bits: 4}}": OBSERVED,
+    "quant.act.symmetric=true": OBSERVED,
+    "quantizer.steps.act.rows=4": OBSERVED,
+    "recon.scales.iterations=3": SCALES,
+    "recon.scales.rate=0.5": SCALES,
+    "recon.scales.power=3": SCALES,
     "quant.weight_bits=3": LEARNED,
     "quant.first_last_bits=4": LEARNED,
     "quant.layers={conv_in: {act_bits: 4, weight_bits: 4}}": LEARNED,
-    "quantizer.split=skip+conv1": LEARNED,
-    "quantizer.weight.range.p=2": LEARNED,
-    "quantizer.weight.symmetric=true": LEARNED,
+    "quantizer.steps.split.scope=skip+conv1": SPLIT,
+    "quantizer.steps.weights.range.p=2": LEARNED,
+    "quant.weight.symmetric=true": LEARNED,
     "recon.batch=3": LEARNED,
     "recon.heldout=3": LEARNED,
     "recon.weights.iterations=5": LEARNED,
@@ -105,8 +107,8 @@ LEARNING_OPTIONS = {
     "recon.precision=float32": NONE,
     "recon.compile=true": LEARNED,
     "calib.rows=5": {"calibration"} | LEARNED,
-    "seed=1": {"trajectory", "calibration"} | LEARNED,
-    "sampling.batch=7": ALL | LEARNED,
+    "seed=1": {"trajectory", "calibration"} | SPLIT,
+    "sampling.batch=7": ALL | SPLIT,
     "protocol.n=21": IMAGES,
 }
 
@@ -132,9 +134,9 @@ def test_option_of_what_is_learned(cell_of: CellOf, option: str, expected: set[s
 
 def test_all_activation_bits_share_one_rounding(cell_of: CellOf) -> None:
     widths = ("w4a32", "w4a8", "w4a6", "w4a4")
-    keys = {cell_of("method=qdiffusion", f"quant={quant}").stages["rounding"].key for quant in widths}
+    keys = {cell_of("method=qdiffusion", f"quant={quant}").stages["weights"].key for quant in widths}
     assert len(keys) == 1
-    assert cell_of("method=reconstruction", "quant=w4a8").stages["rounding"].key not in keys, "nothing is split there"
+    assert cell_of("method=reconstruction", "quant=w4a8").stages["weights"].key not in keys, "nothing is split there"
 
 
 def test_rounding_without_iterations_does_not_mind_their_arithmetic(cell_of: CellOf) -> None:
@@ -270,7 +272,7 @@ def test_key_depends_on_no_order(cell_of: CellOf) -> None:
 def test_later_patterns_win_so_their_order_counts(cell_of: CellOf) -> None:
     first, second = "conv_in: {weight_bits: 4}", "*conv_*: {weight_bits: 8}"
     one, other = cell_of(f"quant.layers={{{first}, {second}}}"), cell_of(f"quant.layers={{{second}, {first}}}")
-    assert changed(one, other) == QUANTIZATION
+    assert changed(one, other) == WEIGHTS
 
 
 def test_only_stages_with_new_keys_are_executed(cell_of: CellOf, executed: Callable[..., list[str]]) -> None:
@@ -285,7 +287,7 @@ def test_only_stages_with_new_keys_are_executed(cell_of: CellOf, executed: Calla
 
     assert run("method=ptq") == ALL
     assert run("method=timestep_aware") == CALIBRATION
-    assert run("method=timestep_aware", "quant=w8a8") == QUANTIZATION
+    assert run("method=timestep_aware", "quant=w8a8") == OBSERVED
     assert run("method=fp") == {"evaluation"}
     assert run("method=timestep_aware", "protocol.n=24") == IMAGES
     assert run("method=timestep_aware", "seed=1") == TRAJECTORY

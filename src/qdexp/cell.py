@@ -1,6 +1,5 @@
 """A cell: one config, the stages that it needs, and the record that they end in."""
 
-import json
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
@@ -8,30 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from qdexp import device as devices
 from qdexp import files, models, provenance
 from qdexp import record as records
-from qdexp.config import RANDOM, UNTOUCHED, Config, Model
+from qdexp.config import RANDOM, Config, Model
 from qdexp.entries import digest
-from qdexp.errors import UserError
+from qdexp.methods import recipe
+from qdexp.methods.recipe import NamedStep
 from qdexp.models import checks
-from qdexp.models.describe import describe as description_of
-from qdexp.quant import checkpoint
-from qdexp.recon import result
+from qdexp.quant.architecture import check_plain
 from qdexp.record import Record
 from qdexp.sampling.effects import refuse_bounds
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import alignment, conditions, conversion, curves, evaluation, fidelity, perceptual, requirements
+from qdexp.stages import alignment, conditions, coverage, evaluation, perceptual
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import chosen_rows
 from qdexp.stages.keys import identity, short_hash
-from qdexp.stages.wiring import stages_of
+from qdexp.stages.wiring import FULL_PRECISION, stages_of
 from qdexp.store import Entry, Store
-
-_LEARNED = {"weights": "rounding", "scales": "quantization"}
-"""Which stage learns what."""
 
 
 class Cell:
@@ -77,6 +70,21 @@ class Cell:
                 if file not in found.values():
                     found[f"{name}.{role}" if role in found else role] = file
         return found
+
+    @cached_property
+    def steps(self) -> list[NamedStep]:
+        """Those of the method, in order; none in full precision."""
+        return recipe.steps_of(self.config)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any step reads the calibration set."""
+        return any(one.step.calibrated for one in self.steps)
+
+    @property
+    def learns(self) -> bool:
+        """Whether any step learns block by block."""
+        return any(one.step.learns for one in self.steps)
 
     @property
     def method(self) -> str:
@@ -141,8 +149,8 @@ class Cell:
             "method": self.method,
             "quant": config.quant.label if self.quantized else "full",
             "quantizer": config.quantizer.name if self.quantized else "none",
-            "calib": config.calib.name if self.quantized and not config.quantizer.released else "none",
-            "recon": config.recon.name if self.quantized and config.quantizer.learns else "none",
+            "calib": config.calib.name if self.calibrated else "none",
+            "recon": config.recon.name if self.learns else "none",
             "weight_bits": config.quant.weight_bits if self.quantized else 32,
             "act_bits": config.quant.act_bits if self.quantized else 32,
             "protocol": config.protocol.name,
@@ -163,37 +171,13 @@ class Cell:
         }
 
     def _results(self, folders: dict[str, Path]) -> Record:
-        metrics: dict[str, float] = {}
-        if "evaluation" in folders:
-            metrics |= json.loads((folders["evaluation"] / evaluation.FILE).read_text())
-        artifacts = {"samples": str(folders["samples"].relative_to(self.out))}
-        results: Record = {"metrics": metrics, "artifacts": artifacts}
-        if "alignment" in folders:
-            metrics["clip"] = _mean(folders["alignment"] / alignment.FILE, "clip")
-        if self.quantized:
-            saved = folders["quantization"] / checkpoint.FOLDER
-            artifacts["checkpoint"] = str(saved.relative_to(self.out))
-            results["curves"] = json.loads((folders["curves"] / curves.FILE).read_text())
-            forced = results["curves"]["teacher_forced"]
-            metrics["noise_error"] = sum(forced) / len(forced)
-            results["reconstruction"] = _reconstruction(folders)
-            metrics["size_stored_mb"] = checkpoint.size_bytes(saved) / 1e6
-            metrics |= fidelity.metrics(folders["fidelity"])
-            if "perceptual" in folders:
-                metrics["lpips"] = _mean(folders["perceptual"] / perceptual.FILE, "lpips")
-                results["lpips"] = json.loads((folders["perceptual"] / perceptual.MADE_WITH).read_text())
-            found = json.loads((folders["quantization"] / conversion.COVERAGE).read_text())
-            metrics |= {f"coverage_{what}": share for what, share in found["quantized"].items()}
-            metrics["gbops"] = found.pop("bit_operations") / 1e9
-            results["coverage"] = found
-            bits, left_out = self.config.quant.weight_bits, found["weights_left_out"]
-        else:
-            metrics["distance"] = 0.0  # to itself
-            metrics["size_stored_mb"] = models.stored_bytes(self.config.model) / 1e6
-            metrics |= _full_operations(self.config.model)
-            bits, left_out = UNTOUCHED, 0
-        nominal = checkpoint.nominal_bytes(models.parameters(self.config.model), bits, left_out)
-        metrics["size_nominal_mb"] = nominal / 1e6
+        """What the stages add, section by section; of full precision, where it is compared with, nothing."""
+        results: Record = {}
+        for role, folder in folders.items():
+            if role != FULL_PRECISION:
+                for section, content in self.stages[role].results(folder).items():
+                    results.setdefault(section, {}).update(content)
+        results["artifacts"] = {name: str(path.relative_to(self.out)) for name, path in results["artifacts"].items()}
         return results
 
 
@@ -206,25 +190,6 @@ def _made(key: str, entry: Entry) -> dict[str, Any]:
 def describe(stage: str, error: Exception) -> dict[str, str]:
     """An error as a record keeps it; to be called where it is handled."""
     return {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
-
-
-def _mean(file: Path, name: str) -> float:
-    """Of a tensor that has a value an image."""
-    return load_file(file)[name].double().mean().item()
-
-
-def _reconstruction(folders: dict[str, Path]) -> dict[str, Any]:
-    """What learning did for each block; empty where nothing was learned."""
-    written = {learned: folders[stage] / result.FILE for learned, stage in _LEARNED.items() if stage in folders}
-    return {learned: json.loads(path.read_text()) for learned, path in written.items() if path.exists()}
-
-
-def _full_operations(model: Model) -> dict[str, float]:
-    """``gbops`` of full precision; nothing where the network cannot be counted by shapes alone."""
-    try:
-        return {"gbops": description_of(model).macs * UNTOUCHED**2 / 1e9}
-    except UserError:
-        return {}
 
 
 def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -283,9 +248,11 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
     check(lambda: refuse_bounds(model, protocol), "bounds", protocol, model)
     if cell.quantized:
-        if not config.quantizer.released:
+        if cell.calibrated:
             check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
-        check(lambda: requirements.check(config), "convert", model, config.quantizer, config.quant, config.calib, config.recon)
+        check(lambda: check_plain(model.network), "plain", model)
+        check(lambda: recipe.check(config, cell.steps), "steps", model, config.quantizer, config.quant, config.calib)
+        check(lambda: coverage.check(config), "coverage", model, config.quant)
     return cell
 
 

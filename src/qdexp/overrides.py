@@ -18,6 +18,21 @@ from qdexp.errors import UserError
 from qdexp.paths import conf_folder
 
 MULTIRUN = ("-m", "--multirun")
+STEPS = "quantizer.steps."
+RENAMED = {
+    "quantizer.weight.range": "quantizer.steps.weights.range",
+    "quantizer.weight": "quant.weight",
+    "quantizer.act.range": "quantizer.steps.act.range",
+    "quantizer.act.rows": "quantizer.steps.act.rows",
+    "quantizer.act.learned": "quantizer.steps.scales (quantizer.steps.scales=null learns none)",
+    "quantizer.act": "quant.act",
+    "quantizer.rounding": "quantizer.steps.weights._target_ (a class of qdexp.methods, or your own)",
+    "quantizer.split": "quantizer.steps.split.scope",
+    "quantizer.file": "quantizer.steps.released.file",
+    "cluster.stages.rounding": "cluster.stages.weights",
+    "cluster.stages.quantization": "cluster.stages.act and cluster.stages.scales",
+}
+"""What options were called before methods were lists of steps."""
 MEASURES = ("protocol", "protocol.extractor", "protocol.reference")
 """Who names one of these has chosen how to measure."""
 
@@ -38,6 +53,8 @@ def check(arguments: Sequence[str]) -> None:
         if override is None or override.is_delete():
             continue
         key = str(override.key_or_group)
+        if (old := next((old for old in RENAMED if key == old or key.startswith(f"{old}.")), None)) is not None:
+            raise UserError(f"{argument}: {old} is called {RENAMED[old]}{key[len(old) :]} now")
         if override.is_sweep_override() and not sweeps:
             raise UserError(f"{argument}: several values are a sweep; add -m")
         if key in axes:
@@ -53,7 +70,9 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
-    """The options of one cell. Random weights are rehearsed under the protocol that is made for them, unless one is named."""
+    """The options of one cell. Random weights are rehearsed under the protocol that is made for them, unless one is named.
+    Steps and their options may be new to Hydra: whether they are possible is checked where the steps are made."""
+    arguments = [f"++{argument}" if argument.startswith(STEPS) else argument for argument in arguments]
     parsed = [override for override in map(_parse, arguments) if override is not None]
     named = {str(override.key_or_group) for override in parsed}
     random = any(override.key_or_group == "model.weights" and override.value() == RANDOM for override in parsed)

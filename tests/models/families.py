@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from qdexp.config import Model
 from qdexp.models.conditions import Condition, example_condition
 from qdexp.quant import network as networks
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.ranges import MinMax
-from qdexp.quant.rounding import nearest
 from qdexp.quant.shortcuts import split_sizes
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 8}
@@ -87,8 +87,8 @@ class Family:
         network = self.network()
         batch = self.batch(network)
         order = networks.execution_order(network, batch)
-        splits = split_sizes(network, batch, "skip") if split else {}
-        networks.convert(network, networks.plan_bits(network, order, weight_bits, act_bits), splits=splits)
+        networks.split(network, split_sizes(network, batch, "skip" if split else "off"))
+        networks.convert(network, networks.plan_bits(network, order, weight_bits, act_bits))
         networks.quantize_weights(network, MinMax(), nearest)
         networks.observe_activations(network, [batch], MinMax())
         return network

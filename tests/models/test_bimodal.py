@@ -13,6 +13,7 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from qdexp.quant.affine import quantize
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ from qdexp.paths import conf_folder
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
 from qdexp.quant.ranges import MinMax
-from qdexp.quant.rounding import resolve
 
 BIMODAL = "qdexp.models.bimodal.BimodalUNet2DModel"
 UNEQUAL = {"block_out_channels": [8, 24], "norm_num_groups": 8, "norm_eps": 1e-10}
@@ -162,7 +162,7 @@ def test_a_checkpoint_holds_divided_weights_and_divides_no_more(
     network = build(model)
     order = networks.execution_order(network, example)
     networks.convert(network, networks.plan_bits(network, order, weight_bits, act_bits))
-    networks.quantize_weights(network, MinMax(), resolve("nearest"))
+    networks.quantize_weights(network, MinMax(), quantize)
     networks.observe_activations(network, [example], MinMax())
     checkpoint.save(tmp_path / "checkpoint", network, model.network)
     again = qdexp.load(tmp_path / "checkpoint")

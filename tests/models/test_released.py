@@ -14,6 +14,7 @@ from smaller import PIXEL, SMALL, config
 from torch import Tensor, nn
 
 import qdexp
+from qdexp import models
 from qdexp.cell import Cell
 from qdexp.config import Model, Quant
 from qdexp.errors import UserError
@@ -64,6 +65,12 @@ def save(network: nn.Module, path: Path, prefix: str = "model.") -> Path:
     return path
 
 
+def imported(model: Model, file: Path, quant: Quant) -> nn.Module:
+    network = models.build(replace(model, weights="random"), channels_last=False)
+    released.fill(network, file, quant)
+    return network
+
+
 CASES: dict[str, tuple[str, Quant, dict[str, Any]]] = {
     "pixels, symmetric, split": ("ddim_cifar10", W4A8, {"symmetric": True, "split": True}),
     "pixels, ranges of a search": ("ddim_cifar10", W4A8, {"shrink": 0.6}),
@@ -84,7 +91,7 @@ def test_the_imported_network_computes_what_the_released_code_computes(case: str
     file = save(truth, tmp_path / "ckpt.pth")
     assert (truth(*batch) - full).norm() / full.norm() > 0.01
     released.check(model, file, quant)
-    network = released.build(model, file, quant, channels_last=False)
+    network = imported(model, file, quant)
     assert any(isinstance(layer.weight_scheme.granularity, Split) for _, layer in quantized_layers(network)
                if layer.weight_scheme) == options.get("split", False)  # fmt: skip
     checkpoint.save(tmp_path / "checkpoint", network, model.network)
@@ -100,7 +107,7 @@ def test_weights_alone(tmp_path: Path) -> None:
     for module in list(truth.modules()):
         for name in [name for name, _ in module.named_children() if "act_quantizer" in name]:
             setattr(module, name, nn.Identity())
-    network = released.build(model, file, replace(W4A8, act_bits=32), channels_last=True)
+    network = imported(model, file, replace(W4A8, act_bits=32))
     assert_same(network, truth, batch)
     save(truth, file)
     released.check(model, file, replace(W4A8, act_bits=32))
@@ -117,7 +124,7 @@ def test_a_zero_point_outside_the_levels_is_kept(tmp_path: Path) -> None:
     truth = quantized(unet, batch, 8)
     assert truth.conv_in.weight_quantizer.zero_point.min() < 0
     file, quant = save(truth, tmp_path / "ckpt.pth"), replace(W4A8, weight_bits=8)
-    network = released.build(model, file, quant, channels_last=False)
+    network = imported(model, file, quant)
     checkpoint.save(tmp_path / "checkpoint", network, model.network)
     assert_same(qdexp.load(tmp_path / "checkpoint"), truth, batch)
 

@@ -7,7 +7,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from qdexp.quant import NormSearch, Scheme, convert, execution_order, observe_activations, plan_bits, quantize_weights
-from qdexp.quant.rounding import nearest
+from qdexp.quant.affine import quantize as nearest
+from qdexp.quant.network import split
 
 
 def conditional() -> nn.Module:
@@ -60,6 +61,7 @@ def quantized(network: nn.Module, weight_bits: int, act_bits: int, layers: Any =
     """The whole of post-training quantization, in place."""
     data = batches()
     order = execution_order(network, data[0])
+    split(network, options.pop("splits", {}))
     convert(network, plan_bits(network, order, weight_bits, act_bits, layers=layers), **options)
     quantize_weights(network, NormSearch(), nearest)
     observe_activations(network, data, NormSearch())

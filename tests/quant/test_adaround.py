@@ -6,8 +6,8 @@ from torch import Tensor
 
 from qdexp.quant import MinMax, NormSearch, PerChannel, PerTensor, QParams, Scheme, Split, dequantize, qparams_from_range
 from qdexp.quant.adaround import LEEWAY, SoftRounding, undecided
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.ranges import estimate
-from qdexp.quant.rounding import nearest
 from qdexp.quant.scheme import Granularity
 
 GRANULARITIES: list[Granularity] = [PerTensor(), PerChannel(), Split((2, 4), PerChannel()), Split((1, 5))]

@@ -155,3 +155,13 @@ def test_learned_scales_keep_half_precision_and_strides() -> None:
         assert torch.equal(hat, fake_quantize(x, qparams, scheme))
         by_x, by_scale = torch.autograd.grad(hat.sum(), [x, qparams.scale])
         assert (by_x.dtype, by_scale.dtype) == (x.dtype, torch.float32)
+
+
+def test_the_integers_are_those_of_the_nearest_levels() -> None:
+    scheme = Scheme(3, PerChannel())
+    weight = torch.randn(4, 5, 3, 3)
+    qparams = qparams_from_range(*scheme.granularity.pieces(weight)[0].aminmax(dim=1), scheme)
+    chosen = (dequantize(quantize(weight, qparams, scheme), qparams, scheme) - weight).abs()
+    for level in range(scheme.qmin, scheme.qmax + 1):
+        other = (dequantize(torch.full(weight.shape, level), qparams, scheme) - weight).abs()
+        assert (chosen <= other + 1e-6).all()

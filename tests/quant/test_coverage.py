@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from qdexp.errors import UserError
 from qdexp.folding import fold
 from qdexp.quant import MinMax, checkpoint, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import first_row
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.macs import count
 from qdexp.quant.network import LayerBits, verify_weights
-from qdexp.quant.rounding import nearest
 
 ROW = first_row(batches()[0])
 

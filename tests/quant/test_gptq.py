@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.quant import MinMax, PerChannel, PerTensor, QParams, Scheme, Split, dequantize, qparams_from_range
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.gptq import CHUNK, DAMPING, SAMPLES, InputMoments, gptq
 from qdexp.quant.ranges import estimate
-from qdexp.quant.rounding import nearest
 from qdexp.quant.scheme import Granularity
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {

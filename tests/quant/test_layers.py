@@ -16,9 +16,9 @@ from qdexp.quant import (
     fake_quantize,
     qparams_from_range,
 )
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.layers import ActivationQuantizer, to_quantized
 from qdexp.quant.ranges import estimate
-from qdexp.quant.rounding import nearest
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 LAYERS: dict[str, tuple[Callable[[], Layer], tuple[int, ...]]] = {

@@ -24,10 +24,10 @@ from qdexp.quant import (
     qparams_from_range,
     quantize_weights,
 )
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
 from qdexp.quant.ranges import estimate
-from qdexp.quant.rounding import nearest
 from qdexp.quant.shortcuts import split_sizes
 
 

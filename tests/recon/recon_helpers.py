@@ -10,31 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdexp.config import Recon, ScaleLearning, WeightLearning
+from qdexp.config import BlockWise, ScaleLearning, WeightLearning
 from qdexp.quant import NormSearch, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import blocks_of
-from qdexp.quant.network import activation_quantizers, quantized_layers
-from qdexp.quant.rounding import nearest
+from qdexp.quant.network import activation_quantizers, quantized_layers, split
 from qdexp.quant.streams import streaming
 from qdexp.recon.walk import Walk
 
-Batches = list[tuple[Tensor, ...]]
+Batches = Sequence[tuple[Tensor, ...]]
 
-RECON = Recon(
-    name="test",
-    batch=4,
-    heldout=8,
-    weights=WeightLearning(start="nearest", iterations=4, rate=0.1, regulariser=3.0, warmup=0.2, beta=[20, 2], balanced=True),
-    scales=ScaleLearning(iterations=4, rate=0.01, power=2.0),
+WEIGHTS = WeightLearning(
+    batch=4, heldout=8, start="nearest", iterations=4, rate=0.1, regulariser=3.0, warmup=0.2, beta=[20, 2], balanced=True
 )
+SCALES = ScaleLearning(batch=4, heldout=8, iterations=4, rate=0.01, power=2.0)
 
 
-def recon(batch: int = 4, heldout: int = 8, cache_gb: float | None = None, **changes: Any) -> Recon:
-    """`RECON` with other options; those of `weights` and `scales` by their names."""
-    weights = replace(RECON.weights, **{name: value for name, value in changes.items() if hasattr(RECON.weights, name)})
-    scales = replace(RECON.scales, **{name: value for name, value in changes.items() if hasattr(RECON.scales, name)})
-    own = {name: value for name, value in changes.items() if name in ("precision", "compile")}
-    return Recon(name="test", batch=batch, heldout=heldout, weights=weights, scales=scales, cache_gb=cache_gb, **own)
+@dataclass
+class Recon:
+    """How both are learned."""
+
+    weights: WeightLearning
+    scales: ScaleLearning
+
+
+def recon(**changes: Any) -> Recon:
+    """`WEIGHTS` and `SCALES` with other options."""
+    weights = replace(WEIGHTS, **{name: value for name, value in changes.items() if hasattr(WEIGHTS, name)})
+    return Recon(weights, replace(SCALES, **{name: value for name, value in changes.items() if hasattr(SCALES, name)}))
 
 
 def batches(*sizes: int) -> Batches:
@@ -56,9 +59,9 @@ class Pair:
     blocks: list[str]
     data: Batches
 
-    def walk(self, folder: Path, options: Recon = RECON, seed: int = 0) -> Walk:
+    def walk(self, folder: Path, options: Recon | None = None, seed: int = 0) -> "Walks":
         folder.mkdir(parents=True, exist_ok=True)
-        return Walk(self.network, self.full, self.blocks, options, seed, folder)
+        return Walks(self, options or recon(), seed, folder)
 
     def observe(self) -> "Pair":
         """Switch activation quantization on."""
@@ -78,11 +81,34 @@ class Pair:
         return float((ours - theirs).square().sum() / theirs.square().sum())
 
 
+@dataclass
+class Walks:
+    """Walks of a pair with the options of each."""
+
+    pair: Pair
+    options: Recon
+    seed: int
+    folder: Path
+
+    def _walk(self, options: BlockWise) -> Walk:
+        return Walk(self.pair.network, self.pair.full, self.pair.blocks, options, self.seed, self.folder)
+
+    def learn_weights(self, batches: Batches) -> None:
+        self._walk(self.options.weights).learn_weights(batches)
+
+    def round_weights(self, batches: Batches) -> None:
+        self._walk(self.options.weights).round_weights(batches)
+
+    def learn_scales(self, batches: Batches) -> None:
+        self._walk(self.options.scales).learn_scales(batches)
+
+
 def pair(full: nn.Module, data: Batches, weight_bits: int, act_bits: int = 32, **options: Any) -> Pair:
     """Weights rounded to the nearest level; activations not quantized yet."""
     network = copy.deepcopy(full.requires_grad_(False))
     order = execution_order(network, data[0])
     layers = options.pop("layers", None)
+    split(network, options.pop("splits", {}))
     convert(network, plan_bits(network, order, weight_bits, act_bits, layers=layers), **options)
     quantize_weights(network, NormSearch(), nearest)
     return Pair(network, full, blocks_of(network, order), data)

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from qdexp import device as devices
 from qdexp.quant import NormSearch, PerChannel, QParams, Scheme, Split, fake_quantize, qparams_from_range
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import Rows
 from qdexp.quant.layers import ActivationQuantizer, to_quantized
 from qdexp.quant.network import activation_quantizers, observe_activations, quantized_layers
 from qdexp.quant.ranges import MinMax, estimate
-from qdexp.quant.rounding import nearest
 from qdexp.quant.streams import streaming
 from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, WeightReconstruction
 

@@ -13,19 +13,18 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from quant_helpers import conditional
-from recon_helpers import Batches, Pair, batches, differing, equal, held_out_errors, pair, recon, table
+from recon_helpers import Batches, Pair, Recon, batches, differing, equal, held_out_errors, pair, recon, table
 from torch import Tensor, nn
 
-from qdexp.config import Recon
 from qdexp.errors import UserError
 from qdexp.files import PART
 from qdexp.quant import MinMax, PerChannel, Scheme, qparams_from_range
+from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import Rows
 from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.layers import to_quantized
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.ranges import estimate
-from qdexp.quant.rounding import nearest
 from qdexp.quant.shortcuts import split_sizes
 from qdexp.recon.learning import Site
 from qdexp.recon.second_order import round_block

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 
 from qdexp.config import Model, Protocol
 from qdexp.quant import MinMax, checkpoint, convert, execution_order, observe_activations, plan_bits, quantize_weights
-from qdexp.quant.rounding import nearest
+from qdexp.quant.affine import quantize as nearest
 
 
 @pytest.fixture

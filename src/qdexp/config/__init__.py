@@ -20,36 +20,30 @@ from qdexp.config.checks import (
     require_name,
 )
 from qdexp.config.cluster import Cluster, Resources
+from qdexp.config.learning import BlockWise, Iterations, Recon, ScaleLearning, WeightLearning
 from qdexp.config.measuring import Inspection, Protocol, SamplerOptions, Sampling, Tracker, Trajectory
 from qdexp.config.model import FirstStage, Model
-from qdexp.config.quantizing import (
-    ActScheme,
-    BlockLearning,
-    Calib,
-    Quant,
-    Quantizer,
-    Recon,
-    ScaleLearning,
-    WeightLearning,
-    WeightScheme,
-)
+from qdexp.config.quantizing import ACTIVATIONS, WEIGHTS, ActGrid, Calib, Quant, Quantizer, WeightGrid
 from qdexp.errors import UserError
 from qdexp.paths import ZOO
 
 __all__ = [
+    "ACTIVATIONS",
     "NAMES_CODE",
     "NO_EXTRACTOR",
     "ORDERED",
     "RANDOM",
     "UNTOUCHED",
+    "WEIGHTS",
     "WITHOUT_EFFECT",
-    "ActScheme",
-    "BlockLearning",
+    "ActGrid",
+    "BlockWise",
     "Calib",
     "Cluster",
     "Config",
     "FirstStage",
     "Inspection",
+    "Iterations",
     "Model",
     "Protocol",
     "Quant",
@@ -62,8 +56,8 @@ __all__ = [
     "Target",
     "Tracker",
     "Trajectory",
+    "WeightGrid",
     "WeightLearning",
-    "WeightScheme",
 ]
 
 
@@ -118,5 +112,4 @@ class Config:
     @property
     def full_precision(self) -> bool:
         """True where nothing is quantized, whatever the other axes say: such cells are one and the same."""
-        untouched = self.quant.weight_bits == self.quant.act_bits == UNTOUCHED and not self.quant.layers
-        return untouched or self.quantizer.name == "none"
+        return not (self.quant.touched and self.quantizer.filled)

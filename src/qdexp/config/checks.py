@@ -1,7 +1,13 @@
 """What options are checked with, and the words that stand for something else than their value."""
 
+import json
 import re
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qdexp.errors import UserError
 
@@ -45,3 +51,27 @@ def require_name(option: str, value: str) -> None:
 def require_bits(option: str, value: int, low: int, high: int) -> None:
     """Raises UserError for a bit-width that there is none of."""
     require(value in (*range(low, high + 1), UNTOUCHED), option, value, f"choose {low} to {high}, or 32 to leave it untouched")
+
+
+STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+"""How the dataclasses are read whose types hold their bounds: ``Annotated[int, Gt(0)]``."""
+T = TypeVar("T")
+
+
+def checked(kind: type[T], options: Mapping[str, Any], option: str) -> T:
+    """The dataclass ``kind`` made from plain ``options``, which are called ``option.NAME``. Its types hold their bounds, and
+    its ``__post_init__`` may raise ValueError. Raises UserError, one line, for the first mistake."""
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for name in options.keys() - known.keys():
+        meant = "".join(f", did you mean {near}?" for near in get_close_matches(name, known, 1))
+        raise UserError(f"{option}.{name}: there is no such option{meant}; there are {', '.join(known) or 'none'}")
+    for name, field in known.items():
+        if name not in options and field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{option}.{name}: is missing; give a value")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(options), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        told = f"{name}={first['input']}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{option}.{told}") from error

@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
+from hydra.utils import get_object
 from torch import Tensor, nn
 
+from qdexp.config import Model
 from qdexp.models.networks import ClassUNet2DConditionModel
 
 CLIP_TOKENS, T5_TOKENS = 77, 120
 """Tokens of a prompt: of Stable Diffusion's text encoders, and of PixArt-alpha's."""
+
+_KNOWN = (DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel)
 
 Condition = dict[str, Tensor | dict[str, Tensor]]
 """Named arguments of a network's call; entries lie along dimension 0, one a row."""
@@ -37,6 +41,12 @@ def example_condition(network: nn.Module, rows: int = 1) -> Condition:
     pooled = options["projection_class_embeddings_input_dim"] - sizes * options["addition_time_embed_dim"]
     added = {"text_embeds": torch.zeros(rows, pooled, device=device), "time_ids": torch.zeros(rows, sizes, device=device)}
     return {"encoder_hidden_states": text, "added_cond_kwargs": added}
+
+
+def has_example(model: Model) -> bool:
+    """Whether the model's network can be called with ``example_row``: not where it takes conditions of its own kind."""
+    kind = get_object(model.network["_target_"])
+    return model.condition is None or (isinstance(kind, type) and issubclass(kind, _KNOWN))
 
 
 def example_row(network: nn.Module, shape: Sequence[int]) -> tuple[Any, ...]:

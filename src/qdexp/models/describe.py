@@ -98,6 +98,14 @@ class Description:
         return known
 
 
+def description_of(model: Model) -> Description | None:
+    """None where the network asks for values, or for conditions of its own: only a stage itself can tell then."""
+    try:
+        return describe(model)
+    except UserError:
+        return None
+
+
 _described: dict[str, Description] = {}
 
 

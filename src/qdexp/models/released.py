@@ -24,7 +24,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from qdexp import models
-from qdexp.config import RANDOM, UNTOUCHED, Model, Quant
+from qdexp.config import UNTOUCHED, Model, Quant
 from qdexp.errors import UserError
 from qdexp.models.compvis import unet_origin
 from qdexp.models.names import Origin, levels_of, pixel_name
@@ -39,25 +39,21 @@ ACT, WEIGHT = ".act_quantizer", ".weight_quantizer"
 SCALAR = Origin("")
 
 
-def build(model: Model, file: Path, quant: Quant, channels_last: bool) -> nn.Module:
-    """The quantized network, in eval mode; every number is the file's, none that of ``model.weights``.
+def check(model: Model, file: Path, quant: Quant) -> None:
+    """Raises as ``fill`` does."""
+    fill(models.skeleton(model), file, quant)
+
+
+def fill(network: nn.Module, file: Path, quant: Quant) -> None:
+    """Quantizes a network, on the CPU and in place, as in the file: every number is that of the file.
 
     Raises UserError, one line with the key, where one is missing, left over or of another shape, a scale is not positive, a
     zero point no whole number, or the bits are not those of ``quant``.
     """
-    network = models.build(replace(model, weights=RANDOM), channels_last)
-    _fill(network, file, quant)
-    return network
-
-
-def check(model: Model, file: Path, quant: Quant) -> None:
-    """Raises as ``build`` does."""
-    _fill(models.skeleton(model), file, quant)
-
-
-def _fill(network: nn.Module, file: Path, quant: Quant) -> None:
     if not isinstance(network, UNet2DModel | UNet2DConditionModel):
-        raise UserError(f"quantizer.file={file}: such files are of U-Nets, not of {type(network).__name__}; change model")
+        raise UserError(
+            f"quantizer.steps.released.file={file}: such files are of U-Nets, not of {type(network).__name__}; change model"
+        )
     _Import(network, file, quant).run()
 
 
@@ -66,7 +62,7 @@ class _Import:
 
     def __init__(self, network: nn.Module, file: Path, quant: Quant) -> None:
         self.network, self.quant, self.acts = network, quant, quant.act_bits != UNTOUCHED
-        self.option = f"quantizer.file={file}"
+        self.option = f"quantizer.steps.released.file={file}"
         found = WeightFiles([file], self.option)
         self.tensors = {key: value for part in found.read(found.shapes) for key, value in part.items()}
         if not any(key.startswith("model.") and WEIGHT in key for key in self.tensors):

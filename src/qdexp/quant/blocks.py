@@ -33,10 +33,10 @@ def call(network: nn.Module, batch: Batch) -> Any:
     return network(*(part for part in batch if part is not named), **named)
 
 
-def first_row(batch: Batch) -> Batch:
-    """The batch of its first row alone, to trace a network with."""
-    row: Batch = pytree.tree_map(lambda part: part[:1], batch)
-    return row
+def first_row(batch: Batch, rows: int = 1) -> Batch:
+    """The batch of its first row alone, to trace a network with, or of its first ``rows``."""
+    part: Batch = pytree.tree_map(lambda tensor: tensor[:rows], batch)
+    return part
 
 
 def blocks_of(network: nn.Module, layers: Iterable[str]) -> list[str]:

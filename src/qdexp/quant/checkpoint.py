@@ -64,8 +64,8 @@ def save(
         "architecture": dict(architecture),
         "dtype": str(_dtype(network)).removeprefix("torch."),
         "channels_last": _is_channels_last(network),
-        "layers": _grouped((name, {"weight": x.weight_scheme, "act": _act_scheme(x)}) for name, x in quantized_layers(network)),
-        "attentions": _grouped((name, _schemes(x)) for name, x in _processors(network)),
+        "layers": _grouped((name, _layer_schemes(x), x.parts) for name, x in quantized_layers(network)),
+        "attentions": _grouped((name, _schemes(x), None) for name, x in _processors(network)),
         "digest": files.sha256(folder / TENSORS),
     }
     files.write_sealed(folder / JSON, content)
@@ -94,13 +94,17 @@ def load(folder: Path | str, trust: Collection[str] = ()) -> nn.Module:
 
 
 def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collection[str]) -> nn.Module:
-    layers, attended = dict(_ungrouped(content["layers"])), dict(_ungrouped(content["attentions"]))
+    found = list(_ungrouped(content["layers"]))
+    layers, attended = (
+        {name: schemes for name, schemes, _ in found},
+        {name: schemes for name, schemes, _ in _ungrouped(content["attentions"])},
+    )
     stored, count = _full_bytes(tensors, layers), len(tensors) + len(layers) + len(attended)
     network = _constructed(content["architecture"], _DTYPES[content["dtype"]], trust, stored, count)
-    for name, schemes in layers.items():
+    for name, schemes, parts in found:
         layer = network.get_submodule(name)
         _check_fit(layer, schemes)
-        to_quantized(layer, schemes["weight"], schemes["act"])
+        to_quantized(layer, schemes["weight"], schemes["act"]).parts = parts
     for name, schemes in attended.items():
         if not all(scheme is None or isinstance(scheme.granularity, PerTensor) for scheme in schemes.values()):
             raise ValueError(f"{name} is quantized in parts, which attention is not")
@@ -246,26 +250,32 @@ def _schemes(processor: QuantizedAttentionProcessor) -> dict[str, Scheme | None]
     return {"act": processor.act, "softmax_with_grid" if observed else "softmax": processor.softmax}
 
 
-def _act_scheme(layer: QuantizedLayer) -> Scheme | None:
+def _layer_schemes(layer: QuantizedLayer) -> dict[str, Scheme | None]:
     quantizer = layer.input_quantizer
-    return quantizer.scheme if isinstance(quantizer, ActivationQuantizer) else None
+    return {"weight": layer.weight_scheme, "act": quantizer.scheme if isinstance(quantizer, ActivationQuantizer) else None}
 
 
-def _grouped(named: Iterable[tuple[str, Mapping[str, Scheme | None]]]) -> list[dict[str, Any]]:
-    """Modules with equal schemes together: [{**schemes, "names": [...]}, ...]."""
-    groups: dict[tuple[tuple[str, Scheme | None], ...], list[str]] = defaultdict(list)
-    for name, schemes in named:
-        groups[tuple(schemes.items())].append(name)
+Parts = tuple[int, ...] | None
+
+
+def _grouped(named: Iterable[tuple[str, Mapping[str, Scheme | None], Parts]]) -> list[dict[str, Any]]:
+    """Modules with equal schemes together: [{**schemes, "names": [...]}, ...]; ``parts`` where they are quantized in parts."""
+    groups: dict[tuple[tuple[tuple[str, Scheme | None], ...], Parts], list[str]] = defaultdict(list)
+    for name, schemes, parts in named:
+        groups[tuple(schemes.items()), parts].append(name)
     return [
-        {key: scheme and scheme.to_dict() for key, scheme in schemes} | {"names": names} for schemes, names in groups.items()
+        {key: scheme and scheme.to_dict() for key, scheme in schemes} | ({"parts": parts} if parts else {}) | {"names": names}
+        for (schemes, parts), names in groups.items()
     ]
 
 
-def _ungrouped(groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, dict[str, Scheme | None]]]:
+def _ungrouped(groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, dict[str, Scheme | None], Parts]]:
     for group in groups:
-        schemes = {key: scheme and Scheme.from_dict(scheme) for key, scheme in group.items() if key != "names"}
-        for name in group["names"]:
-            yield name, schemes
+        plain = dict(group)
+        names, parts = plain.pop("names"), plain.pop("parts", None)
+        schemes = {key: scheme and Scheme.from_dict(scheme) for key, scheme in plain.items()}
+        for name in names:
+            yield name, schemes, parts and tuple(parts)
 
 
 def _full_bytes(tensors: Mapping[str, Tensor], layers: Mapping[str, Mapping[str, Scheme | None]]) -> int:

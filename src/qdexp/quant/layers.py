@@ -94,6 +94,8 @@ class QuantizedLayer(nn.Module):
     weight_zero_point: Tensor | None
     weight_scheme: Scheme | None
     input_quantizer: nn.Module
+    parts: tuple[int, ...] | None
+    """The numbers of input channels that are quantized apart; None: all are as one."""
 
     def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
         """The layer of torch, applied to the quantized input; what else a subclass takes changes nothing, see `is_plain`."""
@@ -203,12 +205,18 @@ def _quantized_class(own: type[nn.Module], kind: type[nn.Module]) -> type[Quanti
     return _subclasses[own]
 
 
-def to_quantized(layer: nn.Module, weight: Scheme | None, act: Scheme | None) -> QuantizedLayer:
-    """Turn a Conv1d, Conv2d or Linear into its quantized class, weight still float and input quantizer off.
+def to_quantized(layer: nn.Module, weight: Scheme | None = None, act: Scheme | None = None) -> QuantizedLayer:
+    """Turn a Conv1d, Conv2d or Linear into its quantized class, weight still float and input quantizer off; one that is
+    quantized already gets the schemes that are given here.
 
     The object itself changes class, as in torch's parametrizations: options, hooks, memory format and identity stay. Subclasses
     are taken for what they extend: it is for the caller to know that they compute the same, see `is_plain`.
     """
+    if isinstance(layer, QuantizedLayer):
+        layer.weight_scheme = weight or layer.weight_scheme
+        if act is not None:
+            layer.input_quantizer = quantizer_or_identity(act).to(layer.weight.device)
+        return layer
     kind = kind_of(layer)
     if kind is None:
         raise TypeError(f"{type(layer).__name__} is no layer that can be quantized")
@@ -216,7 +224,7 @@ def to_quantized(layer: nn.Module, weight: Scheme | None, act: Scheme | None) ->
     for name in _METHODS:
         vars(layer).pop(name, None)
     quantized.__class__ = _quantized_class(type(layer), kind)
-    quantized.weight_scheme = weight
+    quantized.weight_scheme, quantized.parts = weight, None
     quantized.input_quantizer = quantizer_or_identity(act).to(quantized.weight.device)
     for name in ("weight_int", "weight_scale", "weight_zero_point"):
         quantized.register_buffer(name, None, persistent=False)

@@ -2,8 +2,9 @@
 
     order = execution_order(network, example)
     plan  = plan_bits(network, order, weight_bits=4, act_bits=8)
+    split(network, split_sizes(network, example, "skip"))  # perhaps: convolutions that are quantized in parts
     convert(network, plan)                            # layers and attention change class, nothing is rounded yet
-    quantize_weights(network, estimator, nearest)
+    quantize_weights(network, estimator, quantize)
     observe_activations(network, batches, estimator)  # with the weights already quantized
 
 All of it happens in place and in eval mode. A network is called `network(x_t, t)`, with named
@@ -11,10 +12,9 @@ conditions if it takes any.
 """
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,17 +22,17 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
-from qdexp.quant.affine import dequantize, qparams_from_range
+from qdexp.quant.affine import QParams, dequantize, qparams_from_range
 from qdexp.quant.attention import quantize_attention, require_known
 from qdexp.quant.blocks import Batch, call
 from qdexp.quant.layers import ActivationQuantizer, Mode, QuantizedLayer, arithmetic, is_plain, kind_of, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
-from qdexp.quant.rounding import Rounding
 from qdexp.quant.scheme import PerChannel, PerTensor, Scheme, Split, Whole
 
+Rounding = Callable[[Tensor, QParams, Scheme], Tensor]
+"""From a weight and its grid to integers of its shape, dtype `scheme.dtype`; nearest: `qdexp.quant.affine.quantize`."""
 FLOAT = 32
 PER_OUTPUT_CHANNEL = PerChannel(0)
-NO_SPLITS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class LayerBits:
 
 @torch.inference_mode()
 def execution_order(network: nn.Module, example: Batch) -> list[str]:
-    """Names of the layers that can be quantized in the order in which the network first runs them: Conv1d, Conv2d and Linear,
-    and subclasses that compute the same.
+    """Names of the layers that are or can be quantized in the order in which the network first runs them: Conv1d, Conv2d and
+    Linear, and subclasses that compute the same.
 
     Definition order is not execution order: diffusers' U-Nets register the middle block last, and a block's attentions before
     its convolutions. Layers that do not run are left out.
@@ -63,12 +63,12 @@ def execution_order(network: nn.Module, example: Batch) -> list[str]:
         order.setdefault(name)
 
     def leave(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-        if name not in others and not is_plain(layer, args, kwargs):
+        if name not in others and not isinstance(layer, QuantizedLayer) and not is_plain(layer, args, kwargs):
             others.add(name)
 
     handles = []
     for name, module in network.named_modules():
-        if kind_of(module) is not None:
+        if kind_of(module) is not None or isinstance(module, QuantizedLayer):
             handles.append(module.register_forward_pre_hook(partial(enter, name)))
             handles.append(module.register_forward_hook(partial(leave, name), with_kwargs=True))
     try:
@@ -128,24 +128,30 @@ def convert(
     weight_symmetric: bool = False,
     act_symmetric: bool = False,
     softmax_bits: int = 8,
-    splits: Mapping[str, tuple[int, ...]] = NO_SPLITS,
 ) -> None:
     """Give every layer of the plan its schemes, and every attention whose to_q has quantized inputs a processor of ours.
 
     Such an attention quantizes Q, K and V with the act_bits of its to_q, and the softmax with `softmax_bits` (2 to 16, or 32).
-    The convolutions in `splits` are quantized in parts of these numbers of input channels, see `shortcuts`.
+    What has schemes already and stays in floating point by the plan keeps them: weights and activations may be converted apart.
     """
     network.eval()
     for name, bits in plan.items():
         if bits != LayerBits(FLOAT, FLOAT):
-            sizes = splits.get(name)
+            layer = network.get_submodule(name)
+            sizes = layer.parts if isinstance(layer, QuantizedLayer) else None
             weight = _scheme(bits.weight, weight_granularity, weight_symmetric, sizes)
             act = _scheme(bits.act, PerTensor(), act_symmetric, sizes)
-            to_quantized(network.get_submodule(name), weight, act)
+            to_quantized(layer, weight, act)
     for name, attention in attentions(network):
         bits = plan.get(f"{name}.to_q", LayerBits(FLOAT, FLOAT))
         if bits.act != FLOAT:
             quantize_attention(attention, _scheme(bits.act, PerTensor(), act_symmetric), _scheme(softmax_bits, PerTensor()))
+
+
+def split(network: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """The convolutions named are to be quantized in parts of these numbers of input channels, see `shortcuts`."""
+    for name, parts in sizes.items():
+        to_quantized(network.get_submodule(name)).parts = parts
 
 
 def check_attentions(network: nn.Module, plan: Mapping[str, LayerBits]) -> None:

@@ -85,7 +85,8 @@ def split_sizes(network: nn.Module, example: Batch, scope: str) -> dict[str, tup
     chosen = {name: read.sizes for name, read in found.items() if read.direct or scope == "skip+conv1"}
     if not chosen:
         raise NothingToSplitError(
-            f"quantizer.split={scope}: no convolution of the network reads a concatenation that this splits; set it to off"
+            f"quantizer.steps.split.scope={scope}: no convolution of the network reads a concatenation that this splits; set "
+            f"it to off"
         )
     return chosen
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdexp.config import BlockLearning
+from qdexp.config.learning import Iterations
 from qdexp.quant.blocks import Call, output, run
 
 Run = Callable[[Call, Mapping[str, Tensor]], Tensor]
@@ -17,12 +17,12 @@ Run = Callable[[Call, Mapping[str, Tensor]], Tensor]
 
 
 @contextmanager
-def running(block: nn.Module, recon: BlockLearning) -> Iterator[Run]:
-    """How `recon` says that the iterations run this block."""
-    norms = [module for module in block.modules() if isinstance(module, nn.GroupNorm) and recon.precision != "float32"]
+def running(block: nn.Module, options: Iterations) -> Iterator[Run]:
+    """How `options` say that the iterations run this block."""
+    norms = [module for module in block.modules() if isinstance(module, nn.GroupNorm) and options.precision != "float32"]
     handles = [norm.register_forward_pre_hook(_widen) for norm in norms]
     try:
-        yield partial(_run_compiled, _Bare(block)) if recon.compile else partial(run, block)
+        yield partial(_run_compiled, _Bare(block)) if options.compile else partial(run, block)
     finally:
         for handle in handles:
             handle.remove()

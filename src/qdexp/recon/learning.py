@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from qdexp.config import ScaleLearning, WeightLearning
+from qdexp.config.learning import ScaleLearning, WeightLearning
 from qdexp.quant.adaround import SoftRounding, undecided
 from qdexp.quant.blocks import Rows, run
 from qdexp.quant.filed import Filed

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qdexp import files
 
@@ -28,6 +29,12 @@ class BlockErrors:
     def kept(self) -> bool:
         """Whether what was learned is used."""
         return self.learned < self.before
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The columns that ``write`` wrote; None where nothing was learned."""
+    path = folder / FILE
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def write(folder: Path, title: str, results: Sequence[BlockErrors]) -> None:

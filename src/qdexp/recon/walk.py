@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qdexp import device as devices
 from qdexp import files
-from qdexp.config import BlockLearning, ScaleLearning, WeightLearning
+from qdexp.config.learning import BlockWise, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Rows, run
 from qdexp.quant.memory import Memory
@@ -67,17 +67,19 @@ class Walk:
     blocks that are finished."""
 
     def __init__(
-        self, network: nn.Module, full: nn.Module, blocks: Sequence[str], recon: BlockLearning, seed: int, folder: Path
+        self, network: nn.Module, full: nn.Module, blocks: Sequence[str], options: BlockWise, seed: int, folder: Path
     ) -> None:
         self.network, self.full, self.blocks = network, full, list(blocks)
-        self.recon, self.seed, self.folder = recon, seed, folder
+        self.options, self.seed, self.folder = options, seed, folder
 
     def learn_weights(self, batches: Batches) -> None:
         """The rounding of all weights, from nearest rounding on or by way of GPTQ; activations must not be quantized yet."""
-        assert self.recon.weights is not None
-        learn = partial(self._fit, WeightReconstruction, self.recon.weights)
-        paired = self.recon.weights.start == "gptq"
-        self._walk(_Way(WeightReconstruction, [self._round, learn] if paired else [learn], self._dtype, paired), batches)
+        assert isinstance(self.options, WeightLearning)
+        learn = partial(self._fit, WeightReconstruction, self.options)
+        paired = self.options.start == "gptq"
+        self._walk(
+            _Way(WeightReconstruction, [self._round, learn] if paired else [learn], _dtype(self.options), paired), batches
+        )
 
     def round_weights(self, batches: Batches) -> None:
         """The same by GPTQ: in one pass, without iterations."""
@@ -85,27 +87,21 @@ class Walk:
 
     def learn_scales(self, batches: Batches) -> None:
         """The scales of all activations, from the observed ranges on."""
-        assert self.recon.scales is not None
-        learn = partial(self._fit, ScaleReconstruction, self.recon.scales)
-        self._walk(_Way(ScaleReconstruction, [learn], self._dtype), batches)
+        assert isinstance(self.options, ScaleLearning)
+        learn = partial(self._fit, ScaleReconstruction, self.options)
+        self._walk(_Way(ScaleReconstruction, [learn], _dtype(self.options)), batches)
 
     def _round(self, task: _Task) -> State:
-        state = round_block(task.site, self.recon.batch, self._seed(task.name))
+        state = round_block(task.site, self.options.batch, self._seed(task.name))
         task.site.exact = None  # no later step reads it: its room is for what the iterations read
         return state
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """What the rows that iterations read are kept in."""
-        dtype: torch.dtype = getattr(torch, self.recon.precision)
-        return dtype
 
     def _walk(self, way: _Way, batches: Batches) -> None:
         results: list[BlockErrors] = []
         if not any(way.kind.state(self.network.get_submodule(name)) for name in self.blocks):
             return  # all of it is left in floating point
         device = batches[0][0].device
-        limit = None if self.recon.cache_gb is None else int(self.recon.cache_gb * 1e9)
+        limit = None if self.options.cache_gb is None else int(self.options.cache_gb * 1e9)
         with (
             BlockProgress(way.kind.title, len(self.blocks)) as progress,
             Memory(limit, self.folder, (self.full, self.network)) as memory,
@@ -132,7 +128,7 @@ class Walk:
         """The rows that are learned from, floats as the way wants them, and those that only judge. The full-precision stream
         goes on for them; what it has collected is let go here, before anything is learned."""
         block, original = self.network.get_submodule(name), self.full.get_submodule(name)
-        learned, heldout = slice(-self.recon.heldout), slice(-self.recon.heldout, None)
+        learned, heldout = slice(-self.options.heldout), slice(-self.options.heldout, None)
         exact = Rows(full.calls, full.sizes, memory, learned) if way.paired else None
         outputs = full.advance()
         kept = [
@@ -161,11 +157,11 @@ class Walk:
     def _fit(self, kind: type[Reconstruction], settings: Settings, task: _Task) -> State:
         """What the iterations of `kind` learn of a block."""
         site, device = task.site, task.site.targets.device
-        devices.require_arithmetic(device, self.recon.precision, self.recon.compile)  # a sweep may be planned elsewhere
+        devices.require_arithmetic(device, settings.precision, settings.compile)  # a sweep may be planned elsewhere
         module = kind(site, settings, task.start)
-        with running(site.block, self.recon) as module.run:
+        with running(site.block, settings) as module.run:
             rows = self._batches(len(site.rows), settings.iterations, task.name, device)
-            devices.fit(module, rows, device, task.progress, self.recon.precision)
+            devices.fit(module, rows, device, task.progress, settings.precision)
         learned = module.to(device).learned()  # Lightning leaves it on the CPU
         module.release()
         return learned
@@ -173,9 +169,9 @@ class Walk:
     def _batches(self, rows: int, iterations: int, name: str, device: torch.device) -> DataLoader[Tensor]:
         """Row indices of every iteration, in epochs of random order that depend on seed and block alone."""
         generator = torch.Generator().manual_seed(self._seed(name))
-        needed = iterations * self.recon.batch
+        needed = iterations * self.options.batch
         epochs = [torch.randperm(rows, generator=generator) for _ in range(-(-needed // rows))]
-        index = torch.cat(epochs)[:needed].view(iterations, self.recon.batch).to(device)
+        index = torch.cat(epochs)[:needed].view(iterations, self.options.batch).to(device)
         return DataLoader(cast("Dataset[Tensor]", list(index.unbind())), batch_size=None)
 
     def _seed(self, name: str) -> int:
@@ -186,13 +182,19 @@ class Walk:
     def _error(self, site: Site) -> float:
         """The block's relative squared error on the site's rows, as it is."""
         sums = torch.zeros(2, dtype=torch.float64, device=site.targets.device)
-        for start in range(0, len(site.rows), self.recon.batch):
-            part = slice(start, start + self.recon.batch)
+        for start in range(0, len(site.rows), self.options.batch):
+            part = slice(start, start + self.options.batch)
             target = site.targets[part].float()
             difference = run(site.block, site.rows.take(part)) - target
             sums += torch.stack([difference.double().square().sum(), target.double().square().sum()])
         error, power = sums.tolist()
         return error / power if power else error
+
+
+def _dtype(options: Settings) -> torch.dtype:
+    """What the rows that iterations read are kept in."""
+    dtype: torch.dtype = getattr(torch, options.precision)
+    return dtype
 
 
 def _write(path: Path, state: State, errors: BlockErrors) -> None:

@@ -13,12 +13,18 @@ from qdexp.errors import UserError
 from qdexp.record import Record
 
 PLACES = {
-    *("model.weights", "model.first_stage.weights", "model.condition.weights", "quantizer.file", "inspection.lpips"),
+    *(
+        "model.weights",
+        "model.first_stage.weights",
+        "model.condition.weights",
+        "quantizer.steps.released.file",
+        "inspection.lpips",
+    ),
     *("protocol.reference", "protocol.prompts", "protocol.clip", "protocol.extractor_weights", "trajectory.prompts"),
 }
 """Options that say where something lies, and not what lies there."""
-UNTOLD = ("out", "sweep", "tracker", "device", "cluster", "recon.cache_gb", "seed")
-"""Options that tell no configuration from another."""
+UNTOLD = ("out", "sweep", "tracker", "device", "cluster", "recon", "seed")
+"""Options that tell no configuration from another: what of ``recon`` is used, the steps tell."""
 
 
 def network(record: Record) -> str:
@@ -55,7 +61,11 @@ def grouped(records: Sequence[Record]) -> list[list[Record]]:
 def options(record: Record) -> dict[str, Any]:
     """The frozen config as ``{"calib.timesteps": 10}``, without what does not change a number, and without paths."""
     told = flat(record["config"])
-    return {name: value for name, value in told.items() if not name.startswith(UNTOLD) and name not in PLACES}
+    return {
+        name: value
+        for name, value in told.items()
+        if not name.startswith(UNTOLD) and name not in PLACES and not name.endswith(".cache_gb")
+    }
 
 
 def contents(record: Record) -> dict[str, str]:

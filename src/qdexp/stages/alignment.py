@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from qdexp import files
 from qdexp.config import WITHOUT_EFFECT, Config
@@ -17,7 +18,7 @@ from qdexp.metrics.clip import ClipScore
 from qdexp.models.text import Files, clip_files, load, load_network
 from qdexp.models.weights import WeightFiles
 from qdexp.sampling.shards import read_shards
-from qdexp.stages.base import Stage
+from qdexp.stages.base import Results, Stage
 from qdexp.stages.conditions import conditioning_of
 from qdexp.stages.keys import short_hash
 from qdexp.stages.samples import SamplesStage
@@ -59,6 +60,9 @@ class AlignmentStage(Stage):
             samples = stream.samples(shard)[: len(images)]
             found.append(score.scores(images, [prompts[sample % len(prompts)] for sample in samples]))
         files.write_tensors(folder / FILE, {"clip": torch.cat(found)})
+
+    def results(self, folder: Path) -> Results:
+        return {"metrics": {"clip": load_file(folder / FILE)["clip"].double().mean().item()}}
 
 
 def check(config: Config) -> None:

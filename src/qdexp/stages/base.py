@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -20,20 +20,33 @@ from qdexp.stages import code
 from qdexp.stages.keys import content_of_fields, short_hash
 from qdexp.store import Entry, Store
 
+Results = dict[str, dict[str, Any]]
+"""Sections of a record (metrics, curves, ...) and what they hold; ``artifacts`` are paths."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage(ABC):
     """One step of a cell whose result is kept."""
 
-    name: ClassVar[str]
-    quick: ClassVar[bool] = False
-    """Whether, on a cluster, it takes no job of its own: who reads it makes it."""
-
     device: torch.device = field(metadata=WITHOUT_EFFECT)  # its kind is in the environment
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called: its results, its jobs and their resources go by this."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether, on a cluster, it takes no job of its own: who reads it makes it."""
+        return False
 
     @abstractmethod
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         """Does the work: reads the folders of the inputs, fills ``folder``."""
+
+    def results(self, folder: Path) -> Results:
+        """What its result, in ``folder``, adds to the record of its cell."""
+        return {}
 
     @cached_property
     def inputs(self) -> dict[str, "Stage"]:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from qdexp import files
 from qdexp.calib.selection import choose_positions, choose_rows
 from qdexp.config import Calib, Config
+from qdexp.quant.blocks import Batch
 from qdexp.sampling.conditions import flatten, unflatten
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
@@ -64,6 +65,19 @@ class CalibrationStage(Stage):
         sample, position = (part.repeat_interleave(conditions.branches) for part in (sample, position))
         rows = {"x_t": _rows(inputs["trajectory"], sample, position), "t": timesteps[position].contiguous()}
         files.write_tensors(folder / FILE, rows | flatten(condition, CONDITION))
+
+
+def read_batches(folder: Path, size: int, device: torch.device, rows: int | None = None) -> list[Batch]:
+    """The calibration set in ``folder``, or its first ``rows``, on ``device``, in batches of ``size``."""
+    whole = read_rows(folder)
+    stop = len(whole[0]) if rows is None else min(rows, len(whole[0]))
+    return [_cut(whole, slice(start, min(start + size, stop)), device) for start in range(0, stop, size)]
+
+
+def _cut(batch: Batch, rows: slice, device: torch.device) -> Batch:
+    """These rows of every tensor in a batch."""
+    part: Batch = pytree.tree_map(lambda tensor: tensor[rows].to(device), batch)
+    return part
 
 
 def _rows(trajectory: Path, sample: Tensor, position: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from qdexp.quant import checkpoint
 from qdexp.quant.architecture import named
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, read_shards
-from qdexp.stages.base import Stage
+from qdexp.stages.base import Results, Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
+from qdexp.stages.steps import StepStage
 from qdexp.stages.trajectory import TrajectoryStage
 
 FILE = "curves.json"
@@ -31,12 +32,12 @@ class CurvesStage(Stage):
 
     name = "curves"
 
-    quantization: Stage
+    quantization: StepStage
     trajectory: TrajectoryStage
     conditions: ConditionsStage | None
 
     @classmethod
-    def of(cls, quantization: Stage, heldout: TrajectoryStage) -> "CurvesStage":
+    def of(cls, quantization: StepStage, heldout: TrajectoryStage) -> "CurvesStage":
         return cls(device=heldout.device, quantization=quantization, trajectory=heldout, conditions=heldout.conditions)
 
     @torch.inference_mode()
@@ -57,6 +58,11 @@ class CurvesStage(Stage):
             free.add(walk.predict_step(shard)["x_t"][: len(x_t)].cpu(), x_t)
         curves = {"timestep": sampler.timesteps, "teacher_forced": forced.values(), "free_running": free.values()}
         files.write_text(folder / FILE, json.dumps(curves))
+
+    def results(self, folder: Path) -> Results:
+        curves = json.loads((folder / FILE).read_text())
+        forced = curves["teacher_forced"]
+        return {"curves": curves, "metrics": {"noise_error": sum(forced) / len(forced)}}
 
 
 class _Ratio:

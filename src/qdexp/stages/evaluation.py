@@ -15,7 +15,7 @@ from qdexp.metrics.features import extract_from
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import estimates, floor, score
 from qdexp.sampling.shards import Images
-from qdexp.stages.base import Stage
+from qdexp.stages.base import Results, Stage
 from qdexp.stages.samples import SamplesStage
 
 FILE = "metrics.json"
@@ -58,6 +58,9 @@ class EvaluationStage(Stage):
         files.write_tensors(folder / "features.safetensors", {"pool": features.pool, "logits": features.logits})
         files.write_text(folder / REPLICATES, json.dumps({name: one.replicates.tolist() for name, one in found.items()}))
         files.write_text(folder / FILE, json.dumps(metrics))
+
+    def results(self, folder: Path) -> Results:
+        return {"metrics": json.loads((folder / FILE).read_text())}
 
 
 def check(config: Config, shape: Sequence[int]) -> None:

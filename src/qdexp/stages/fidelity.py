@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from qdexp import files
 from qdexp.metrics.distance import image_distance
 from qdexp.metrics.similarity import structural_similarity
-from qdexp.stages.base import Stage
+from qdexp.stages.base import Results, Stage
 from qdexp.stages.samples import SamplesStage, image_pairs
 from qdexp.statistics.psnr import psnr
 
@@ -35,10 +35,9 @@ class FidelityStage(Stage):
         distance, ssim = (torch.cat(parts) for parts in zip(*found, strict=True))
         files.write_tensors(folder / FILE, {"distance": distance, "ssim": ssim})
 
-
-def metrics(folder: Path) -> dict[str, float]:
-    """Means over the images: ``distance``, ``ssim``, and ``psnr`` where not all images equal the full-precision ones."""
-    found = load_file(folder / FILE)
-    distance, ssim = found["distance"].double(), found["ssim"].double()
-    finite = {"psnr": float(psnr(distance.numpy()).mean())} if distance.any() else {}
-    return {"distance": distance.mean().item(), **finite, "ssim": ssim.mean().item()}
+    def results(self, folder: Path) -> Results:
+        """Means over the images: ``distance``, ``ssim``, and ``psnr`` where not all images equal the full-precision ones."""
+        found = load_file(folder / FILE)
+        distance, ssim = found["distance"].double(), found["ssim"].double()
+        finite = {"psnr": float(psnr(distance.numpy()).mean())} if distance.any() else {}
+        return {"metrics": {"distance": distance.mean().item(), **finite, "ssim": ssim.mean().item()}}

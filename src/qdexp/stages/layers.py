@@ -20,6 +20,7 @@ from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import first_rows
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
+from qdexp.stages.steps import StepStage
 from qdexp.stages.trajectory import TrajectoryStage
 
 FILE = "layers.json"
@@ -39,12 +40,12 @@ class LayersStage(Stage):
     files: Mapping[str, Path]
     sampling: Sampling
     rows: int
-    quantization: Stage
+    quantization: StepStage
     trajectory: TrajectoryStage
     conditions: ConditionsStage | None
 
     @classmethod
-    def of(cls, config: Config, quantization: Stage, heldout: TrajectoryStage) -> "LayersStage":
+    def of(cls, config: Config, quantization: StepStage, heldout: TrajectoryStage) -> "LayersStage":
         return cls(
             device=heldout.device,
             model=heldout.model,

@@ -7,12 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from qdexp import files
 from qdexp.errors import UserError
 from qdexp.metrics.perceptual import BACKBONES, Backbone, Perceptual, backbone_of, weight_shapes
 from qdexp.models.weights import WeightFiles
-from qdexp.stages.base import Stage
+from qdexp.stages.base import Results, Stage
 from qdexp.stages.samples import SamplesStage, image_pairs
 
 FILE = "perceptual.safetensors"
@@ -53,6 +54,10 @@ class PerceptualStage(Stage):
         made_with = {"backbone": backbone.title, "weights_digest": files.sha256(self.weights), "library": self.library}
         files.write_tensors(folder / FILE, {"lpips": torch.cat(lpips)})
         files.write_text(folder / MADE_WITH, json.dumps(made_with))
+
+    def results(self, folder: Path) -> Results:
+        mean = load_file(folder / FILE)["lpips"].double().mean().item()
+        return {"metrics": {"lpips": mean}, "lpips": json.loads((folder / MADE_WITH).read_text())}
 
 
 def check(weights: Path, shape: Sequence[int]) -> None:

@@ -10,19 +10,20 @@ from qdexp import device as devices
 from qdexp.config import Config
 from qdexp.quant import checkpoint
 from qdexp.quant.architecture import named
-from qdexp.stages.base import Stage
+from qdexp.stages.base import Results
 from qdexp.stages.conditions import conditions_of
 from qdexp.stages.samples import SamplesStage, first_stage_files, noise_stream
+from qdexp.stages.steps import StepStage
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedSamplesStage(SamplesStage):
     """Likewise; ``quantization``: the stage that made the network. Of the model's own weights none are read."""
 
-    quantization: Stage
+    quantization: StepStage
 
     @classmethod
-    def of_checkpoint(cls, config: Config, quantization: Stage) -> "QuantizedSamplesStage":
+    def of_checkpoint(cls, config: Config, quantization: StepStage) -> "QuantizedSamplesStage":
         stream = noise_stream(config)
         return cls(
             device=devices.resolve(config.device),
@@ -35,6 +36,9 @@ class QuantizedSamplesStage(SamplesStage):
             conditions=conditions_of(config, stream),
             quantization=quantization,
         )
+
+    def results(self, folder: Path) -> Results:
+        return {"artifacts": {"samples": folder}}
 
     def network(self, inputs: dict[str, Path]) -> torch.nn.Module:
         return checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(self.model.network))

@@ -11,21 +11,20 @@ from torch.utils import _pytree as pytree
 from qdexp import models
 from qdexp import record as records
 from qdexp.cell import Cell
-from qdexp.config import Config, Model
+from qdexp.config import UNTOUCHED, WEIGHTS, Config, Model
 from qdexp.errors import UserError
 from qdexp.models.conditions import example_condition
 from qdexp.models.describe import describe
 from qdexp.record import read_records
 from qdexp.stages.base import Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage
+from qdexp.stages.steps import StepStage
 from qdexp.store import Store
 from qdexp.sweep.graph import Node
 from qdexp.sweep.worker import thaw
 
 LOOKED_AT = 20
 """The newest records that are asked."""
-BACKWARD = 3
-"""Multiplications of a forward and a backward pass, in those of a forward pass alone."""
 
 
 def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
@@ -109,10 +108,9 @@ def multiplications(config: Config, stage: Stage, networks: Networks) -> float:
     one = networks.macs(config.model)
     if isinstance(stage, Sharded):
         return len(stage.shards) * config.sampling.batch * steps * one
-    weights, scales = config.recon.weights, config.recon.scales
-    learned = {"rounding": weights.iterations, "quantization": config.quantizer.act.learned * scales.iterations}
-    passes = {"rounding": 2 * rows, "quantization": 2 * rows, "curves": 2 * config.protocol.heldout * steps}
-    return (BACKWARD * learned.get(stage.name, 0) * config.recon.batch + passes.get(stage.name, config.protocol.n)) * one
+    if isinstance(stage, StepStage):
+        return stage.step.passes(rows) * one
+    return (2 * config.protocol.heldout * steps if stage.name == "curves" else config.protocol.n) * one
 
 
 def disk_bytes(config: Config, stage: Stage, networks: Networks) -> float:
@@ -125,10 +123,11 @@ def disk_bytes(config: Config, stage: Stage, networks: Networks) -> float:
     if isinstance(stage, ConditionsStage):
         return 4.0 * len(stage.wanted) * numbers
     weights = networks.parameters(config.model)
+    if isinstance(stage, StepStage):
+        bits = config.quant.weight_bits if WEIGHTS in stage.step.quantizes or stage.before else UNTOUCHED
+        return weights * bits / 8
     sizes = {
         "calibration": 4.0 * config.calib.timesteps * config.calib.rows * branches * (image + numbers),
-        "rounding": weights * config.quant.weight_bits / 8,
-        "quantization": weights * config.quant.weight_bits / 8,
         "samples": float(config.protocol.n * image),
         "evaluation": 4.0 * config.protocol.n * 100,
     }

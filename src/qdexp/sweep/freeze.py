@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -11,9 +12,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from qdexp.cell import Cell, preflight
 from qdexp.config import Config
 from qdexp.errors import NothingToSplitError, UserError
+from qdexp.methods.recipe import BEFORE
+from qdexp.overrides import STEPS
 from qdexp.sweep import idle
 
 PARTS = ("quantizer", "calib")
+_TARGET = "_target_"
 """The groups that a method fixes."""
 
 
@@ -27,6 +31,7 @@ def freeze(cfg: DictConfig) -> Config:
     named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
     parts = [part for part in PARTS if part in named]
     plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    _exchange_steps(plain, [_parse(override) for override in overrides if override.lstrip("+").startswith(STEPS)])
     if "method" in named:
         for group, fixed in _fixed_by(named["method"], cfg).items():
             if named.get(group, fixed) != fixed:
@@ -36,6 +41,26 @@ def freeze(cfg: DictConfig) -> Config:
         with open_dict(plain):
             plain.method = f"{choices.quantizer}-{choices.calib}"
     return Config.of(plain)
+
+
+def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
+    """A step whose class is named on the command line has the options that are named there, and its place; Hydra alone would
+    keep those of the step that it replaces."""
+    named: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        slot, _, option = str(override.key_or_group).removeprefix(STEPS).partition(".")
+        if override.type not in (OverrideType.CHANGE, OverrideType.ADD, OverrideType.FORCE_ADD):
+            continue
+        value = override.value()
+        named.setdefault(slot, {}).update({option: value} if option else value if isinstance(value, dict) else {})
+    for slot, options in named.items():
+        if _TARGET in options:
+            place = {} if BEFORE in options or (old := cfg.quantizer.steps.get(slot)) is None else {BEFORE: old.get(BEFORE)}
+            node = OmegaConf.create({name: value for name, value in place.items() if value is not None})
+            for name, value in options.items():
+                OmegaConf.update(node, name, value)
+            with open_dict(cfg):
+                cfg.quantizer.steps[slot] = node
 
 
 def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
@@ -79,7 +104,8 @@ def _is_value(override: Override) -> bool:
     """
     key, value = str(override.key_or_group), override.value()
     simple = isinstance(value, int | float | bool) or (type(value) is str and "." in key)
-    return override.type == OverrideType.CHANGE and override.package is None and simple and not key.startswith("hydra")
+    known = override.type == OverrideType.CHANGE or (override.type == OverrideType.FORCE_ADD and key.startswith(STEPS))
+    return known and override.package is None and simple and not key.startswith("hydra") and not key.endswith(_TARGET)
 
 
 def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder: bool = False) -> list[tuple[int, Cell]]:

@@ -18,9 +18,9 @@ Point = Sequence[str]
 """The overrides that make a cell."""
 
 _READ: dict[str, tuple[Callable[[Cell], bool], str]] = {
-    "recon": (lambda cell: cell.config.quantizer.learns, "no cell learns"),
-    "calib": (lambda cell: not cell.config.quantizer.released, "no cell is calibrated"),
-    "trajectory": (lambda cell: not cell.config.quantizer.released, "no cell is calibrated"),
+    "recon": (lambda cell: cell.learns, "no cell learns"),
+    "calib": (lambda cell: cell.calibrated, "no cell is calibrated"),
+    "trajectory": (lambda cell: cell.calibrated, "no cell is calibrated"),
 }
 """Groups of options: which quantized cells read them, and what is to be said where none does."""
 

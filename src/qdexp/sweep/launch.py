@@ -17,6 +17,7 @@ from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.errors import UserError
+from qdexp.methods.recipe import SLOTS
 from qdexp.record import Record
 from qdexp.stages.base import Stage
 from qdexp.store import Store
@@ -76,7 +77,8 @@ class Frozen:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.cells, self.config = {cell.key: cell for cell in cells}, cells[0].config
-        known = {stage.name for stage in Stage.__subclasses__()}
+        known = {stage.name for cell in cells for stage in cell.stages.values()} | {*SLOTS}
+        known |= {name for kind in Stage.__subclasses__() if isinstance(name := kind.__dict__["name"], str)}
         for stage in self.cluster.stages.keys() - known - {"default"}:
             raise UserError(f"cluster.stages.{stage}: no stage is called so; there are {', '.join(sorted(known))}")
         self.out = Path(self.config.out)

@@ -14,16 +14,17 @@ def plan(cells: Sequence[Cell], store: Store, parts: int) -> list[Node]:
 
     A cell whose record is complete needs nothing.
     """
-    planner = _Planner(store, parts)
-    for cell in cells:
-        if records.read_complete(cell.out, cell.name) is None:
-            planner.add(cell)
+    missing = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]
+    planner = _Planner(store, parts, {stage.entry for cell in missing for stage in cell.stages.values() if not stage.quick})
+    for cell in missing:
+        planner.add(cell)
     return list(planner.nodes.values())
 
 
 class _Planner:
-    def __init__(self, store: Store, parts: int) -> None:
-        self.store, self.parts = store, parts
+    def __init__(self, store: Store, parts: int, slow: set[str]) -> None:
+        """``slow``: the entries that take a job of their own in any cell."""
+        self.store, self.parts, self.slow = store, parts, slow
         self.nodes: dict[str, Node] = {}
         self._providers: dict[str, tuple[str, ...]] = {}
 
@@ -40,7 +41,9 @@ class _Planner:
                 self._providers[stage.entry] = ()
             else:
                 needs = _unique([need for one in stage.inputs.values() for need in self._ready(cell, one, roles)])
-                self._providers[stage.entry] = needs if stage.quick else self._make(cell, stage, roles[stage.entry], needs)
+                self._providers[stage.entry] = (
+                    self._make(cell, stage, roles[stage.entry], needs) if stage.entry in self.slow else needs
+                )
         return self._providers[stage.entry]
 
     def _make(self, cell: Cell, stage: Stage, role: str, needs: tuple[str, ...]) -> tuple[str, ...]:

@@ -234,6 +234,7 @@ def _checkpoint(record: Record, out: Path) -> "wandb.Artifact":
     import wandb
 
     folder, keys = (out / record["artifacts"]["checkpoint"]).resolve(), record.get("keys", {})
+    key = folder.parent.name.rpartition("-")[2]
     if folder.parent.parent != (out / entries.STORE).resolve():
         raise ValueError(f"{folder} lies in no entry of {out / entries.STORE}")
     digests = {
@@ -244,12 +245,12 @@ def _checkpoint(record: Record, out: Path) -> "wandb.Artifact":
     if not digests:
         raise FileNotFoundError(f"{folder} holds no checkpoint")
     metadata = {
-        "key": keys.get("quantization"),
+        "key": key,
         "parent_key": keys.get("calibration"),
         "cell": record["cell"],
         "sha256": digests,
     }
-    artifact = wandb.Artifact(f"checkpoint-{keys.get('quantization')}", type="checkpoint", metadata=metadata)
+    artifact = wandb.Artifact(f"checkpoint-{key}", type="checkpoint", metadata=metadata)
     for name in digests:
         artifact.add_file(str(folder / name), name=name, policy="immutable")
     return artifact

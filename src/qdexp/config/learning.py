@@ -1,0 +1,93 @@
+"""How steps learn block by block: options that they share. The defaults are those of ``recon=fast``."""
+
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import Field
+
+from qdexp.config.checks import WITHOUT_EFFECT, checked
+
+Finite = Field(allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockWise:
+    """The calibration set in batches of ``batch`` rows. Its last ``heldout`` rows are not learned from: they tell whether a
+    block has become better than it was, and one that has not stays as it was.
+
+    ``cache_gb``: how many GB (10^9 bytes) of the rows' activations are held in memory; the rest lies in files. null: all are.
+    """
+
+    batch: Annotated[int, Gt(0)] = 16
+    heldout: Annotated[int, Gt(0)] = 64
+    cache_gb: Annotated[float, Gt(0), Finite] | None = field(default=None, metadata=WITHOUT_EFFECT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iterations(BlockWise):
+    """``iterations`` of Adam at ``rate`` for each block.
+
+    ``precision``: what they compute in, and keep the rows in that they learn from. ``compile``: whether torch.compile
+    translates each kind of block for them.
+    """
+
+    iterations: Annotated[int, Gt(0)]
+    rate: Annotated[float, Gt(0), Finite]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightLearning(Iterations):
+    """After the fraction ``warmup`` of the iterations the regulariser sets in; its exponent falls from ``beta[0]`` to
+    ``beta[1]``.
+
+    ``balanced``: the loss is relative to that of nearest rounding and ``regulariser`` weighs the mean over the weights, so that
+    one value fits blocks of every size; else it weighs the sum over the weights, beside an absolute loss, as in Q-Diffusion's
+    code.
+    ``start``: from the weights themselves, whose hard rounding is ``nearest``, or from what ``gptq`` gives.
+    """
+
+    start: Literal["nearest", "gptq"] = "gptq"
+    iterations: Annotated[int, Gt(0)] = 200
+    rate: Annotated[float, Gt(0), Finite] = 0.1
+    regulariser: Annotated[float, Ge(0), Finite] = 1000.0
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.2
+    beta: list[float] = field(default_factory=lambda: [20.0, 2.0])
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        if not (len(self.beta) == 2 and self.beta[0] >= self.beta[1] >= 1):
+            raise ValueError(f"beta={self.beta}: give [start, end], start >= end >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleLearning(Iterations):
+    """The iterations are on log s, their rate falling to 0 as a cosine; the loss is the sum of |error|^``power`` over that of
+    |target|^``power``."""
+
+    iterations: Annotated[int, Gt(0)] = 50
+    rate: Annotated[float, Gt(0), Finite] = 0.01
+    power: Annotated[float, Ge(1), Finite] = 2.0
+
+
+@dataclass
+class Recon:
+    """What the steps that learn block by block take for their options where nothing else is said."""
+
+    name: str
+    batch: int
+    heldout: int
+    cache_gb: float | None
+    precision: str
+    compile: bool
+    weights: dict[str, Any]
+    scales: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        shared = {one.name: getattr(self, one.name) for one in fields(Iterations) if hasattr(self, one.name)}
+        for name in shared:
+            checked(ScaleLearning, {name: shared[name]}, "recon")
+        checked(WeightLearning, self.weights, "recon.weights")
+        checked(ScaleLearning, self.scales, "recon.scales")

@@ -1,0 +1,21 @@
+"""Steps of methods: what a slot of ``quantizer.steps`` names as its ``_target_``. See ``qdexp.methods.base``."""
+
+from qdexp.methods.base import Step, Work
+from qdexp.methods.blockwise import AdaRound, Gptq, LearnScales
+from qdexp.methods.observe import Observe
+from qdexp.methods.released import Released
+from qdexp.methods.split import SplitShortcuts
+from qdexp.methods.weights import Nearest, WeightRounding
+
+__all__ = [
+    "AdaRound",
+    "Gptq",
+    "LearnScales",
+    "Nearest",
+    "Observe",
+    "Released",
+    "SplitShortcuts",
+    "Step",
+    "WeightRounding",
+    "Work",
+]

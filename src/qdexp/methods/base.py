@@ -1,0 +1,151 @@
+"""What a step of a method is, and what it gets.
+
+A method is a list of steps (``quantizer.steps``). The first one gets the full-precision network, each further one the network
+as the step before left it; after the last one all is quantized that ``quant`` asks for. ``quant`` says which grids are computed
+with, a step how their constants are found, or how the network is changed before.
+
+The result of every step is kept, as a packed checkpoint: cells whose first steps are equal share them, and a sweep over an
+option of one step computes that step again and those after it, nothing before.
+
+A step of your own is a frozen dataclass that extends ``Step``, in a file on the Python path; its fields are its options.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Model, Quant
+from qdexp.config.checks import STRICT
+from qdexp.quant.blocks import Batch, blocks_of, first_row
+from qdexp.quant.network import LayerBits, execution_order, plan_bits
+
+BOTH = frozenset({WEIGHTS, ACTIVATIONS})
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What a step works on.
+
+    Attributes:
+        network: The network as the step before left it, in eval mode on the device; to be changed in place.
+        quant: The bits and grids, but for those that the step's ``bits`` leave out.
+        model: What the network was built from.
+        example: One row that the network can be called with.
+        batches: The calibration set, at most ``sampling.batch`` rows each; empty for a step that is not ``calibrated``.
+        least: Rows of which one at least is of each timestep and guidance branch: every prefix is stratified.
+        seed: Of all that is random; torch's global generator is seeded with it before the step.
+        folder: Where a long step keeps what it has finished, in hidden files: a killed one finds them there again.
+        build: Makes the full-precision network anew.
+    """
+
+    network: nn.Module
+    quant: Quant
+    model: Model
+    example: Batch
+    batches: Sequence[Batch]
+    least: int
+    seed: int
+    folder: Path
+    build: Callable[[], nn.Module]
+
+    @cached_property
+    def plan(self) -> dict[str, LayerBits]:
+        """The bits of every layer that can be quantized, in execution order."""
+        quant = self.quant
+        order = execution_order(self.network, self.example)
+        return plan_bits(self.network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The names of the blocks that are learned one at a time, in execution order."""
+        return blocks_of(self.network, self.plan)
+
+    def first(self, rows: int | None) -> list[Batch]:
+        """The first ``rows`` of the calibration set (None: all), ``least`` at least."""
+        left = None if rows is None else max(rows, self.least)
+        found: list[Batch] = []
+        for batch in self.batches:
+            if left is not None and left < len(batch[0]):
+                return [*found, first_row(batch, left)] if left else found
+            found.append(batch)
+            left = None if left is None else left - len(batch[0])
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ABC):
+    """One step of a method. The options of a subclass are its fields: all are part of the key, but for those marked
+    ``WITHOUT_EFFECT``. A mistake in them is raised as ValueError by ``__post_init__``.
+
+    Attributes:
+        bits: Whose bits and grids it depends on (WEIGHTS, ACTIVATIONS): cells that differ in others alone share its result, and
+            where none of these is quantized it is left out.
+        quantizes: What of the network is quantized once it is done.
+        needs: What has to be quantized before it.
+        precedes: What must not be quantized before it.
+        calibrated: Whether it reads the calibration set.
+        learns: Whether it learns block by block, with iterations or without.
+        from_weights: Whether it starts from the weights of the model, where it is the first.
+        quick: Whether, on a cluster, it takes no job of its own.
+    """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    bits: ClassVar[frozenset[str]] = BOTH
+    quantizes: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    precedes: ClassVar[frozenset[str]] = frozenset()
+    calibrated: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
+    from_weights: ClassVar[bool] = True
+    quick: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, work: Work) -> None:
+        """Changes ``work.network`` in place."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether its options let it do anything."""
+        return True
+
+    def check(self, config: Config) -> None:
+        """Raises UserError or ValueError for what it cannot do in this cell: called before any work."""
+        return
+
+    def files(self, config: Config) -> dict[str, Path]:
+        """The files outside the store that it reads, by their roles. Raises UserError where one is missing."""
+        return {}
+
+    def passes(self, rows: int) -> float:
+        """About how many rows go through the network, a backward pass counted twice; ``rows``: of the calibration set."""
+        return float(rows if self.calibrated else 1)
+
+
+def instance_of(target: Mapping[str, Any], kind: type[Any], option: str) -> Any:
+    """What a ``_target_`` among a step's options makes. ValueError where it cannot be made, or is no ``kind``."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if "_target_" not in target:
+        raise ValueError(f"{option}={dict(target)}: name a subclass of {kind.__module__}.{kind.__qualname__} as _target_")
+    try:
+        made = instantiate(target)
+    except InstantiationException as error:
+        raise ValueError(f"{option}: {' '.join(str(error).split())}") from error
+    if not isinstance(made, kind):
+        raise ValueError(f"{option}._target_={target['_target_']}: name a subclass of {kind.__module__}.{kind.__qualname__}")
+    return made
+
+
+def rows_left(config: Config, heldout: int) -> None:
+    """Raises ValueError where the held-out rows leave none to learn from."""
+    rows = config.calib.timesteps * config.calib.rows
+    if heldout >= rows:
+        raise ValueError(f"heldout={heldout}: leaves none of the {rows} rows of the calibration set to learn from; lower it "
+                         f"(recon.heldout), or raise calib.rows")  # fmt: skip

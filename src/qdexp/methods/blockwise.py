@@ -1,0 +1,81 @@
+"""Steps that learn block by block."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qdexp import device as devices
+from qdexp.config import ACTIVATIONS, Config
+from qdexp.config.learning import BlockWise, Iterations, ScaleLearning, WeightLearning
+from qdexp.methods.base import Step, Work, rows_left
+from qdexp.methods.weights import WeightRounding
+from qdexp.recon.walk import Walk
+
+BACKWARD = 3
+"""Multiplications of a forward and a backward pass, in those of a forward pass alone."""
+
+
+def _walk(work: Work, options: BlockWise) -> Walk:
+    return Walk(work.network, work.build(), work.blocks, options, work.seed, work.folder)
+
+
+def _check_arithmetic(config: Config, options: Iterations) -> None:
+    devices.require_arithmetic(devices.resolve(config.device), options.precision, options.compile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gptq(BlockWise, WeightRounding):
+    """GPTQ: second-order rounding in one pass, without iterations, towards full-precision outputs (Frantar et al. 2022,
+    arXiv 2210.17323; asymmetric calibration: Li et al. 2025, arXiv 2504.02692)."""
+
+    learns: ClassVar[bool] = True
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        rows_left(config, self.heldout)
+
+    def apply(self, work: Work) -> None:
+        super().apply(work)
+        _walk(work, self).round_weights(work.batches)
+
+    def passes(self, rows: int) -> float:
+        return 2.0 * rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaRound(WeightLearning, WeightRounding):
+    """AdaRound: rounding up or down is learned, block by block (Nagel et al. 2020, arXiv 2004.10568; blocks as in BRECQ, Li et
+    al. 2021, arXiv 2102.05426)."""
+
+    learns: ClassVar[bool] = True
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        rows_left(config, self.heldout)
+        _check_arithmetic(config, self)
+
+    def apply(self, work: Work) -> None:
+        super().apply(work)
+        _walk(work, self).learn_weights(work.batches)
+
+    def passes(self, rows: int) -> float:
+        return 2.0 * rows + BACKWARD * self.iterations * self.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnScales(ScaleLearning, Step):
+    """The scales of all activations, learned block by block from the observed ranges on (LSQ, Esser et al. 2020,
+    arXiv 1902.08153; in blocks as in Q-Diffusion, Li et al. 2023, arXiv 2302.04304)."""
+
+    bits: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
+    needs: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
+    learns: ClassVar[bool] = True
+
+    def check(self, config: Config) -> None:
+        rows_left(config, self.heldout)
+        _check_arithmetic(config, self)
+
+    def apply(self, work: Work) -> None:
+        _walk(work, self).learn_scales(work.batches)
+
+    def passes(self, rows: int) -> float:
+        return 2.0 * rows + BACKWARD * self.iterations * self.batch

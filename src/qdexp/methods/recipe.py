@@ -1,0 +1,120 @@
+"""From ``quantizer.steps`` to the steps of a cell, in order, each checked: alone, beside the others and for the cell."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from hydra.utils import get_object
+
+from qdexp.config import ACTIVATIONS, WEIGHTS, Config
+from qdexp.config.checks import checked
+from qdexp.errors import UserError
+from qdexp.methods.base import Step
+
+SLOTS = ("released", "split", "weights", "act", "scales")
+"""The slots of ``conf/quantizer/none.yaml``, in order."""
+END = "end"
+"""In place of a slot: after all of them."""
+_FILLS = {WEIGHTS: "weights", ACTIVATIONS: "act"}
+BEFORE, TARGET = "before", "_target_"
+_OPTION = "quantizer.steps"
+
+
+@dataclass(frozen=True)
+class NamedStep:
+    """A step in its slot; ``target``: the ``_target_`` that it was made from."""
+
+    slot: str
+    target: str
+    step: Step
+
+    @property
+    def option(self) -> str:
+        return f"{_OPTION}.{self.slot}"
+
+
+def steps_of(config: Config) -> list[NamedStep]:
+    """The steps that do something in a cell, in order; none where it is of full precision.
+
+    Raises UserError, one line with the option, where a step or an option of one is not there or not possible, where the steps
+    stand in an order that cannot be, or where they leave something in full precision that ``quant`` gives bits to.
+    """
+    if config.full_precision:
+        return []
+    quant, nodes = config.quant, config.quantizer.filled
+    steps = [_made(slot, nodes[slot]) for slot in ordered(nodes)]
+    steps = [one for one in steps if one.step.enabled and (not one.step.bits or one.step.bits & quant.touched)]
+    quantized: dict[str, str] = {}
+    for one in steps:
+        for what in sorted(one.step.precedes & quantized.keys()):
+            raise UserError(f"{one.option}: stands after {quantized[what]}, which quantizes the {what}; it has to stand before "
+                            f"(before: {quantized[what]})")  # fmt: skip
+        for what in sorted(one.step.needs - quantized.keys()):
+            raise UserError(
+                f"{one.option}: no step before it quantizes the {what}, which it needs; fill the slot {_FILLS[what]}"
+            )
+        quantized |= dict.fromkeys(one.step.quantizes, one.slot)
+    for what, option, alone in ((WEIGHTS, "weight_bits", "w32a8"), (ACTIVATIONS, "act_bits", "w4a32")):
+        if what in quant.touched - quantized.keys():
+            raise UserError(f"quant.{option}={getattr(quant, option)}: no step of {_OPTION} quantizes the {what}; fill the "
+                            f"slot {_FILLS[what]}, or leave them in full precision (quant={alone})")  # fmt: skip
+    return steps
+
+
+def check(config: Config, steps: Sequence[NamedStep]) -> None:
+    """Raises UserError for what a step cannot do in this cell."""
+    for one in steps:
+        try:
+            one.step.check(config)
+        except ValueError as error:
+            raise UserError(f"{one.option}.{error}") from error
+
+
+def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The slots that are filled, in the order in which their steps are taken."""
+    order: list[str] = [*SLOTS, END]
+    own = {slot: node for slot, node in nodes.items() if slot not in SLOTS}
+    for slot in own:
+        if not re.fullmatch(r"[a-z]\w*", slot) or slot == END:
+            raise UserError(f"{_OPTION}.{slot}: is no name of a step; give small letters, digits and _ alone")
+    while own:
+        placed = [slot for slot, node in own.items() if isinstance(node, Mapping) and node.get(BEFORE) in order]
+        if not placed:
+            slot, node = next(iter(own.items()))
+            before = node.get(BEFORE) if isinstance(node, Mapping) else None
+            near = get_close_matches(slot, SLOTS, 1)
+            told = f"{_OPTION}.{slot}.{BEFORE}={before}: no such step" if before else f"{_OPTION}.{slot}: no such slot"
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"{told}{meant}; a step of your own says which one it stands before: "
+                            f"{BEFORE}: {' or '.join([*SLOTS, END])}")  # fmt: skip
+        for slot in placed:
+            order.insert(order.index(own.pop(slot)[BEFORE]), slot)
+    return [slot for slot in order if slot in nodes]
+
+
+def _made(slot: str, node: Any) -> NamedStep:
+    option = f"{_OPTION}.{slot}"
+    if not isinstance(node, Mapping) or TARGET not in node:
+        raise UserError(f"{option}={node}: name the step's class as {TARGET}, or leave it out with {option}=null")
+    options = {name: value for name, value in node.items() if name not in (TARGET, BEFORE)}
+    target = str(node[TARGET])
+    try:
+        kind = get_object(target)
+    except Exception as error:  # whatever the user's module does when it is imported
+        near = _near(target)
+        raise UserError(
+            f"{option}.{TARGET}={target}: cannot be imported ({error}); check the name and PYTHONPATH{near}"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Step)):
+        raise UserError(f"{option}.{TARGET}={target}: is no step; name a subclass of qdexp.methods.Step")
+    return NamedStep(slot, target, checked(kind, options, option))
+
+
+def _near(target: str) -> str:
+    from qdexp import methods
+
+    package, _, name = target.rpartition(".")
+    near = get_close_matches(name, methods.__all__, 1) if package in ("", methods.__name__) else []
+    return f"; did you mean {methods.__name__}.{near[0]}?" if near else ""

@@ -1,0 +1,53 @@
+"""Steps that round weights, with activations in full precision: one result for all their bit-widths."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from qdexp.config import ACTIVATIONS, WEIGHTS, Config
+from qdexp.methods.base import Step, Work, instance_of
+from qdexp.quant import network as networks
+from qdexp.quant.affine import QParams, quantize
+from qdexp.quant.ranges import RangeEstimator
+from qdexp.quant.scheme import GRANULARITIES, Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRounding(Step):
+    """Finds the range of every weight's grid, and rounds to it.
+
+    ``range``: the estimator of the ranges, a ``_target_`` that extends ``qdexp.quant.ranges.RangeEstimator``.
+    """
+
+    bits: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
+    quantizes: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
+    precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS})
+
+    range: dict[str, Any] = field(default_factory=lambda: {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.4})
+
+    def check(self, config: Config) -> None:
+        instance_of(self.range, RangeEstimator, "range")
+
+    def apply(self, work: Work) -> None:
+        weight = work.quant.weight
+        networks.convert(
+            work.network,
+            work.plan,
+            weight_granularity=GRANULARITIES[weight.granularity](),
+            weight_symmetric=weight.symmetric,
+        )
+        networks.quantize_weights(work.network, instance_of(self.range, RangeEstimator, "range"), self.integers)
+        networks.verify_weights(work.network, work.example)
+
+    def integers(self, weight: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+        """The integers of a weight, of its shape and of dtype ``scheme.dtype``: here the nearest ones."""
+        return quantize(weight, qparams, scheme)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest(WeightRounding):
+    """Each weight to the nearest level. A rounding of your own that looks at one weight at a time overrides ``integers``."""
+
+    calibrated: ClassVar[bool] = False
+    quick: ClassVar[bool] = True

@@ -1,0 +1,130 @@
+"""One step of a method as a stage: it reads the network that the step before left, and keeps its own as a packed checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qdexp import device as devices
+from qdexp import models
+from qdexp.config import NAMES_CODE, RANDOM, WITHOUT_EFFECT, Config, Model, Quant, Sampling
+from qdexp.errors import UserError
+from qdexp.methods.base import Step, Work
+from qdexp.methods.recipe import NamedStep
+from qdexp.models.conditions import example_row, has_example
+from qdexp.quant import checkpoint
+from qdexp.quant.architecture import named
+from qdexp.quant.blocks import Batch, call, first_row, output
+from qdexp.recon import result
+from qdexp.stages.base import Results, Stage
+from qdexp.stages.calibration import CalibrationStage, read_batches
+
+SAME = 0.01
+"""Relative difference of what a network computes before and after it is saved: on a CPU there is none."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StepStage(Stage):
+    """``checkpoint/``: what ``qdexp.load`` reads, packed; ``blocks.json`` where something was learned block by block.
+
+    Attributes:
+        slot: What the step is called.
+        target: The class of the step, which counts with its code.
+        files: Those that the network or the step is made from.
+        quant: The bits and grids that the step depends on.
+        calibration: None where it reads no rows.
+        before: The step before; None for the first one.
+        last: Whether the network is quantized then: whoever reads it waits for a job of its own.
+    """
+
+    slot: str = field(metadata=WITHOUT_EFFECT)
+    target: str = field(metadata=NAMES_CODE)
+    step: Step
+    model: Model
+    files: Mapping[str, Path]
+    sampling: Sampling
+    quant: Quant
+    seed: int
+    calibration: CalibrationStage | None
+    before: "StepStage | None"
+    last: bool = field(default=False, metadata=WITHOUT_EFFECT)
+
+    @classmethod
+    def of(cls, config: Config, one: NamedStep, before: "StepStage | None", last: bool) -> "StepStage":
+        step = one.step
+        reads_rows = step.calibrated or not has_example(config.model)
+        own = models.files(config.model) if before is None and step.from_weights else {}
+        return cls(
+            device=devices.resolve(config.device),
+            slot=one.slot,
+            target=one.target,
+            step=step,
+            model=config.model.bare,
+            files=own | step.files(config),
+            sampling=config.sampling,
+            quant=config.quant.only(step.bits),
+            seed=config.seed,
+            calibration=CalibrationStage.of(config) if reads_rows else None,
+            before=before,
+            last=last,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.slot
+
+    @property
+    def quick(self) -> bool:
+        return self.step.quick and not self.last
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        network = self._network(inputs)
+        batches, least = [], 1
+        if self.calibration is not None:
+            batches = read_batches(inputs["calibration"], self.sampling.batch, self.device)
+            least = self.calibration.calib.timesteps * self.calibration.trajectory.sampler.branches
+        example = first_row(batches[0]) if batches else example_row(network, self.model.shape)
+        work = Work(
+            network=network,
+            quant=self.quant,
+            model=self.model,
+            example=example,
+            batches=batches if self.step.calibrated else [],
+            least=least,
+            seed=self.seed,
+            folder=folder,
+            build=lambda: models.build(self.model, self.sampling.channels_last).to(self.device),
+        )
+        torch.manual_seed(self.seed)
+        self.step.apply(work)
+        keep(folder, network.to(self.device), self.model, example)
+
+    def _network(self, inputs: dict[str, Path]) -> nn.Module:
+        """As the step before left it."""
+        if self.before is None:
+            model = self.model if self.step.from_weights else replace(self.model, weights=RANDOM)
+            return models.build(model, self.sampling.channels_last).to(self.device)
+        return checkpoint.load(inputs["before"] / checkpoint.FOLDER, named(self.model.network)).to(self.device)
+
+    def results(self, folder: Path) -> Results:
+        learned = result.read(folder)
+        found: Results = {"reconstruction": {self.slot: learned}} if learned is not None else {}
+        if self.last:
+            found["artifacts"] = {"checkpoint": folder / checkpoint.FOLDER}
+            found["metrics"] = {"size_stored_mb": checkpoint.size_bytes(folder / checkpoint.FOLDER) / 1e6}
+        return found
+
+
+def keep(folder: Path, network: nn.Module, model: Model, example: Batch) -> None:
+    """Writes a network as ``checkpoint/``; ``example``: a row for it. UserError where it computes something else once it is
+    read again."""
+    checkpoint.save(folder / checkpoint.FOLDER, network, model.network)
+    again: Any = checkpoint.load(folder / checkpoint.FOLDER, named(model.network)).to(example[0].device)
+    with torch.inference_mode():
+        made, read = (output(call(one, example)).float() for one in (network, again))
+    if (made - read).norm() > SAME * made.norm():
+        raise UserError(f"model.network: {type(network).__name__} computes something else when it is read from its checkpoint: "
+                        f"it keeps values that are neither parameters nor buffers; register these as buffers")  # fmt: skip
