@@ -1,6 +1,7 @@
 """What all tests share: one tiny U-Net."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from qdexp import layout
 from qdexp.__main__ import main
 from qdexp.cell import Cell, preflight
 from qdexp.overrides import completed
@@ -172,6 +174,21 @@ def qdexp(
         return (1, out, err + code) if isinstance(code, str) else (code or 0, out, err)
 
     return run
+
+
+@pytest.fixture
+def drawn() -> dict[str, re.Pattern[str]]:
+    """The lines of the tree that ``qdexp.layout`` draws, as patterns of the paths of files in an output folder."""
+    found, places = dict[str, re.Pattern[str]](), list[tuple[int, str]]()
+    for indent, line in re.findall(r"^( *)(\S+)(?:  |$)", str(layout.__doc__), flags=re.MULTILINE):
+        while places and places[-1][0] >= len(indent):
+            places.pop()
+        path = (places[-1][1] if places else "") + line
+        places.append((len(indent), path))
+        pattern = re.sub(r"\b[A-Z]+", "[^/]+", re.escape(path).replace(r"\.\.\.", ".+"))
+        found[path] = re.compile(pattern.removesuffix("/") + "(/.+)?" * path.endswith("/"))
+    parents = {path for path in found for other in found if other != path and other.startswith(path)}
+    return {path: pattern for path, pattern in found.items() if path not in parents}
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from qdexp import entries, files
-from qdexp.entries import MANIFEST, CorruptError
+from qdexp.entries import CorruptError
+from qdexp.layout import MANIFEST
 from qdexp.store import Store
 
 NAME = "quantization-0123456789abcdef"

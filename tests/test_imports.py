@@ -40,13 +40,13 @@ ORDER = [
     {"store", "overrides"},
     {"config", "record", "device", "meter", "provenance", "zoo", "entries"},
     {"files", "progress", "statistics"},
-    {"errors", "paths", "folding"},
+    {"errors", "paths", "layout", "folding"},
 ]
 """A part imports from itself and from those further down."""
 
 READERS = {"report", "tracking"}
 """Read records; they know nothing of the machinery, and only the sweep and their own commands know them."""
-READ = {"record", "statistics", "errors", "files", "entries"}
+READ = {"record", "statistics", "errors", "files", "entries", "layout"}
 """All that they share with the machinery."""
 
 INPUTS: dict[type[Stage], set[type[Stage]]] = {

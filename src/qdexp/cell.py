@@ -12,6 +12,7 @@ from qdexp import files, models, provenance
 from qdexp import record as records
 from qdexp.config import RANDOM, Config, Model
 from qdexp.entries import digest
+from qdexp.layout import Layout
 from qdexp.methods import recipe
 from qdexp.methods.recipe import NamedStep
 from qdexp.models import checks
@@ -103,7 +104,7 @@ class Cell:
     @property
     def record(self) -> Path:
         """Where the record is, or will be."""
-        return records.path(self.out, self.name)
+        return Layout(self.out).record(self.name)
 
     def run(self, begin: Callable[[str], object] | None = None) -> Record:
         """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again.

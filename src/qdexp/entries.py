@@ -10,10 +10,8 @@ from typing import Any
 
 from qdexp import files
 from qdexp.errors import UserError
+from qdexp.layout import MANIFEST, is_entry, is_hidden
 
-MANIFEST = "manifest.json"
-STORE = "store"
-"""What the folder of the entries is called in an output folder."""
 _SETTLED = 2 * 10**9
 """Nanoseconds after which a file that is written again has another time of change, on any file system."""
 
@@ -38,7 +36,7 @@ def digest(path: Path) -> str:
 
 def names(folder: Path) -> set[str]:
     """The files of an entry, from its folder. Hidden ones, which a process that makes it may be writing, are none of them."""
-    found = (path for path in folder.rglob("*") if not path.name.startswith(".") and (path.is_symlink() or not path.is_dir()))
+    found = (path for path in folder.rglob("*") if not is_hidden(path) and (path.is_symlink() or not path.is_dir()))
     return {path.relative_to(folder).as_posix() for path in found} - {MANIFEST}
 
 
@@ -80,7 +78,7 @@ def check_part(part: Path) -> None:
     """Likewise of the files in ``part``, if that is a folder within an entry of a store; of any other, and of one that is being
     made, nothing is known."""
     folder = part.resolve().parent
-    if folder.parent.name != STORE or folder.name.startswith("."):
+    if not is_entry(folder):
         return
     content = manifest(folder)
     for name in content["files"]:

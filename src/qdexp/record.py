@@ -1,4 +1,4 @@
-"""The record: one JSON file per cell, the only input of tables, pages and W&B. README, "The record", documents the format.
+"""The record: one JSON file per cell, the only input of tables, pages and W&B. docs/record.md documents the format.
 
 Records are read here and nowhere else, so that nobody but this module knows of formats: what is handed out has the present one.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from qdexp import files
 from qdexp.errors import UserError
+from qdexp.layout import Layout, records_in
 
 FORMAT = 2
 Record = dict[str, Any]
@@ -18,18 +19,10 @@ _PARTS = {"cell": str, "status": str, "axes": dict, "config": dict, "keys": dict
 """What every record has; a complete one has ``metrics`` too."""
 
 
-def folder(out: Path) -> Path:
-    return out / "records"
-
-
-def path(out: Path, cell: str) -> Path:
-    return folder(out) / f"{cell}.json"
-
-
 def write(out: Path, record: Record) -> Path:
     """Writes the record whole, in place of an older one of the same cell."""
-    folder(out).mkdir(parents=True, exist_ok=True)
-    target = path(out, record["cell"])
+    target = Layout(out).record(record["cell"])
+    target.parent.mkdir(parents=True, exist_ok=True)
     files.write_sealed(target, _finite(record))
     return target
 
@@ -46,7 +39,7 @@ def _finite(value: Any) -> Any:
 def read(out: Path, cell: str) -> Record | None:
     """The cell's record if it is there, whole and of the present format: an older one is made anew, out of the store."""
     try:
-        record = _content(path(out, cell))
+        record = _content(Layout(out).record(cell))
     except (OSError, ValueError):
         return None
     return record if record.get("format") == FORMAT else None
@@ -65,7 +58,7 @@ def read_records(source: Path | Iterable[Path]) -> list[Record]:
     """
     if not isinstance(source, Path):
         return [_read(path) for path in source]
-    paths = sorted(source.glob("*.json"))
+    paths = records_in(source)
     if not paths:
         raise UserError(f"{source} holds no records (*.json): name the folder of a sweep that has run")
     return [_read(path) for path in paths]

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from qdexp.layout import Layout
 from qdexp.tracking.sync import check, report, runs_in, sync
 
 
@@ -17,7 +18,7 @@ def main() -> int:
     )
     parser.add_argument("action", choices=["check", "sync"])
     parser.add_argument(
-        "place", type=Path, nargs="?", default=Path("outputs/wandb"), help="folder of runs, or a run (%(default)s)"
+        "place", type=Path, nargs="?", default=Layout(Path("outputs")).wandb, help="folder of runs, or a run (%(default)s)"
     )
     parser.add_argument("--timeout", type=float, default=300, help="seconds that one run may take (%(default)g)")
     args = parser.parse_args()

@@ -175,6 +175,6 @@ def test_report_imports_no_machinery() -> None:
     code = "import sys, qdexp.report.tables, qdexp.report.grid; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in out if name.startswith("qdexp.")}
-    read = ("qdexp.errors", "qdexp.entries", "qdexp.files", "qdexp.record", "qdexp.report", "qdexp.statistics")
+    read = ("qdexp.errors", "qdexp.entries", "qdexp.files", "qdexp.layout", "qdexp.record", "qdexp.report", "qdexp.statistics")
     assert all(name.startswith(read) for name in ours)
     assert not {"torch", "wandb", "hydra", "matplotlib"} & set(out)

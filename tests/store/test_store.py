@@ -13,7 +13,8 @@ import pytest
 from filelock import FileLock
 
 from qdexp import files
-from qdexp.store import MANIFEST, Entry, Store
+from qdexp.layout import MANIFEST
+from qdexp.store import Entry, Store
 
 PROCESSES = multiprocessing.get_context("forkserver")  # new processes that share nothing but the time torch takes to load
 PROCESSES.set_forkserver_preload(["qdexp.sampling.shards", "qdexp.store"])

@@ -20,6 +20,8 @@ from qdexp.sweep.queue import HERE
 
 Command = Callable[..., tuple[int, str, str]]
 Executed = Callable[..., list[str]]
+PASSING = r"\.work-|\.corrupt-|\.pruned-|jobs/\.lock|\.error\.|^reports/|^\.?wandb"
+"""What a sweep without mishaps, report and tracker leaves none of."""
 
 
 def test_configs_composed_once_are_those_that_hydra_composes(small: list[str]) -> None:
@@ -43,7 +45,9 @@ def test_configs_composed_once_are_those_that_hydra_composes(small: list[str]) -
     assert len(composed) == 4  # methods x layers: mappings are left to Hydra
 
 
-def test_several_processes_at_once(qdexp: Command, executed: Executed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_at_once(
+    qdexp: Command, executed: Executed, drawn: dict[str, re.Pattern[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = ("-m", "method=fp", "hydra/launcher=local", "cluster.parts=2")
     code, out, err = qdexp(*command)
@@ -58,6 +62,10 @@ def test_several_processes_at_once(qdexp: Command, executed: Executed, tmp_path:
     assert "2 stages, 2 of them in" in qdexp(*command)[1]
     assert executed() == made
     sweep_command(["status", "--out", str(tmp_path / "out")])
+    left = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [path for path in left if not any(pattern.fullmatch(path) for pattern in drawn.values())] == []
+    missing = {line for line, pattern in drawn.items() if not any(map(pattern.fullmatch, left))}
+    assert missing == {line for line in drawn if re.search(PASSING, line)}
     assert qdexp("-m", "method=fp", f"out={tmp_path / 'alone'}")[0] == 0
     alone = json.loads((tmp_path / "alone" / "records" / Path(path).name).read_text())
     assert {name: alone[name] for name in ("metrics", "keys")} == {name: record[name] for name in ("metrics", "keys")}

@@ -76,14 +76,14 @@ def test_what_is_large_is_linked_and_output_folders_are_left_out(
     (own / "own_helpers" / "again").symlink_to(own / "own_helpers")
     out = own / "own_helpers" / "outputs"
     cell = cell_of(*OPTIONS, f"out={out}")
-    copy = snapshot.take(out / "sweeps" / "trial", [cell])
+    copy = snapshot.take(out / "sweeps" / "trial" / "code", [cell])
     there = {str(path.relative_to(copy)) for path in copy.rglob("*") if "qdexp" not in path.parts[len(copy.parts) :]}
     files_there = {name for name in there if (copy / name).is_file()}
     assert files_there == {"snapshot.json", *COPIED, "own_helpers/table.bin", "own_helpers/elsewhere/found.py"}
     assert (copy / "own_helpers" / "table.bin").is_symlink()
     assert (copy / "qdexp" / "zoo" / "fashion_cnn" / "model.safetensors").stat().st_size > 1000
     assert not [path for path in (copy / "qdexp").rglob("*") if path.is_symlink()]
-    assert snapshot.take(out / "sweeps" / "trial", [cell]) == copy
+    assert snapshot.take(out / "sweeps" / "trial" / "code", [cell]) == copy
 
 
 def test_of_two_shells_that_copy_the_same_the_second_takes_what_the_first_has_made(
@@ -93,7 +93,7 @@ def test_of_two_shells_that_copy_the_same_the_second_takes_what_the_first_has_ma
     other = snapshot.take(tmp_path / "other", [cell])
 
     def slow(source: Path, target: Path) -> None:
-        place = tmp_path / "sweep" / snapshot.CODE / other.name
+        place = tmp_path / "sweep" / other.name
         if not place.exists():
             shutil.copytree(other, place, copy_function=copyfile)
         copyfile(source, target)
@@ -117,7 +117,7 @@ def test_a_copy_that_breaks_off_is_none(cell_of: CellOf, own: Path, tmp_path: Pa
         patch.setattr(snapshot.shutil, "copyfile", full_disk)
         with pytest.raises(OSError, match="No space"):
             snapshot.take(tmp_path / "sweep", [cell])
-    assert not list((tmp_path / "sweep" / snapshot.CODE).iterdir())
+    assert not list((tmp_path / "sweep").iterdir())
 
 
 def test_the_copy_makes_the_same_keys_whatever_was_edited_since(cell_of: CellOf, own: Path, tmp_path: Path) -> None:

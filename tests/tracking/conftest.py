@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qdexp import files
-from qdexp.entries import MANIFEST
+from qdexp.layout import MANIFEST
 
 
 @pytest.fixture

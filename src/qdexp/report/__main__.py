@@ -9,6 +9,7 @@ from rich.console import Console
 
 from qdexp import files
 from qdexp.errors import one_line
+from qdexp.layout import Layout
 from qdexp.report import page, tables
 from qdexp.report.comparison import compare
 from qdexp.report.conformance import Paper, to_markdown
@@ -45,7 +46,7 @@ def main() -> None:
         source = replace(source, records=of_protocol(source.records, args.protocol))
     paper = Paper.read(args.reported) if args.reported else None
     evidence = Evidence(source.out)
-    folder: Path = args.to or source.out / "reports" / source.name
+    folder: Path = args.to or Layout(source.out).reports / source.name
     files.require_writable(folder, f"--to {folder}")
     comparison = compare(source.records, evidence, args.baseline)
     listed = to_markdown(paper, comparison.lines) if paper else None

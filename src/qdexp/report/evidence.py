@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from qdexp import entries, files
 from qdexp.errors import UserError
+from qdexp.layout import Layout, entry_name
 from qdexp.record import Record
 from qdexp.statistics.estimate import Estimate, of_mean
 from qdexp.statistics.psnr import psnr
@@ -32,7 +33,7 @@ class Evidence:
     def folder(self, record: Record, stage: str) -> Path | None:
         """The store entry of the record's stage, if it is there."""
         key = record.get("keys", {}).get(stage)
-        path = self.out / "store" / f"{stage}-{key}"
+        path = Layout(self.out).entry(entry_name(stage, key or ""))
         return path if key and path.is_dir() else None
 
     def read_json(self, record: Record, stage: str) -> Any:

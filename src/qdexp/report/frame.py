@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from qdexp.layout import Layout
 from qdexp.record import Record, read_records
 from qdexp.report.evidence import Evidence
 from qdexp.report.rows import in_order
@@ -25,7 +26,8 @@ def load_records(place: str | Path = "outputs") -> pd.DataFrame:
     Raises:
         qdexp.errors.UserError: There is no record, or one that is corrupt.
     """
-    folder = Path(place) / "records" if (Path(place) / "records").is_dir() else Path(place)
+    records = Layout(Path(place)).records
+    folder = records if records.is_dir() else Path(place)
     evidence = Evidence(folder.parent)
     return pd.DataFrame([_row(record, evidence) for record in in_order(read_records(folder))])
 

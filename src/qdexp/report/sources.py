@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qdexp.errors import UserError
+from qdexp.layout import Layout, Sweep
 from qdexp.record import Record, read_records
-
-CELLS = "cells.json"
-"""In a sweep's folder: ``{cell: {label, entries}}`` of all its cells, written before the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -28,27 +26,27 @@ def open_source(given: Sequence[str], out: Path) -> Source:
 
     Raises UserError where there is nothing of the kind, or no record yet.
     """
-    first = Path(given[0])
-    for folder in (out / "sweeps" / given[0], first):
-        if len(given) == 1 and (folder / CELLS).is_file():
-            return _sweep(folder)
+    first, layout = Path(given[0]), Layout(out)
+    for sweep in (layout.sweep(given[0]), Sweep(first)):
+        if len(given) == 1 and sweep.cells.is_file():
+            return _listed(sweep)
     if not first.exists():
-        known = sorted(path.parent.name for path in (out / "sweeps").glob(f"*/{CELLS}"))
-        raise UserError(f"{given[0]}: no sweep in {out / 'sweeps'} and no file; sweeps there: {', '.join(known) or 'none'}")
+        known = [path.parent.name for path in layout.all_cells()]
+        raise UserError(f"{given[0]}: no sweep in {layout.sweeps} and no file; sweeps there: {', '.join(known) or 'none'}")
     records = read_records(first if first.is_dir() else map(Path, given))
     folder = first if first.is_dir() else first.parent
     return Source(folder.resolve().parent.name, folder.resolve().parent, records, [])
 
 
-def _sweep(folder: Path) -> Source:
-    out = folder.resolve().parents[1]
+def _listed(sweep: Sweep) -> Source:
+    name, layout = sweep.folder.resolve().name, sweep.layout
     try:
-        cells: dict[str, dict[str, Any]] = json.loads((folder / CELLS).read_text())
+        cells: dict[str, dict[str, Any]] = json.loads(sweep.cells.read_text())
     except ValueError as error:
-        raise UserError(f"{folder / CELLS} is truncated: delete it and run the sweep again") from error
-    paths = {cell: out / "records" / f"{cell}.json" for cell in cells}
+        raise UserError(f"{sweep.cells} is truncated: delete it and run the sweep again") from error
+    paths = {cell: layout.record(cell) for cell in cells}
     records = read_records([path for path in paths.values() if path.exists()])
     if not records:
-        raise UserError(f"{folder.name}: none of its {len(cells)} cells has a record yet; wait for the first")
+        raise UserError(f"{name}: none of its {len(cells)} cells has a record yet; wait for the first")
     missing = [listed["label"] for cell, listed in cells.items() if not paths[cell].exists()]
-    return Source(folder.name, out, records, missing)
+    return Source(name, layout.out, records, missing)

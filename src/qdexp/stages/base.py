@@ -16,6 +16,7 @@ import torch
 from qdexp import device as devices
 from qdexp import meter, provenance
 from qdexp.config import WITHOUT_EFFECT
+from qdexp.layout import entry_name
 from qdexp.stages import code
 from qdexp.stages.keys import content_of_fields, short_hash
 from qdexp.store import Entry, Store
@@ -80,7 +81,7 @@ class Stage(ABC):
     @property
     def entry(self) -> str:
         """The name of the result in the store."""
-        return f"{self.name}-{self.key}"
+        return entry_name(self.name, self.key)
 
     def input_folders(self, store: Store) -> dict[str, Path]:
         """The results that it reads; what is missing is made."""

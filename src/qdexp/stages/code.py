@@ -27,6 +27,7 @@ WITHOUT_EFFECT = {
         "qdexp.config",
         "qdexp.errors",
         "qdexp.files",
+        "qdexp.layout",
         "qdexp.paths",
         "qdexp.progress",
         "qdexp.store",

@@ -20,12 +20,10 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from qdexp import entries, files
-from qdexp.entries import MANIFEST
+from qdexp.layout import MANIFEST, Layout
 
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
-_BEGUN, _COSTS = ".begun-", ".costs-"
-"""How the files begin that say that a part was begun, and what it has cost. Hidden files are no part of a result."""
 
 Compute = Callable[[Path], dict[str, float]]
 """Fills a folder, keeping what is there already, and returns what that has cost."""
@@ -41,13 +39,13 @@ class Entry:
 
 
 class Store:
-    """Entries under ``out/store``; every making of one is a line in ``out/executions.jsonl``."""
+    """The entries of an output folder; every making of one is a line in its list of executions."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.root = out, out / entries.STORE
+        self.out, self.layout = out, Layout(out)
 
     def folder(self, name: str) -> Path:
-        return self.root / name
+        return self.layout.entry(name)
 
     def open(self, name: str) -> Entry | None:
         """The entry ``name``, or None where it is missing or corrupt. A file is hashed once a process."""
@@ -63,7 +61,6 @@ class Store:
 
         ``note`` says what the entry is (stage, options); it is kept in the manifest for a human reader.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         with self._alone(name):
             entry = self.open(name)
             return entry if entry is not None else self._make(name, compute, note)
@@ -74,7 +71,7 @@ class Store:
 
     def work(self, name: str) -> Path:
         """Where the entry is in the making."""
-        return self.root / f".work-{name}"
+        return self.layout.work(name)
 
     def add(self, name: str, part: str, compute: Compute) -> None:
         """A ``part`` of the entry ``name``: ``compute(folder)`` fills its share of the folder in which the entry is made.
@@ -83,14 +80,14 @@ class Store:
         """
         work = self.work(name)
         work.mkdir(parents=True, exist_ok=True)
-        begun = work / f"{_BEGUN}{part}"
+        begun = self.layout.begun(name, part)
         resumed = {"resumed": 1.0} if begun.exists() else {}  # what the killed process spent is not known
         begun.touch()
-        files.write_text(work / f"{_COSTS}{part}", json.dumps(compute(work) | resumed))
+        files.write_text(self.layout.costs(name, part), json.dumps(compute(work) | resumed))
 
     def added(self, name: str) -> int:
         """How many parts of the entry in the making are finished."""
-        return len(list(self.work(name).glob(f"{_COSTS}*")))
+        return len(self.layout.all_costs(name))
 
     def _make(self, name: str, compute: Compute, note: dict[str, Any]) -> Entry:
         final, work = self.folder(name), self.work(name)
@@ -98,7 +95,7 @@ class Store:
             self._put_aside(final)
         try:
             self.add(name, "whole", compute)
-            costs = _costs(work)
+            costs = self._costs(name)
             _write_manifest(work, costs, note)
             work.rename(final)
         except Exception:
@@ -112,11 +109,19 @@ class Store:
         self._log(name, costs)
         return Entry(final, costs, note)
 
+    def _costs(self, name: str) -> dict[str, float]:
+        """Of all parts: seconds add up, memory peaks do not; ``resumed`` where a killed process worked on one."""
+        parts = [json.loads(path.read_text()) for path in self.layout.all_costs(name)]
+        whole = {"seconds": round(sum(part["seconds"] for part in parts), 3)}
+        whole["peak_memory_mb"] = max(part["peak_memory_mb"] for part in parts)
+        lost = len(self.layout.all_begun(name)) > len(parts) or any("resumed" in part for part in parts)
+        return whole | ({"resumed": 1.0} if lost else {})
+
     def adopt(self, name: str, entry: Entry, note: dict[str, Any]) -> None:
         """Gives a finished entry the ``name`` too, with a ``note`` of its own; its files are linked where they can be."""
         if self.has(name):
             return
-        work = self.root / f".work-adopt-{uuid4().hex[:12]}"
+        work = self.work(f"adopt-{uuid4().hex[:12]}")
         try:
             for result in entries.names(entry.folder):
                 target = work / result
@@ -132,21 +137,20 @@ class Store:
 
     def _put_aside(self, folder: Path) -> None:
         print(f"{folder} is corrupt: it is made again", flush=True)
-        aside = folder.with_name(f".corrupt-{folder.name}-{time.time_ns()}")
+        aside = self.layout.corrupt(folder.name, time.time_ns())
         folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _log(self, name: str, costs: dict[str, float]) -> None:
         line = json.dumps({"entry": name, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "pid": os.getpid(), **costs})
-        with open(self.out / "executions.jsonl", "a") as file:
+        with open(self.layout.executions, "a") as file:
             file.write(line + "\n")
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """Keeps two processes from making the same entry at once. It only saves work: correctness rests on the rename."""
-        locks = self.root / ".locks"
-        locks.mkdir(exist_ok=True)
-        lock = FileLock(locks / name)
+        self.layout.locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.layout.locks / name)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -164,12 +168,3 @@ class Store:
 def _write_manifest(folder: Path, costs: dict[str, float], note: dict[str, Any]) -> None:
     digests = {result: files.sha256(folder / result) for result in sorted(entries.names(folder))}
     files.write_sealed(folder / MANIFEST, {"costs": costs, "note": note, "files": digests})
-
-
-def _costs(work: Path) -> dict[str, float]:
-    """Of all parts: seconds add up, memory peaks do not; ``resumed`` where a killed process worked on one."""
-    parts = [json.loads(path.read_text()) for path in work.glob(f"{_COSTS}*")]
-    whole = {"seconds": round(sum(part["seconds"] for part in parts), 3)}
-    whole["peak_memory_mb"] = max(part["peak_memory_mb"] for part in parts)
-    lost = len(list(work.glob(f"{_BEGUN}*"))) > len(parts) or any("resumed" in part for part in parts)
-    return whole | ({"resumed": 1.0} if lost else {})

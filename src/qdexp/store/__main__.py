@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     given = _parser().parse_args(arguments)
     store = Store(given.out)
-    if not store.root.is_dir():
+    if not store.layout.store.is_dir():
         raise UserError(f"--out {given.out}: holds no store; name the output folder of a run")
     if given.command == "verify":
         return tool.verify(store)

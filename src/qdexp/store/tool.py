@@ -11,23 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from qdexp import entries, files
-from qdexp.entries import MANIFEST
 from qdexp.errors import UserError
+from qdexp.layout import MANIFEST, Layout, is_hidden, is_pruned, records_in, stage_and_key
 from qdexp.store import Store
 
 HEAVY = ("conditions", "trajectory", "calibration", "rounding")
 """Stages that only other stages read: left behind by a copy."""
-_PRUNED = ".pruned-"
-"""How the names of folders begin that are on their way out."""
 
 
 def du(store: Store) -> None:
     """Prints entries and size of each kind of stage, of what is in the making, and of what nothing needs."""
     sizes: dict[str, list[int]] = defaultdict(list)
-    needed, unneeded = _needed(store.out), 0
+    needed, unneeded = _needed(store.layout), 0
     for folder in _folders(store):
         size = _size(folder)
-        sizes["in the making" if folder.name.startswith(".") else folder.name.rpartition("-")[0]].append(size)
+        sizes["in the making" if is_hidden(folder) else stage_and_key(folder.name)[0]].append(size)
         unneeded += size if _removable(folder, needed) else 0
     for kind, found in sorted(sizes.items(), key=lambda item: -sum(item[1])):
         print(f"{kind:<14} {len(found):>6}  {_readable(sum(found)):>9}")
@@ -37,7 +35,7 @@ def du(store: Store) -> None:
 
 def verify(store: Store) -> int:
     """Says what is wrong with each corrupt entry; returns how many there are, at most 1."""
-    found, corrupt = [folder for folder in _folders(store) if not folder.name.startswith(".")], 0
+    found, corrupt = [folder for folder in _folders(store) if not is_hidden(folder)], 0
     for folder in found:
         try:
             entries.whole(folder)
@@ -54,23 +52,24 @@ def prune(store: Store, yes: bool) -> None:
     A sweep lists what it needs before it looks into the store. So what one that began meanwhile counts on is found to be
     needed once it is out of sight, and put back.
     """
-    needed = _needed(store.out)
+    needed = _needed(store.layout)
     doomed = {folder: _size(folder) for folder in _folders(store) if _removable(folder, needed)}
     if yes:
-        doomed = {folder: doomed[folder] for folder in _remove(list(doomed), store.out)}
+        doomed = {folder: doomed[folder] for folder in _remove(list(doomed), store.layout)}
     for folder in doomed:
         print(f"{'removed' if yes else 'not needed'}: {folder.name}")
-    waiting = [name for name, cells in _sweeps(store.out).items() if any(not _recorded(store.out, cell) for cell in cells)]
+    sweeps, record = _sweeps(store.layout), store.layout.record
+    waiting = [name for name, cells in sweeps.items() if not all(record(cell).exists() for cell in cells)]
     if waiting:
         print(f"kept for cells without a record: sweeps {', '.join(waiting)}; delete the folders of those that you gave up "
-              f"({store.out / 'sweeps'})")  # fmt: skip
+              f"({store.layout.sweeps})")  # fmt: skip
     print(f"{_readable(sum(doomed.values()))} {'freed' if yes else 'would be freed: add --yes'}")
 
 
-def _remove(doomed: list[Path], out: Path) -> list[Path]:
+def _remove(doomed: list[Path], layout: Layout) -> list[Path]:
     """Removes folders, but for those that turn out to be needed once they are out of sight; returns which it removed."""
-    aside = {folder: folder.rename(folder.with_name(f"{_PRUNED}{folder.name.lstrip('.')}")) for folder in doomed}
-    needed = _needed(out)
+    aside = {folder: folder.rename(layout.pruned(folder.name)) for folder in doomed}
+    needed = _needed(layout)
     kept = [folder for folder in doomed if not _removable(folder, needed) and not folder.exists()]
     for folder, moved in aside.items():
         if folder in kept:
@@ -101,40 +100,40 @@ def copy(store: Store, sweep: str, to: str, everything: bool) -> None:
 
 
 def _of_sweep(store: Store, sweep: str, everything: bool) -> Iterator[Path]:
-    found = {path: record for path, record in _records(store.out).items() if record["config"]["sweep"] == sweep}
-    cells = _sweeps(store.out).get(sweep, {})
-    found |= {path: record for path, record in _records(store.out).items() if record["cell"] in cells}
+    found = {path: record for path, record in _records(store.layout).items() if record["config"]["sweep"] == sweep}
+    cells = _sweeps(store.layout).get(sweep, {})
+    found |= {path: record for path, record in _records(store.layout).items() if record["cell"] in cells}
     if not found:
         raise UserError(f"copy {sweep}: {store.out} has no record of such a sweep")
     keys = {key for record in found.values() for key in record["keys"].values()}
     for folder in _folders(store):
-        kind, _, key = folder.name.rpartition("-")
-        if key in keys and not folder.name.startswith(".") and (everything or kind not in HEAVY):
+        kind, key = stage_and_key(folder.name)
+        if key in keys and not is_hidden(folder) and (everything or kind not in HEAVY):
             yield from (folder / name for name in sorted(entries.whole(folder)["files"]))
             yield folder / MANIFEST  # last: what has one is whole
-    yield from sorted(path for path in (store.out / "sweeps" / sweep).rglob("*") if path.is_file())
+    yield from sorted(path for path in store.layout.sweep(sweep).folder.rglob("*") if path.is_file())
     yield from found
 
 
 def _folders(store: Store) -> Iterator[Path]:
     """Entries, and what is in the making."""
-    return (path for path in sorted(store.root.iterdir()) if path.is_dir() and path.name != ".locks")
+    return (path for path in sorted(store.layout.store.iterdir()) if path.is_dir() and path != store.layout.locks)
 
 
-def _needed(out: Path) -> set[str]:
+def _needed(layout: Layout) -> set[str]:
     """The keys that records name, those of failed cells too, and what sweeps list: their cells may be yet to come."""
-    keys = {key for record in _records(out).values() for key in record["keys"].values()}
-    listed = [entry for cells in _sweeps(out).values() for entries in cells.values() for entry in entries]
-    return keys | {entry.rpartition("-")[2] for entry in listed}
+    keys = {key for record in _records(layout).values() for key in record["keys"].values()}
+    listed = [entry for cells in _sweeps(layout).values() for entries in cells.values() for entry in entries]
+    return keys | {stage_and_key(entry)[1] for entry in listed}
 
 
 def _removable(folder: Path, needed: set[str]) -> bool:
-    return folder.name.startswith(_PRUNED) or folder.name.rpartition("-")[2] not in needed
+    return is_pruned(folder) or stage_and_key(folder.name)[1] not in needed
 
 
-def _records(out: Path) -> dict[Path, dict[str, Any]]:
+def _records(layout: Layout) -> dict[Path, dict[str, Any]]:
     found = {}
-    for path in sorted((out / "records").glob("*.json")):
+    for path in records_in(layout.records):
         try:
             record = files.read_json(path)
             found[path] = {name: record[name] for name in ("cell", "config", "keys")}
@@ -143,14 +142,10 @@ def _records(out: Path) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def _recorded(out: Path, cell: str) -> bool:
-    return (out / "records" / f"{cell}.json").exists()
-
-
-def _sweeps(out: Path) -> dict[str, dict[str, list[str]]]:
+def _sweeps(layout: Layout) -> dict[str, dict[str, list[str]]]:
     """sweep -> cell -> the entries that it needs."""
     found = {}
-    for path in sorted((out / "sweeps").glob("*/cells.json")):
+    for path in layout.all_cells():
         try:
             found[path.parent.name] = {cell: listed["entries"] for cell, listed in json.loads(path.read_text()).items()}
         except (ValueError, TypeError) as error:

@@ -22,8 +22,8 @@ from qdexp import entries, files, meter
 from qdexp import record as records
 from qdexp.cell import Cell, protocol_of
 from qdexp.errors import UserError
+from qdexp.layout import Layout, entry_name, records_in, stage_and_key
 from qdexp.record import Record, read_records
-from qdexp.report.sources import CELLS
 from qdexp.stages.base import Stage
 from qdexp.stages.keys import short_hash
 from qdexp.store import Entry, Store
@@ -71,7 +71,7 @@ def accept(out: Path) -> int:
     bit-equal. Returns 1 where one did not, else 0. Raises UserError where no record tells of results that are there."""
     devices.make_repeatable()
     store = Store(out)
-    cells = {path: cell for path in sorted(records.folder(out).glob("*.json")) if (cell := _finished(store, path))}
+    cells = {path: cell for path in records_in(store.layout.records) if (cell := _finished(store, path))}
     if not cells:
         raise UserError(f"--out {out}: no record of a complete cell whose results are there; nothing can be accepted")
     kinds: dict[tuple[str, ...], dict[str, _Finished]] = defaultdict(dict)
@@ -96,6 +96,10 @@ def accept(out: Path) -> int:
     return 0 if all(equal.values()) else 1
 
 
+def _key(entry: Entry) -> str:
+    return stage_and_key(entry.folder.name)[1]
+
+
 def _finished(store: Store, path: Path) -> dict[str, _Finished] | None:
     """The stages of a record by their roles; None, with a line why, where it cannot be accepted."""
     record = read_records([path])[0]
@@ -114,12 +118,12 @@ def _compared(store: Store, record: Record, stages: dict[str, Stage]) -> Iterato
         raise UserError("its stages are others now")
     found: dict[str, Entry] = {}
     for role, stage in stages.items():
-        entry = store.open(f"{stage.name}-{record['keys'][role]}")
+        entry = store.open(entry_name(stage.name, record["keys"][role]))
         if entry is None:
             raise UserError(f"the entry of {role} is not there, or corrupt")
         found[stage.entry] = entry
     for role, stage in stages.items():
-        now = stage.described(lambda one: found[one.entry].folder.name.rpartition("-")[2])
+        now = stage.described(lambda one: _key(found[one.entry]))
         if _without_code(now) != _without_code(found[stage.entry].note):
             raise UserError(f"not only the code of {role} has changed, but options, files or versions")
         inputs = {name: found[one.entry] for name, one in stage.inputs.items()}
@@ -161,7 +165,7 @@ def _without_code(made_of: Any) -> Any:
 def _made_again(store: Store, members: list[_Finished]) -> bool:
     """Makes the cheapest of the entries again, from what it read then; whether every file comes out the same."""
     one = min(members, key=lambda member: member.entry.costs["seconds"])
-    folder = store.root / f".work-accept-{uuid4().hex[:12]}"
+    folder = store.work(f"accept-{uuid4().hex[:12]}")
     folder.mkdir()
     try:
         inputs = {role: entry.folder for role, entry in one.inputs.items()}
@@ -181,7 +185,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _adopt(store: Store, one: _Finished) -> None:
     """The entry under its new key too."""
-    note, before = one.entry.note, one.entry.folder.name.rpartition("-")[2]
+    note, before = one.entry.note, _key(one.entry)
     described = one.stage.described(lambda stage: stage.key)
     store.adopt(one.stage.entry, one.entry, described | {"made": note["made"], "accepted": note.get("accepted", []) + [before]})
 
@@ -192,7 +196,7 @@ def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
     cell = Cell(thaw(record["config"]))
     names = {one.entry.folder.name: one.stage.entry for one in stages.values()}
     for role, one in stages.items():
-        before = one.entry.folder.name.rpartition("-")[2]
+        before = _key(one.entry)
         told = record["stages"][role]
         record["keys"][role] = one.stage.key
         record["stages"][role] = told | {"key": one.stage.key}
@@ -203,7 +207,7 @@ def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
     old, record["cell"] = record["cell"], cell.name
     record |= {"identity": cell.identity, "protocol": protocol_of(cell.config)}  # code is in both
     records.write(out, record)
-    for listed in (out / "sweeps").glob(f"*/{CELLS}"):
+    for listed in Layout(out).all_cells():
         cells = json.loads(listed.read_text())
         if old in cells:
             label = cells.pop(old)["label"]
@@ -219,8 +223,8 @@ def _rename_submitted(sweep: manifest.Manifest, old: str, cell: Cell, names: Map
     key = next((key for key, listed in sweep.cells.items() if listed.name == old), None)
     if key is None:
         return
-    config, renamed = manifest.config_path(sweep.out, sweep.sweep, key), manifest.config_path(sweep.out, sweep.sweep, cell.key)
-    files.write_text(renamed, config.read_text())
+    config = Layout(sweep.out).sweep(sweep.sweep).config
+    files.write_text(config(cell.key), config(key).read_text())
     entries_now = {role: stage.entry for role, stage in cell.stages.items()}
     listed = manifest.CellEntry(cell.key, cell.name, sweep.cells[key].label, entries_now)
     cells = {name: one for name, one in sweep.cells.items() if name != key} | {cell.key: listed}

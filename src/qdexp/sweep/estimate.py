@@ -3,16 +3,15 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 from torch.utils import _pytree as pytree
 
 from qdexp import models
-from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import UNTOUCHED, WEIGHTS, Config, Model
 from qdexp.errors import UserError
+from qdexp.layout import Layout, records_in
 from qdexp.models.conditions import example_condition
 from qdexp.models.describe import describe
 from qdexp.record import read_records
@@ -33,10 +32,10 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     makes = {node.entry: stages[node.entry] for node in nodes if node.entry in stages}
     makes |= {entry: one for entry, one in stages.items() if one[1].quick and not store.has(entry)}
     networks = Networks()
-    rates, asked = _rates(store.out, networks)
+    rates, asked = _rates(store.layout, networks)
     disk = f"{sum(disk_bytes(config, stage, networks) for config, stage in makes.values()) / 1e9:.2g} GB of disk"
     if not rates:
-        return f"time unknown, {records.folder(store.out)} has no complete record to go by; about {disk}"
+        return f"time unknown, {store.layout.records} has no complete record to go by; about {disk}"
     anything = median(rates.values())
     seconds = sum(
         rates.get(stage.name, anything) * multiplications(config, stage, networks) for config, stage in makes.values()
@@ -49,9 +48,9 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     return f"about {time} hours of computing, a guess by {earlier}{caveat}; about {disk}"
 
 
-def _rates(out: Path, networks: "Networks") -> tuple[dict[str, float], int]:
+def _rates(layout: Layout, networks: "Networks") -> tuple[dict[str, float], int]:
     """Seconds a multiplication by stage, and from how many records."""
-    paths = sorted(records.folder(out).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)[:LOOKED_AT]
+    paths = sorted(records_in(layout.records), key=lambda path: -path.stat().st_mtime_ns)[:LOOKED_AT]
     found: dict[str, list[float]] = defaultdict(list)
     asked = 0
     for path in paths:

@@ -25,6 +25,10 @@ class Node:
     part: int = 0
     parts: int = 1
 
+    @property
+    def part_name(self) -> str:
+        return f"{self.part}-of-{self.parts}"
+
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)

@@ -96,17 +96,18 @@ class Frozen:
         ready = len(self.cells) - sum(node.stage == RECORD for node in self.nodes)
         kinds = {kind: sum(node.kind == kind for node in self.nodes) for kind in dict.fromkeys(n.kind for n in self.nodes)}
         print(f"sweep {self.config.sweep}: {len(self.cells)} cells, {ready} of them complete; "
-              f"{len(entries)} stages, {there} of them in {self.store.root}")  # fmt: skip
+              f"{len(entries)} stages, {there} of them in {self.store.layout.store}")  # fmt: skip
         print(f"jobs     {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
         print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store)}", flush=True)
         results.say_how_to_score(cell.config.protocol.extractor for cell in self.cells.values())
 
     def write(self) -> Path:
         """Freezes: from here on no YAML and no code that is edited changes anything. Returns the copy of the code."""
+        folder = self.store.layout.sweep(self.config.sweep)
         results.enlist(list(self.cells.values()))
-        copy = snapshot.take(manifest.path(self.out, self.config.sweep).parent, self.cells.values())
+        copy = snapshot.take(folder.code, self.cells.values())
         for key, cell in self.cells.items():
-            path = manifest.config_path(self.out, self.config.sweep, key)
+            path = folder.config(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, json.dumps(asdict(cell.config)))
         entries = {

@@ -22,7 +22,7 @@ class Local:
     ) -> None:
         self.registry, self.sweep, self.jobs, self.task = registry, sweep, jobs, task
         self._gpus = cycle(range(gpus)) if gpus else None
-        self.executor = submitit.AutoExecutor(folder=registry.folder / "logs" / "%j", cluster="local")
+        self.executor = submitit.AutoExecutor(folder=registry.layout.logs / "%j", cluster="local")
         self.executor.update_parameters(timeout_min=60 * 24 * 365)  # none: nobody waits for this machine
 
     def run(self, nodes: Sequence[Node]) -> None:

@@ -1,11 +1,4 @@
-"""What a submitted sweep leaves behind, so that its jobs, and any shell later, know it without composing anything again.
-
-sweeps/NAME/manifest.json      its cells and jobs; written whole, before the first job starts
-sweeps/NAME/cells/KEY.json     the frozen config of each cell
-sweeps/NAME/code/DIGEST/       the code that the jobs run (``qdexp.sweep.snapshot``)
-jobs/NODE.json                 the job that makes a node, whichever sweep submitted it
-jobs/NODE.error.json           why it failed
-"""
+"""What a submitted sweep leaves behind, so that its jobs, and any shell later, know it without composing anything again."""
 
 import json
 import os
@@ -17,6 +10,7 @@ from typing import Any
 
 from qdexp import files
 from qdexp.errors import UserError
+from qdexp.layout import Layout, stage_and_key
 from qdexp.sweep.graph import Node, node
 
 FORMAT = 1
@@ -34,7 +28,7 @@ class CellEntry:
     @property
     def keys(self) -> dict[str, str]:
         """The keys of its stages."""
-        return {role: entry.rpartition("-")[2] for role, entry in self.entries.items()}
+        return {role: stage_and_key(entry)[1] for role, entry in self.entries.items()}
 
 
 @dataclass(frozen=True)
@@ -67,25 +61,23 @@ class Manifest:
             "cells": cells,
             "nodes": [one.plain() for one in self.nodes],
         }
-        path(self.out, self.sweep).parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path(self.out, self.sweep), json.dumps(text, indent=1))
-
-
-def path(out: Path, sweep: str) -> Path:
-    return out / "sweeps" / sweep / "manifest.json"
+        path = Layout(self.out).sweep(self.sweep).manifest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(text, indent=1))
 
 
 def read(out: Path, sweep: str) -> Manifest:
     """Raises UserError where there is no such sweep, or its manifest is truncated or of another format."""
+    path = Layout(out).sweep(sweep).manifest
     try:
-        text = json.loads(path(out, sweep).read_text())
+        text = json.loads(path.read_text())
     except OSError as error:
         known = ", ".join(names(out)) or "none"
         raise UserError(f"{sweep}: no such sweep was submitted from {out} (there are: {known})") from error
     except ValueError as error:
-        raise UserError(f"{path(out, sweep)} is truncated: delete it and submit the sweep again") from error
+        raise UserError(f"{path} is truncated: delete it and submit the sweep again") from error
     if text.get("format") != FORMAT:
-        raise UserError(f"{path(out, sweep)}: format {text.get('format')}, not {FORMAT}; submit the sweep again")
+        raise UserError(f"{path}: format {text.get('format')}, not {FORMAT}; submit the sweep again")
     cells = {key: CellEntry(key, cell["name"], cell["label"], cell["entries"]) for key, cell in text["cells"].items()}
     nodes = [node(plain) for plain in text["nodes"]]
     rest = (text["device"], cells, nodes, text["time"], text["command"])
@@ -94,12 +86,8 @@ def read(out: Path, sweep: str) -> Manifest:
 
 def names(out: Path) -> list[str]:
     """The submitted sweeps of an output folder, the newest last."""
-    found = sorted((out / "sweeps").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = sorted(Layout(out).all_manifests(), key=lambda path: path.stat().st_mtime_ns)
     return [path.parent.name for path in found]
-
-
-def config_path(out: Path, sweep: str, cell: str) -> Path:
-    return out / "sweeps" / sweep / "cells" / f"{cell}.json"
 
 
 def now() -> dict[str, Any]:
@@ -111,38 +99,40 @@ class Registry:
     """Which job makes which node, among all sweeps of an output folder."""
 
     def __init__(self, out: Path) -> None:
-        self.folder = out / "jobs"
+        self.layout = Layout(out)
 
     def job(self, node: str) -> dict[str, Any]:
         """``id``, ``log`` and ``sweep`` of the last job that was submitted for ``node``; empty where there was none."""
-        return self._read(f"{node}.json")
+        return _read(self.layout.job(node))
 
     def submitted(self, node: str, job: str, log: Path, sweep: str) -> None:
         self.succeeded(node)  # an error of an earlier job is past
-        self._write(f"{node}.json", {"id": job, "log": str(log), "sweep": sweep})
+        _write(self.layout.job(node), {"id": job, "log": str(log), "sweep": sweep})
 
     def forget(self, node: str) -> None:
         """An earlier job and its error are past."""
-        for name in (f"{node}.json", f"{node}.error.json"):
-            (self.folder / name).unlink(missing_ok=True)
+        self.layout.job(node).unlink(missing_ok=True)
+        self.succeeded(node)
 
     def error(self, node: str) -> dict[str, str]:
         """Why the last job of ``node`` failed, as a record keeps it; empty where it did not."""
-        return self._read(f"{node}.error.json")
+        return _read(self.layout.error(node))
 
     def failed(self, node: str, error: dict[str, str]) -> None:
-        self._write(f"{node}.error.json", error)
+        _write(self.layout.error(node), error)
 
     def succeeded(self, node: str) -> None:
-        (self.folder / f"{node}.error.json").unlink(missing_ok=True)
+        self.layout.error(node).unlink(missing_ok=True)
 
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads((self.folder / name).read_text())
-        except (OSError, ValueError):
-            return {}
-        return found
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.folder / name, json.dumps(value))
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, json.dumps(value))

@@ -22,14 +22,13 @@ from qdexp import entries, files
 from qdexp.cell import Cell, preflight
 from qdexp.config import NO_EXTRACTOR, Tracker
 from qdexp.errors import UserError
+from qdexp.layout import Layout
 from qdexp.record import Record, read_records
-from qdexp.record import path as record_path
 from qdexp.report import tables
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.grid import sample_grid
 from qdexp.report.rows import names
-from qdexp.report.sources import CELLS
 from qdexp.sampling.shards import read_shards, shard_path
 from qdexp.store import Store
 from qdexp.sweep import idle
@@ -47,13 +46,14 @@ def announce(cells: Sequence[Cell]) -> None:
     enlist(cells)  # first of all: what is listed is not pruned
     there = sum(store.has(entry) for entry in stages)
     print(
-        f"sweep {cells[0].config.sweep}: {len(cells)} cells, {len(stages)} stages, {there} of them in {store.root}", flush=True
+        f"sweep {cells[0].config.sweep}: {len(cells)} cells, {len(stages)} stages, {there} of them in {store.layout.store}",
+        flush=True,
     )
 
 
 def enlist(cells: Sequence[Cell]) -> None:
     """Writes the cells' labels, and what they need of the store, into the sweep's folder, beside those of earlier runs."""
-    path = cells[0].out / "sweeps" / cells[0].config.sweep / CELLS
+    path = Layout(cells[0].out).sweep(cells[0].config.sweep).cells
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         before = json.loads(path.read_text()) if path.exists() else {}
@@ -152,19 +152,20 @@ def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> 
 
 def show(cell: Cell, records: Sequence[Record]) -> None:
     """Prints a table a protocol and writes it, with the picture, into the sweep's folder."""
-    folder = cell.out / "sweeps" / cell.config.sweep
-    folder.mkdir(parents=True, exist_ok=True)
+    layout = Layout(cell.out)
+    sweep = layout.sweep(cell.config.sweep)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
     console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
     for _, group in groupby(sorted(records, key=_protocol_hash), key=_protocol_hash):
         comparison = compare(list(group), Evidence(cell.out))
         console.print(tables.to_terminal(comparison, console.width, tables.brief(comparison)))
         pages.append(tables.to_markdown(comparison, tables.brief(comparison)))
-    files.write_text(folder / "table.md", "\n\n".join(pages))
+    files.write_text(sweep.table, "\n\n".join(pages))
     for record in records:
-        print(f"record   {record_path(cell.out, record['cell'])}")
-    if _picture(cell.out, records, folder / "samples.png"):
-        print(f"samples  {folder / 'samples.png'}")
-    print(f"table    {folder / 'table.md'}")
+        print(f"record   {layout.record(record['cell'])}")
+    if _picture(cell.out, records, sweep.samples):
+        print(f"samples  {sweep.samples}")
+    print(f"table    {sweep.table}")
     say_how_to_score(record["protocol"].get("extractor", "") for record in records)
     print(f"report   python -m qdexp.report {cell.config.sweep} --out {cell.out}", flush=True)
 

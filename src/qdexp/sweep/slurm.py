@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from qdexp.config import Cluster
 from qdexp.errors import UserError
+from qdexp.layout import Layout
 from qdexp.sweep import queue
 from qdexp.sweep.arrays import Array, arrays
 from qdexp.sweep.graph import RECORD, Node, depths, readers_of
@@ -32,7 +33,7 @@ class Slurm:
 
         ``nodes`` are in an order in which they can run. One shell submits at a time, so that none submits what another does.
         """
-        with _alone(self.out):
+        with _alone(self.registry.layout):
             states, jobs, missing = queue.queue(), dict[str, str](), list[Node]()
             for node in nodes:
                 job = self.registry.job(node.id).get("id", "")
@@ -58,7 +59,7 @@ class Slurm:
 
     def _send(self, kind: str, array: Array) -> list[Any]:
         executor = submitit.AutoExecutor(
-            folder=self.registry.folder / "logs" / "%j", cluster="slurm", slurm_max_num_timeout=self.cluster.restarts
+            folder=self.registry.layout.logs / "%j", cluster="slurm", slurm_max_num_timeout=self.cluster.restarts
         )
         executor.update_parameters(**self._parameters(kind, array.dependency))
         try:
@@ -90,7 +91,7 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    (out / "jobs").mkdir(parents=True, exist_ok=True)
-    with FileLock(out / "jobs" / ".lock"):
+def _alone(layout: Layout) -> Iterator[None]:
+    layout.jobs.mkdir(parents=True, exist_ok=True)
+    with FileLock(layout.jobs_lock):
         yield

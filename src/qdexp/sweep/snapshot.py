@@ -1,6 +1,6 @@
 """The code that the jobs of a sweep run: a copy of qdexp and of the user's own modules, made when the sweep is submitted.
 
-sweeps/NAME/code/DIGEST/    goes first on the path of the jobs, so that what is edited or checked out later changes nothing
+DIGEST/                     goes first on the path of the jobs, so that what is edited or checked out later changes nothing
     qdexp/                  the package as it was
     mine.py, mypackage/     the user's modules that the cells name, and what these import
     snapshot.json           the commit of the checkout, which this copy no longer belongs to
@@ -22,7 +22,6 @@ from qdexp.paths import PACKAGE
 from qdexp.stages import code
 from qdexp.stages.keys import modules_of, targets
 
-CODE = "code"
 LARGE = 10**7
 """Bytes from which a file in a package of the user is linked instead of copied: it is data."""
 
@@ -32,7 +31,7 @@ def take(folder: Path, cells: Iterable[Cell]) -> Path:
     sources = _sources(list(cells))
     digests = {name: str(path) if _is_large(path) else files.sha256(path) for name, path in sorted(sources.items())}
     digests[provenance.SNAPSHOT.name] = json.dumps(provenance.commit())
-    target = folder / CODE / hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+    target = folder / hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
     if not target.exists():
         part = target.with_name(f"{files.PART}{target.name}-{uuid4().hex[:12]}")
         try:

@@ -59,8 +59,7 @@ class Status:
             return records.read_complete(self.sweep.out, self.sweep.cells[node.cell].name) is not None
         if self.store.has(node.entry):
             return True
-        part = self.store.work(node.entry) / f".costs-{node.part}-of-{node.parts}"
-        return node.parts > 1 and part.exists()
+        return node.parts > 1 and self.store.layout.costs(node.entry, node.part_name).exists()
 
     def _state(self, node: Node, said: str) -> NodeState:
         error = self.registry.error(node.id)

@@ -12,6 +12,7 @@ from qdexp import meter
 from qdexp.cell import Cell, describe
 from qdexp.config import Config
 from qdexp.errors import UserError
+from qdexp.layout import Layout
 from qdexp.stages.base import Sharded, Stage
 from qdexp.store import Store
 from qdexp.sweep import manifest
@@ -66,7 +67,7 @@ def _add_part(job: Job, stage: Stage, store: Store) -> None:
         return meter.measure(stage.device, lambda: stage.draw(store.work(stage.entry), inputs, shards))
 
     if store.open(stage.entry) is None:
-        store.add(stage.entry, f"{node.part}-of-{node.parts}", draw)
+        store.add(stage.entry, node.part_name, draw)
         if store.added(stage.entry) >= node.parts:
             stage.make(store)
 
@@ -90,7 +91,7 @@ def _demand(stage: Stage, store: Store) -> None:
 
 def read_config(place: Job | manifest.Manifest, cell: str) -> Config:
     """The frozen config of a cell."""
-    return thaw(json.loads(manifest.config_path(place.out, place.sweep, cell).read_text()))
+    return thaw(json.loads(Layout(place.out).sweep(place.sweep).config(cell).read_text()))
 
 
 def planned(sweep: manifest.Manifest, cell: manifest.CellEntry) -> Cell:

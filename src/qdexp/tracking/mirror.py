@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdexp import entries, files
+from qdexp.layout import Layout, entry_name
 from qdexp.record import Record
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def mirror(
 
 def written(folder: Path, sweep: str, cell: str) -> float:
     """When the run of a cell was last written, as files have it (st_mtime); 0 where there is none under ``folder``."""
-    logs = (folder / "wandb").glob(f"*run-*/run-{run_id(sweep, cell)}.wandb")
+    logs = Layout(folder).wandb.glob(f"*run-*/run-{run_id(sweep, cell)}.wandb")
     return max((log.stat().st_mtime for log in logs), default=0.0)
 
 
@@ -105,8 +106,8 @@ def _environment(folder: Path, mode: str) -> Iterator[None]:
         "WANDB_MODE": mode,
         "WANDB_SILENT": "true",
         "WANDB_DIR": str(folder),
-        "WANDB_DATA_DIR": str(folder / ".wandb-data"),
-        "WANDB_CACHE_DIR": str(folder / ".wandb-cache"),
+        "WANDB_DATA_DIR": str(Layout(folder).wandb_data),
+        "WANDB_CACHE_DIR": str(Layout(folder).wandb_cache),
     }
     before = {name: os.environ.get(name) for name in ours}
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def _log_curves(run: "wandb.Run", curves: dict[str, list[float | None]]) -> None
 
 def _layers(record: Record, out: Path) -> list[dict[str, Any]]:
     """What each quantized layer does, where the cell has looked at them."""
-    folder = out / entries.STORE / f"layers-{record.get('keys', {}).get('layers')}"
+    folder = Layout(out).entry(entry_name("layers", record.get("keys", {}).get("layers")))
     layers: list[dict[str, Any]] = files.read_json(entries.require(folder, "layers.json")) if folder.is_dir() else []
     return layers
 
@@ -234,9 +235,10 @@ def _checkpoint(record: Record, out: Path) -> "wandb.Artifact":
     import wandb
 
     folder, keys = (out / record["artifacts"]["checkpoint"]).resolve(), record.get("keys", {})
-    key = folder.parent.name.rpartition("-")[2]
-    if folder.parent.parent != (out / entries.STORE).resolve():
-        raise ValueError(f"{folder} lies in no entry of {out / entries.STORE}")
+    _, key = stage_and_key(folder.parent.name)
+    store = Layout(out).store
+    if folder.parent.parent != store.resolve():
+        raise ValueError(f"{folder} lies in no entry of {store}")
     digests = {
         name.removeprefix(f"{folder.name}/"): digest
         for name, digest in entries.whole(folder.parent)["files"].items()

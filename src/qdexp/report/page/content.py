@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import t as student
 
+from qdexp.layout import Layout, stage_and_key
 from qdexp.record import Record
 from qdexp.report.comparison import METRICS, Comparison, Line
 from qdexp.report.conformance import HEADER, Paper
@@ -119,14 +120,14 @@ def _rounded(value: Any, digits: int = 4) -> Any:
 
 def _executions(out: Path) -> dict[str, list[str]]:
     """By a stage's key: the lines that say when it was computed, and what that cost."""
-    path = out / "executions.jsonl"
+    path = Layout(out).executions
     lines: dict[str, list[str]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             name = json.loads(line)["entry"]
         except (ValueError, KeyError):  # truncated by a kill: the record stands without it
             continue
-        lines.setdefault(name.rpartition("-")[2], []).append(line)
+        lines.setdefault(stage_and_key(name)[1], []).append(line)
     return lines
 
 

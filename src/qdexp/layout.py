@@ -1,0 +1,148 @@
+"""Where things lie in an output folder. No other module knows its paths; what an entry holds is its stage's affair.
+
+executions.jsonl                one line for every entry that was really computed
+records/CELL.json               one record per cell
+store/
+    ENTRY/manifest.json         an entry is STAGE-KEY, a stage's result: its costs, what it was made of, its files' digests
+    ENTRY/...                   the stage's files
+    .locks/ENTRY                held while an entry is made
+    .work-ENTRY/                the entry in the making, which outlives a killed process
+    .work-ENTRY/.begun-PART     this part of it was begun
+    .work-ENTRY/.costs-PART     this part is finished, and what it has cost
+    .corrupt-ENTRY-TIME/        on its way out, to be made again
+    .pruned-ENTRY/              on its way out
+sweeps/SWEEP/
+    cells.json                  its cells and the entries that they need, written before the first one starts
+    table.md                    what the sweep ends with
+    samples.png                 the first images of every cell
+    manifest.json               of a submitted sweep: its cells and jobs, written before the first one starts
+    cells/KEY.json              the frozen config of each cell
+    code/DIGEST/...             the code that its jobs run
+jobs/
+    .lock                       held while a shell submits
+    NODE.json                   the job that makes a node, whichever sweep submitted it
+    NODE.error.json             why it failed
+    logs/JOB/...                what it printed
+reports/SWEEP/...               tables, figures and the page
+wandb/...                       W&B runs
+.wandb-cache/...                W&B's own
+.wandb-data/...                 W&B's own
+"""
+
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+"""The file of an entry that tells of the others; of a submitted sweep likewise."""
+_STORE, _CELLS = "store", "cells.json"
+_BEGUN, _COSTS, _PRUNED = ".begun-", ".costs-", ".pruned-"
+
+
+class Layout:
+    """The paths in the output folder ``out``; none need exist."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.executions = out / "executions.jsonl"
+        self.records = out / "records"
+        self.store = out / _STORE
+        self.locks = self.store / ".locks"
+        self.sweeps = out / "sweeps"
+        self.jobs = out / "jobs"
+        self.jobs_lock = self.jobs / ".lock"
+        self.logs = self.jobs / "logs"
+        self.reports = out / "reports"
+        self.wandb = out / "wandb"
+        self.wandb_cache, self.wandb_data = out / ".wandb-cache", out / ".wandb-data"
+
+    def record(self, cell: str) -> Path:
+        return self.records / f"{cell}.json"
+
+    def entry(self, name: str) -> Path:
+        return self.store / name
+
+    def work(self, name: str) -> Path:
+        return self.store / f".work-{name}"
+
+    def begun(self, name: str, part: str) -> Path:
+        return self.work(name) / f"{_BEGUN}{part}"
+
+    def all_begun(self, name: str) -> list[Path]:
+        return list(self.work(name).glob(f"{_BEGUN}*"))
+
+    def costs(self, name: str, part: str) -> Path:
+        return self.work(name) / f"{_COSTS}{part}"
+
+    def all_costs(self, name: str) -> list[Path]:
+        return list(self.work(name).glob(f"{_COSTS}*"))
+
+    def corrupt(self, name: str, time: int) -> Path:
+        return self.store / f".corrupt-{name}-{time}"
+
+    def pruned(self, name: str) -> Path:
+        return self.store / f"{_PRUNED}{name.lstrip('.')}"
+
+    def sweep(self, name: str) -> "Sweep":
+        return Sweep(self.sweeps / name)
+
+    def all_cells(self) -> list[Path]:
+        return sorted(self.sweeps.glob(f"*/{_CELLS}"))
+
+    def all_manifests(self) -> list[Path]:
+        return list(self.sweeps.glob(f"*/{MANIFEST}"))
+
+    def job(self, node: str) -> Path:
+        return self.jobs / f"{node}.json"
+
+    def error(self, node: str) -> Path:
+        return self.jobs / f"{node}.error.json"
+
+
+class Sweep:
+    """The paths in the ``folder`` of a sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cells = folder / _CELLS
+        self.table = folder / "table.md"
+        self.samples = folder / "samples.png"
+        self.manifest = folder / MANIFEST
+        self.code = folder / "code"
+
+    @property
+    def layout(self) -> Layout:
+        """That of the output folder around it."""
+        return Layout(self.folder.resolve().parents[1])
+
+    def config(self, cell: str) -> Path:
+        return self.folder / "cells" / f"{cell}.json"
+
+
+def entry_name(stage: str, key: str) -> str:
+    """What the entry of a stage is called."""
+    return f"{stage}-{key}"
+
+
+def stage_and_key(entry: str) -> tuple[str, str]:
+    """The inverse of ``entry_name``; what is in the making, or on its way out, has a key too."""
+    stage, _, key = entry.rpartition("-")
+    return stage, key
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether it is no result: in the making, or on its way out."""
+    return path.name.startswith(".")
+
+
+def is_pruned(folder: Path) -> bool:
+    """Whether ``store prune`` was removing it."""
+    return folder.name.startswith(_PRUNED)
+
+
+def is_entry(folder: Path) -> bool:
+    """Whether the folder is a finished entry of some store, by its place alone."""
+    return folder.parent.name == _STORE and not is_hidden(folder)
+
+
+def records_in(folder: Path) -> list[Path]:
+    """The records in any folder, by name."""
+    return sorted(folder.glob("*.json"))
