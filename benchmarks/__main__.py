@@ -1,6 +1,6 @@
 """Measures the engine against the obvious way to do the same, and prints ratios.
 
-    python -m benchmarks                                   all parts, as in the README
+    python -m benchmarks                                   all parts, as in docs/benchmarks.md
     python -m benchmarks data_path sampling                some
     python -m benchmarks --rows 256 --repetitions 1        a first look
     python -m benchmarks sampling --set quant=w8a8         with options of `python -m qdexp`

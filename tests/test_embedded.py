@@ -1,4 +1,4 @@
-"""What the README says of the embedded model, on fewer images."""
+"""What docs/results.md says of the embedded model, on fewer images."""
 
 import json
 import subprocess

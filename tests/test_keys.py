@@ -287,8 +287,8 @@ def test_only_stages_with_new_keys_are_executed(cell_of: CellOf, executed: Calla
 
     assert run("method=ptq") == ALL
     assert run("method=timestep_aware") == CALIBRATION
-    assert run("method=timestep_aware", "quant=w8a8") == OBSERVED
-    assert run("method=fp") == {"evaluation"}
+    assert run("method=timestep_aware", "quant=w8a8") == WEIGHTS
+    assert run("method=fp") == {"evaluation", "size"}
     assert run("method=timestep_aware", "protocol.n=24") == IMAGES
     assert run("method=timestep_aware", "seed=1") == TRAJECTORY
 

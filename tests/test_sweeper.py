@@ -1,4 +1,4 @@
-"""What each form of the command yields: the README's table, and what is refused."""
+"""What each form of the command yields: the table of the documentation, and what is refused."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from qdexp.sweep import launch
 
 Command = Callable[..., tuple[int, str, str]]
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "sweeps.md"
 
 
 def table() -> list[tuple[str, list[str]]]:
-    """The rows of the README's table: arguments, and the labels of the cells that they yield."""
-    section = README.read_text().split("What each form of the command runs")[1].split("\n\n")[1]
+    """The rows of the table: arguments, and the labels of the cells that they yield."""
+    section = PAGE.read_text().split("## Which cells a command runs")[1].split("\n\n")[2]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in section.splitlines()[2:]]
     return [("" if given == "(nothing)" else given.strip("`"), re.findall("`(.+?)`", cells)) for given, cells in rows]
 

@@ -66,17 +66,21 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     """A command line as Hydra takes it: what stands behind ``-m`` it would not know, and what one cell lacks is added."""
     flags = [argument for argument in arguments if argument in MULTIRUN]
     rest = [argument for argument in arguments if argument not in MULTIRUN]
-    return [*flags, *rest] if flags else completed(rest)
+    return [*flags, *_forced(rest)] if flags else completed(rest)
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
-    """The options of one cell. Random weights are rehearsed under the protocol that is made for them, unless one is named.
-    Steps and their options may be new to Hydra: whether they are possible is checked where the steps are made."""
-    arguments = [f"++{argument}" if argument.startswith(STEPS) else argument for argument in arguments]
+    """The options of one cell. Random weights are rehearsed under the protocol that is made for them, unless one is named."""
+    arguments = _forced(arguments)
     parsed = [override for override in map(_parse, arguments) if override is not None]
     named = {str(override.key_or_group) for override in parsed}
     random = any(override.key_or_group == "model.weights" and override.value() == RANDOM for override in parsed)
     return [*arguments, *(["protocol=rehearsal"] if random and not named & set(MEASURES) else [])]
+
+
+def _forced(arguments: Sequence[str]) -> list[str]:
+    """Steps and their options may be new to Hydra: whether they are possible is checked where the steps are made."""
+    return [f"++{argument}" if argument.startswith(STEPS) else argument for argument in arguments]
 
 
 def _parse(argument: str) -> Override | None:

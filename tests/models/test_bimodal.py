@@ -13,7 +13,6 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from qdexp.quant.affine import quantize
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from qdexp.models.bimodal import AmplifiedResnetBlock, BimodalUNet2DModel
 from qdexp.paths import conf_folder
 from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
+from qdexp.quant.affine import quantize
 from qdexp.quant.ranges import MinMax
 
 BIMODAL = "qdexp.models.bimodal.BimodalUNet2DModel"

@@ -132,14 +132,15 @@ def instance_of(target: Mapping[str, Any], kind: type[Any], option: str) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    fix = f"name a subclass of {kind.__module__}.{kind.__qualname__}"
     if "_target_" not in target:
-        raise ValueError(f"{option}={dict(target)}: name a subclass of {kind.__module__}.{kind.__qualname__} as _target_")
+        raise ValueError(f"{option}={dict(target)}: {fix} as _target_")
     try:
         made = instantiate(target)
     except InstantiationException as error:
-        raise ValueError(f"{option}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{option}: {' '.join(str(error).split())}; {fix}, and options that it has") from error
     if not isinstance(made, kind):
-        raise ValueError(f"{option}._target_={target['_target_']}: name a subclass of {kind.__module__}.{kind.__qualname__}")
+        raise ValueError(f"{option}._target_={target['_target_']}: {fix}")
     return made
 
 

@@ -4,8 +4,8 @@ Weights and activations go through the same two objects. A *range estimator* is 
 Hydra from its `_target_`. For each piece of a tensor (most have one) it starts a *range stream*, which is shown the values,
 arranged [groups, n], in any number of parts and in as many passes as it asks for, and then tells one range a group.
 
-An estimator of your own needs one file on the Python path and its `_target_` in a quantizer's YAML. The README has a percentile
-as an example, under "Extending".
+An estimator of your own needs one file on the Python path and its `_target_` in a quantizer's YAML. docs/extending.md has a
+percentile as an example.
 """
 
 import math

@@ -21,12 +21,12 @@ _TARGET = "_target_"
 """The groups that a method fixes."""
 
 
-def freeze(cfg: DictConfig) -> Config:
-    """The checked config of a composed cell. Its method is named after its parts where the command named only those.
+def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
+    """The checked config of a composed cell; ``overrides``: those that made it, where Hydra does not know them. Its method is named after its parts where the command named only those.
 
     Raises UserError where a named quantizer or calib contradicts a named method.
     """
-    overrides = cfg.hydra.overrides.task
+    overrides = cfg.hydra.overrides.task if overrides is None else overrides
     choices = cfg.hydra.runtime.choices
     named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
     parts = [part for part in PARTS if part in named]
@@ -89,7 +89,7 @@ class Composer:
         cfg = self._composed[shared]
         for key, value in values.items():  # every cell of these sets them all, so none is left over from the last
             OmegaConf.update(cfg, key, value)
-        return freeze(cfg)
+        return freeze(cfg, overrides)
 
 
 @cache

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdexp import entries, files
-from qdexp.layout import Layout, entry_name
+from qdexp.layout import Layout, entry_name, stage_and_key
 from qdexp.record import Record
 
 if TYPE_CHECKING:

@@ -1,0 +1,122 @@
+"""The pages of the documentation: their links lead somewhere, their examples run as they are shown."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import qdexp
+
+TOP = Path(__file__).parents[1]
+PAGES = sorted((TOP / "docs").glob("*.md"))
+MARKDOWN = [TOP / "README.md", *PAGES, *(TOP / "src").rglob("*.md")]
+EXTENDING = (TOP / "docs" / "extending.md").read_text()
+
+LOAD = """
+import sys, qdexp
+from qdexp.errors import UserError
+try:
+    qdexp.load(sys.argv[1])
+except UserError as error:
+    assert "mine.TinyNet" in str(error) and "mine" not in sys.modules
+print(type(qdexp.load(sys.argv[1], trust=["mine.TinyNet"])).__name__)
+"""
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```|^ {4}.*?$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def targets(page: Path) -> list[str]:
+    """Where the links and pictures of a page lead to, but for those to other sites."""
+    return [one for one in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not re.match(r"\w+:", one)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of the headings, as GitHub makes them: lower case, hyphens for spaces, without other signs."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.relative_to(TOP).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in targets(page):
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), target
+
+
+def test_the_readme_lists_every_page() -> None:
+    assert {f"docs/{page.name}" for page in PAGES} <= set(targets(TOP / "README.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_begins_with_its_title_and_the_question_that_it_answers(page: Path) -> None:
+    assert re.match(r"# [^\n]+\n\n[A-Z][^\n?]*\?\n\n", page.read_text())
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("checkout")
+    files = re.findall(r"`(mine/\S+)`\n\n```\w+\n(.*?)```", EXTENDING, flags=re.DOTALL)
+    for name, content in files:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return tmp_path
+
+
+SMALL = "protocol.n=16 sampling.batch=8 protocol.heldout=8 protocol.steps=4 trajectory.samples=80 tracker=none"
+
+
+def run(checkout: Path, script: str) -> None:
+    """The commands of a block, each with small numbers."""
+    commands = re.sub(r"python -m qdexp(.*(?:\\\n.*)?)", rf"{sys.executable} -m qdexp\1 {SMALL}", script)
+    commands = commands.replace("python mine", f"{sys.executable} mine")
+    done = subprocess.run(["bash", "-ec", commands], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+SCRIPTS = re.findall(r"```bash\n(.*?)```", EXTENDING, flags=re.DOTALL)
+
+
+def test_the_examples_are_short() -> None:
+    blocks = re.findall(r"`mine/\S+\.py`\n\n```python\n(.*?)```", EXTENDING, flags=re.DOTALL)
+    assert len(blocks) == 2
+    assert all(block.count("\n") <= 60 for block in blocks)
+
+
+def test_the_example_of_own_model_estimator_and_strategy(checkout: Path) -> None:
+    run(checkout, SCRIPTS[0])
+    (record,) = (checkout / "outputs" / "records").glob("mine-percentile-ends-w4a8-*.json")
+    assert '"status": "complete"' in record.read_text()
+    (saved,) = (checkout / "outputs" / "store").glob("act-*/checkpoint")
+    check = [sys.executable, "-c", LOAD, str(saved)]
+    done = subprocess.run(check, cwd=checkout, env={**os.environ, "PYTHONPATH": "mine"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "TinyNet\n"), done.stderr
+
+
+def test_the_example_of_a_step_of_ones_own(checkout: Path) -> None:
+    """In a sweep, shared step by step, with what it changes in the checkpoint; it stands in table and page."""
+    run(checkout, SCRIPTS[1].replace("calib=uniform", "calib=uniform model=mine calib.rows=8 calib.timesteps=4 quantizer.steps.act.rows=16"))
+    records = [json.loads(path.read_text()) for path in (checkout / "outputs" / "records").glob("mine-*-uniform-w3a8-*.json")]
+    found = {(one["axes"]["quantizer"], one["config"]["quantizer"]["steps"].get("bias_correction", {}).get("strength")): one
+             for one in records}  # fmt: skip
+    assert found.keys() == {("search", None), ("bias_corrected", None), ("bias_corrected", 0.5), ("bias_corrected", 1)}
+    assert len({one["keys"]["weights"] for one in records}) == 1
+    assert found["bias_corrected", None]["keys"] == found["bias_corrected", 1]["keys"]
+    biases = [
+        qdexp.load(checkout / "outputs" / found[key]["artifacts"]["checkpoint"], trust=["mine.TinyNet"]).last.bias
+        for key in (("search", None), ("bias_corrected", 0.5), ("bias_corrected", 1))
+    ]
+    torch.testing.assert_close(biases[1] - biases[0], (biases[2] - biases[0]) / 2)
+    assert (biases[2] - biases[0]).abs().max() > 0
+    tables = [path.read_text() for path in (checkout / "outputs" / "sweeps").glob("*/table.md")]
+    assert any("bias_corrected-uniform" in table for table in tables)
