@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from quant_helpers import batches, output, quantized
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from qdexp import files
 from qdexp.errors import UserError
-from qdexp.quant import checkpoint
+from qdexp.quant import NormSearch, checkpoint, convert, execution_order, observe_activations, plan_bits
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
+from qdexp.quant.scheme import Time, TimeGroups
+from qdexp.quant.timegroups import set_time
 from qdexp.store import Store
 
 MIXED = {"mid_block*": {"weight_bits": 3, "act_bits": 5}, "*.to_?": {"weight_bits": 32}, "up_blocks.1*": {"act_bits": 32}}
@@ -34,9 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "split": {"weight_bits": 3, "act_bits": 6, "splits": SPLITS, "layers": {"*.1.conv1": {"weight_bits": 32}}},
     "acts_only": {"weight_bits": 32, "act_bits": 8, "softmax_bits": 32},
 }
+GROUPS = TimeGroups((250.5, 600.0))
 READ = """
 import sys, torch
-from qdexp.quant import checkpoint
+from qdexp.quant import NormSearch, checkpoint, convert, execution_order, observe_activations, plan_bits
 inputs = torch.load(sys.argv[1] + "/inputs.pt", weights_only=True)
 network = checkpoint.load(sys.argv[1])
 assert not network.training
@@ -67,6 +70,118 @@ def test_a_reloaded_network_is_the_same(
             assert one.dtype == two.dtype
             assert strides(one) == strides(two)
             assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("time", [GROUPS, "dynamic"])
+@pytest.mark.parametrize("case", ["w4a8", "symmetric", "split", "acts_only"])
+def test_grids_that_follow_the_timestep_or_the_row_are_reloaded(
+    tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path, case: str, time: Time
+) -> None:
+    static = quantized(tiny_unet, **CASES[case])
+    checkpoint.save(tmp_path / "static", static, tiny_architecture)
+    network = timed(copy.deepcopy(static), time)
+    checkpoint.save(tmp_path / "timed", network, tiny_architecture)
+    again = checkpoint.load(tmp_path / "timed")
+    assert torch.equal(output(again), output(network))
+    assert not torch.equal(output(again), output(static))
+    for (name, one), (other, two) in zip(network.named_buffers(), again.named_buffers(), strict=True):
+        assert name == other
+        assert torch.equal(one, two)
+    texts = [(tmp_path / kind / "checkpoint.json").read_text() for kind in ("static", "timed")]
+    assert ['"time"' in text for text in texts] == [False, True]
+    files = [load_file(tmp_path / kind / "checkpoint.safetensors") for kind in ("static", "timed")]
+    counts = [len(tensors.get("quantized.act_scale", ())) for tensors in files]
+    assert counts[1] == (3 * counts[0] if time == GROUPS else 0)
+    checkpoint.save(tmp_path / "again", timed(again, "static"), tiny_architecture)
+    for file in ("checkpoint.json", "checkpoint.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "static" / file).read_bytes()
+
+
+def timed(network: nn.Module, time: Time) -> nn.Module:
+    """Its grids of this kind, observed."""
+    set_time(network, time)
+    observe_activations(network, batches(), NormSearch())
+    return network
+
+
+def test_q_k_and_v_of_one_attention_have_one_scheme(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> None:
+    network = quantized(tiny_unet, 4, 8)
+    processor: Any = network.get_submodule("mid_block.attentions.0.processor")
+    processor.key.set_time("dynamic")
+    processor.key.mode = "on"
+    with pytest.raises(ValueError, match="different schemes"):
+        checkpoint.save(tmp_path, network, tiny_architecture)
+
+
+def replayed(network: Any, sample: Callable[[], Any]) -> int:
+    """How many calls a pipeline makes, each of which is equal to one with a timestep for each row, by position."""
+    seen: list[Any] = []
+    handle = network.register_forward_hook(lambda _, args, kwargs, y: seen.append((args, kwargs, y[0])), with_kwargs=True)
+    sample()
+    handle.remove()
+    for args, kwargs, y in seen:
+        kwargs = dict(kwargs)
+        x, t = args[0], args[1] if len(args) > 1 else kwargs.pop("timestep")
+        with torch.no_grad():
+            assert torch.equal(network(x, torch.as_tensor(t).expand(len(x)).clone(), **kwargs)[0], y)
+            assert not torch.equal(network(x, torch.zeros(len(x)), **kwargs)[0], y) or not torch.as_tensor(t).any()
+    return len(seen)
+
+
+@pytest.mark.parametrize("time", [GROUPS, "dynamic"])
+def test_a_loaded_unet_in_a_pipeline(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path, time: Time) -> None:
+    """DDIM, step by step: x_0 and eps, and x of the next timestep from both."""
+    checkpoint.save(tmp_path, timed(quantized(tiny_unet, 4, 6), time), tiny_architecture)
+    network: Any = checkpoint.load(tmp_path)
+    scheduler = DDIMScheduler(clip_sample=False)
+    pipeline = DDIMPipeline(network, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def sample() -> Any:
+        return pipeline(3, torch.Generator().manual_seed(0), num_inference_steps=5, output_type="np").images
+
+    x = noise
+    for t in range(800, -1, -200):
+        with torch.no_grad():
+            eps = network(x, torch.full((3,), t))[0]
+        abar, after = (scheduler.alphas_cumprod[step] if step >= 0 else torch.tensor(1.0) for step in (t, t - 200))
+        x = after.sqrt() * (x - (1 - abar).sqrt() * eps) / abar.sqrt() + (1 - after).sqrt() * eps
+    expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(torch.from_numpy(sample()), expected, atol=1e-4, rtol=0)
+    assert replayed(network, sample) == 5
+
+
+@pytest.mark.parametrize("time", [GROUPS, "dynamic"])
+def test_a_loaded_transformer_in_a_pipeline_under_guidance(tmp_path: Path, time: Time) -> None:
+    """Which names the timestep, and calls both branches at once."""
+    architecture = {
+        "num_attention_heads": 1,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 1,
+        "sample_size": 4,
+    }
+    original: Any = DiTTransformer2DModel(**architecture, num_embeds_ada_norm=1000).eval()
+    labels = [{"class_labels": torch.randint(0, 1000, (8,))} for _ in range(2)]
+    t = torch.arange(8) * 125
+    data = [(torch.randn(8, 4, 4, 4), t, label) for label in labels]
+    order = execution_order(original, data[0])
+    convert(original, plan_bits(original, order, 32, 6))
+    set_time(original, time)
+    observe_activations(original, data, NormSearch())
+    target = {"_target_": "diffusers.DiTTransformer2DModel", **architecture, "num_embeds_ada_norm": 1000}
+    checkpoint.save(tmp_path, original, target)
+    network: Any = checkpoint.load(tmp_path)
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4, sample_size=4)
+    pipeline = DiTPipeline(network, vae, DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+
+    def sample() -> Any:
+        return pipeline([1, 2], 3.0, torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images
+
+    assert replayed(network, sample) == 4
 
 
 def strides(x: Tensor) -> list[int]:
@@ -245,6 +360,12 @@ BREAKS = {
     "half a bit": lambda folder: schemes(folder, "weight", bits=4.5),
     "weights in huge parts": lambda folder: schemes(folder, "weight", granularity=HUGE),
     "inputs in huge parts": lambda folder: schemes(folder, "act", granularity=HUGE),
+    "weights that follow the timestep": lambda folder: schemes(folder, "weight", time={"kind": "groups", "edges": [1.0]}),
+    "groups of timesteps without scales": lambda folder: schemes(folder, "act", time={"kind": "groups", "edges": [1.0]}),
+    "far more groups than scales": lambda folder: schemes(folder, "act", time={"kind": "groups", "edges": list(range(10**5))}),
+    "edges that fall": lambda folder: schemes(folder, "act", time={"kind": "groups", "edges": [2.0, 1.0]}),
+    "scales of dynamic grids": lambda folder: schemes(folder, "act", time={"kind": "dynamic"}),
+    "another time": lambda folder: schemes(folder, "act", time={"kind": "sometimes"}),
     "packed too long": lambda folder: tensors(folder, longer("quantized.weight")),
     "scales too long": lambda folder: tensors(folder, longer("quantized.act_scale")),
     "no packed weights": lambda folder: tensors(folder, lambda found: found.pop("quantized.weight")),

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from qdexp.cell import Cell
 from qdexp.metrics.inspection import BINS, input_ranges, layer_errors, shortcut_histograms
 from qdexp.metrics.similarity import structural_similarity
+from qdexp.quant import LayerBits, MinMax, convert, observe_activations
+from qdexp.quant.scheme import Time, TimeGroups
+from qdexp.quant.timegroups import set_time
 from qdexp.sampling.shards import read_shards
 from qdexp.store import Store
 
@@ -80,6 +83,20 @@ def test_the_error_of_a_layer_is_its_own(tiny_unet: UNet2DModel, steps: list[Bat
     assert errors["conv_out"].error == pytest.approx(0.01, rel=1e-4)
     assert errors["conv_out"].sensitivity == pytest.approx(0.01, rel=1e-4)  # its output is the network's
     assert not tiny_unet.get_submodule("conv_out")._forward_hooks
+
+
+@pytest.mark.parametrize("time", [TimeGroups((400.0,)), "dynamic"])
+def test_the_error_of_a_layer_whose_grid_follows_the_timestep(tiny_unet: UNet2DModel, time: Time) -> None:
+    """It is called by a network that it does not belong to."""
+    network, steps = copy.deepcopy(tiny_unet), [(torch.randn(4, 1, 8, 8), torch.tensor([1, 900, 300, 500])) for _ in range(2)]
+    convert(network, {"conv_in": LayerBits(32, 3)})
+    set_time(network, time)
+    observe_activations(network, steps, MinMax())
+    errors = layer_errors(tiny_unet, {"conv_in": network.get_submodule("conv_in")}, steps)
+    with torch.no_grad():
+        ours, theirs = (torch.cat([one(*step)[0] for step in steps]) for one in (network, tiny_unet))
+    expected = (ours - theirs).double().square().sum() / theirs.double().square().sum()
+    assert errors["conv_in"].sensitivity == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_variance_that_the_network_answers_too_is_no_noise() -> None:

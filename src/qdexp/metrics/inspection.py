@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdexp.quant.blocks import Batch, call, first_row
+from qdexp.quant.blocks import Batch, arguments, call, first_row
+from qdexp.quant.context import knowing, seen
 from qdexp.quant.network import execution_order
 from qdexp.quant.ranges import MinMaxStream
 from qdexp.quant.shortcuts import concatenations
@@ -124,7 +125,10 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
         swap = _Swap(layer)
         handle = network.get_submodule(name).register_forward_hook(swap)
         try:
-            answers = [_estimate(network, batch) for batch in batches]
+            answers = []
+            for batch in batches:
+                with knowing(layer, seen(*arguments(batch))):  # the network that it belongs to is not called
+                    answers.append(_estimate(network, batch))
         finally:
             handle.remove()
         sensitivity = _ratio(zip(answers, truth, strict=True))

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qdexp.quant.scheme import PerTensor, Scheme
+from qdexp.quant.scheme import PerTensor, Scheme, Split
 
 
 class QParams(NamedTuple):
-    """What a scheme leaves open. scale: float32 [groups], positive and finite. zero_point: int32 [groups]."""
+    """What a scheme leaves open. scale: float32 [groups], positive and finite. zero_point: int32 [groups]. Both are
+    [rows, groups] where the grid differs from row to row of a tensor."""
 
     scale: Tensor
     zero_point: Tensor
@@ -40,6 +41,15 @@ def qparams_from_range(lo: Tensor, hi: Tensor, scheme: Scheme) -> QParams:
     return QParams(scale, zero_point.int())
 
 
+def qparams_of_rows(x: Tensor, scheme: Scheme) -> QParams:
+    """The grids of a dynamic scheme, [rows, groups]: those that span each row of x [rows, ...] alone, in each of its pieces."""
+    granularity = scheme.granularity
+    parts = x.split(granularity.sizes, granularity.axis) if isinstance(granularity, Split) else (x,)
+    extremes = [part.reshape(len(part), -1).aminmax(dim=1) for part in parts]
+    lo, hi = (torch.stack(ends, 1) for ends in zip(*extremes, strict=True))
+    return qparams_from_range(lo, hi, scheme)
+
+
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """x, any floating dtype -> integers of the same shape and strides, dtype `scheme.dtype`."""
     scale, zero_point = _expand(qparams, scheme, x.ndim)
@@ -54,7 +64,8 @@ def dequantize(x_int: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 def fake_quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """dequantize(quantize(x)) without the integers; keeps dtype, shape and strides. Not differentiable."""
-    if x.is_cuda and isinstance(scheme.granularity, PerTensor):  # one kernel there, but four times slower than ours on a CPU
+    whole = isinstance(scheme.granularity, PerTensor) and qparams.scale.ndim == 1
+    if x.is_cuda and whole:  # one kernel there, but four times slower than ours on a CPU
         return torch.fake_quantize_per_tensor_affine(x, *qparams, scheme.qmin, scheme.qmax)
     scale, zero_point = _expand(qparams, scheme, x.ndim)
     return round_to_grid(x, scale, zero_point, scheme).to(x.dtype)

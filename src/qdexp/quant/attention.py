@@ -28,7 +28,6 @@ class QuantizedAttentionProcessor(nn.Module):
 
     def __init__(self, act: Scheme | None, softmax: Scheme | None, known: bool = True) -> None:
         super().__init__()
-        self.act, self.softmax = act, softmax
         self.query = quantizer_or_identity(act)
         self.key = quantizer_or_identity(act)
         self.value = quantizer_or_identity(act)

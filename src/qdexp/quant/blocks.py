@@ -15,6 +15,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qdexp.quant.context import UNKNOWN, CallState
+from qdexp.quant.filed import Filed
 from qdexp.quant.memory import UNLIMITED, Memory
 
 BLOCKS: tuple[type[nn.Module], ...] = (ResnetBlock2D, BasicTransformerBlock, Attention)
@@ -27,10 +29,16 @@ Batch = Sequence[Any]
 `(x_t, t, {"class_labels": labels})`."""
 
 
+def arguments(batch: Batch) -> Call:
+    """How a network is called with a batch."""
+    named = batch[-1] if isinstance(batch[-1], Mapping) else {}
+    return tuple(part for part in batch if part is not named), dict(named)
+
+
 def call(network: nn.Module, batch: Batch) -> Any:
     """What the network answers to a batch."""
-    named = batch[-1] if isinstance(batch[-1], Mapping) else {}
-    return network(*(part for part in batch if part is not named), **named)
+    args, kwargs = arguments(batch)
+    return network(*args, **kwargs)
 
 
 def first_row(batch: Batch, rows: int = 1) -> Batch:
@@ -65,10 +73,11 @@ class Rows:
         memory: Memory = UNLIMITED,
         rows: slice = slice(None),
         dtype: torch.dtype | None = None,
+        states: Sequence[CallState] = (),
     ) -> None:
         """`calls`: one a batch; `sizes`: the rows of each batch; `memory`: the calls' own, which holds the rows too. `rows`:
-        those to be joined, of all; `dtype`: what floats are kept as, though not handed out. Raises ValueError where an argument
-        has neither an entry a row nor one value for all batches."""
+        those to be joined, of all; `dtype`: what floats are kept as, though not handed out; `states`: what is known of each
+        batch's rows, if it is. Raises ValueError where an argument has neither an entry a row nor one value for all batches."""
         self._spec = pytree.tree_structure(calls[0])
         columns = list(zip(*(pytree.tree_leaves(call) for call in calls), strict=True))
         self._dtypes = [column[0].dtype if _has_rows(column, sizes) else None for column in columns]
@@ -76,6 +85,7 @@ class Rows:
             memory.join(column, rows, dtype) if joined else _shared(column, memory)
             for column, joined in zip(columns, self._dtypes, strict=True)
         ]
+        self._known = [_joined(parts, memory, rows) for parts in zip(*states or [UNKNOWN], strict=True)]
         self._size = len(range(sum(sizes))[rows])
 
     def __len__(self) -> int:
@@ -87,6 +97,10 @@ class Rows:
         leaves = [leaf if dtype is None else leaf[rows].to(dtype) for leaf, dtype in pairs]
         call: Call = pytree.tree_unflatten(leaves, self._spec)
         return call
+
+    def state(self, rows: Tensor | slice) -> CallState:
+        """What a network would know of these rows, if it were called with them."""
+        return CallState(*(None if values is None else values[rows] for values in self._known))
 
 
 def _has_rows(column: Sequence[Any], sizes: Sequence[int]) -> bool:
@@ -107,6 +121,12 @@ def _shared(column: Sequence[Any], memory: Memory) -> Any:
         return first
     with memory.lent(first):
         return first.clone()
+
+
+def _joined(parts: Sequence[Tensor | None], memory: Memory, rows: slice) -> Tensor | Filed | None:
+    """What is known of the rows of every batch; nothing, if it is not known of them all."""
+    known = [part for part in parts if part is not None]
+    return memory.join(known, rows) if len(known) == len(parts) else None
 
 
 def _differ(one: Any, other: Any, memory: Memory) -> bool:

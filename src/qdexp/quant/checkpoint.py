@@ -8,7 +8,8 @@ What quantization adds is joined into five tensors, since a tensor's entry in th
     quantized.weight             uint8, every layer's integers less qmin, packed at that layer's bits, layer after layer
     quantized.weight_scale       float32 [groups of all layers]
     quantized.weight_zero_point  uint8 [groups of all layers]; int32 where one lies outside 0 .. 255
-    quantized.act_scale          float32 [groups of all activation quantizers with an observed range]
+    quantized.act_scale          float32 [groups of all activation quantizers with an observed range, in each group of
+                                 timesteps where there are such]
     quantized.act_zero_point     uint8, likewise
 
 in definition order of the layers. Biases, norms and layers left in floating point keep their own names and dtypes; a buffer
@@ -32,10 +33,11 @@ from qdexp.folding import fold
 from qdexp.quant import architecture as architectures
 from qdexp.quant.affine import QParams
 from qdexp.quant.attention import QuantizedAttentionProcessor, quantize_attention
+from qdexp.quant.context import share
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
 from qdexp.quant.network import FLOAT, activation_quantizers, attentions, quantized_layers
 from qdexp.quant.packing import pack, packed_bytes, unpack
-from qdexp.quant.scheme import PerTensor, Scheme, Split
+from qdexp.quant.scheme import PerTensor, Scheme, Split, TimeGroups
 
 FOLDER = "checkpoint"
 """Of a checkpoint in the folder of a stage's result."""
@@ -95,10 +97,9 @@ def load(folder: Path | str, trust: Collection[str] = ()) -> nn.Module:
 
 def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collection[str]) -> nn.Module:
     found = list(_ungrouped(content["layers"]))
-    layers, attended = (
-        {name: schemes for name, schemes, _ in found},
-        {name: schemes for name, schemes, _ in _ungrouped(content["attentions"])},
-    )
+    layers = {name: schemes for name, schemes, _ in found}
+    attended = {name: schemes for name, schemes, _ in _ungrouped(content["attentions"])}
+    _check_times(tensors, [*layers.values(), *attended.values()])
     stored, count = _full_bytes(tensors, layers), len(tensors) + len(layers) + len(attended)
     network = _constructed(content["architecture"], _DTYPES[content["dtype"]], trust, stored, count)
     for name, schemes, parts in found:
@@ -110,6 +111,7 @@ def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collect
             raise ValueError(f"{name} is quantized in parts, which attention is not")
         softmax = schemes.get("softmax", schemes.get("softmax_with_grid"))
         quantize_attention(network.get_submodule(name), schemes["act"], softmax, known="softmax" in schemes)
+    share(network)
     _fill(network, tensors)
     return network.to(memory_format=torch.channels_last) if content["channels_last"] else network
 
@@ -152,9 +154,9 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     for name, quantizer in activation_quantizers(network):
         if quantizer.mode != "on":
             raise ValueError(f"the activation quantizer {name} is not on")
-        if not quantizer.fixed:
-            parts["act_scale"].append(quantizer.scale)
-            parts["act_zero_point"].append(quantizer.zero_point)
+        if quantizer.observed:
+            parts["act_scale"].append(quantizer.scale.flatten())
+            parts["act_zero_point"].append(quantizer.zero_point.flatten())
     joined = {f"quantized.{name}": torch.cat(tensors) for name, tensors in parts.items()}
     joined |= {name: _narrow(values) for name, values in joined.items() if name.endswith("_zero_point")}
     contents = {name: tensor.detach().cpu() for name, tensor in (joined | network.state_dict()).items()}
@@ -210,8 +212,9 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
             groups = sum(scheme.granularity.groups(shape))
             layer.set_weight((values + scheme.qmin).to(scheme.dtype).view(shape), _take_qparams(cursors, "weight", groups))
     for _, quantizer in activation_quantizers(network):
-        if not quantizer.fixed:
-            quantizer.set_qparams(_take_qparams(cursors, "act", len(quantizer.scale)))
+        if quantizer.observed:
+            taken = _take_qparams(cursors, "act", quantizer.scale.numel())
+            quantizer.set_qparams(QParams(*(values.view_as(quantizer.scale) for values in taken)))
         quantizer.mode = "on"
     if any(cursor.position < len(cursor.tensor) for cursor in cursors.values()):
         raise ValueError("a tensor is longer than the schemes say")
@@ -247,12 +250,18 @@ def _processors(network: nn.Module) -> Iterable[tuple[str, QuantizedAttentionPro
 def _schemes(processor: QuantizedAttentionProcessor) -> dict[str, Scheme | None]:
     """By their names in checkpoint.json, where a softmax with a grid of its own, kept like any other, goes by another name."""
     observed = isinstance(processor.probability, ActivationQuantizer) and not processor.probability.fixed
-    return {"act": processor.act, "softmax_with_grid" if observed else "softmax": processor.softmax}
+    act, *others = (_act_scheme(quantizer) for quantizer in (processor.query, processor.key, processor.value))
+    if any(other != act for other in others):
+        raise ValueError("Q, K and V of one attention have different schemes")
+    return {"act": act, "softmax_with_grid" if observed else "softmax": _act_scheme(processor.probability)}
 
 
 def _layer_schemes(layer: QuantizedLayer) -> dict[str, Scheme | None]:
-    quantizer = layer.input_quantizer
-    return {"weight": layer.weight_scheme, "act": quantizer.scheme if isinstance(quantizer, ActivationQuantizer) else None}
+    return {"weight": layer.weight_scheme, "act": _act_scheme(layer.input_quantizer)}
+
+
+def _act_scheme(quantizer: nn.Module) -> Scheme | None:
+    return quantizer.scheme if isinstance(quantizer, ActivationQuantizer) else None
 
 
 Parts = tuple[int, ...] | None
@@ -284,6 +293,13 @@ def _full_bytes(tensors: Mapping[str, Tensor], layers: Mapping[str, Mapping[str,
     packed = len(tensors.get(_PACKED, ()))
     others = sum(value.numel() * max(4, value.element_size()) for value in tensors.values())
     return others + (4 * packed * 8 // min(bits) if bits else 0)
+
+
+def _check_times(tensors: Mapping[str, Tensor], schemes: Iterable[Mapping[str, Scheme | None]]) -> None:
+    """Raises ValueError where there are more groups of timesteps than stored scales: each would take memory."""
+    times = (scheme.time for each in schemes for scheme in each.values() if scheme is not None)
+    if sum(len(time) for time in times if isinstance(time, TimeGroups)) > len(tensors.get("quantized.act_scale", ())):
+        raise ValueError("the schemes have more groups of timesteps than there are scales")
 
 
 def _check_fit(layer: nn.Module, schemes: Mapping[str, Scheme | None]) -> None:

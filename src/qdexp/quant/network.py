@@ -210,7 +210,7 @@ def observe_activations(network: nn.Module, batches: Iterable[Batch], estimator:
     a list or a dataset will do and a generator will not.
     """
     set_activation_mode(network, "off")
-    quantizers = [quantizer for _, quantizer in activation_quantizers(network) if not quantizer.fixed]
+    quantizers = [quantizer for _, quantizer in activation_quantizers(network) if quantizer.observed]
     observers = [quantizer.start(estimator) for quantizer in quantizers]
     for _ in range(max((observer.passes for observer in observers), default=0)):
         _run(network, batches)

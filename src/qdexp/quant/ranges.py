@@ -70,6 +70,39 @@ class Observer:
         return lo, hi
 
 
+class GroupedObserver:
+    """The ranges of one tensor in each group of timesteps, from an observer for each, which is shown the rows of its group.
+
+    A group that has seen no row has the range of the nearest one that has, by number, the lower of two.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = observers
+        self.passes = observers[0].passes
+        self._seen: set[int] = set()
+
+    def observe(self, x: Tensor, groups: Tensor) -> None:
+        """Take in some rows, [rows, ...]. groups: int64 [rows]; or [1], of all."""
+        numbers = groups.unique().tolist()
+        self._seen.update(numbers)
+        for number in numbers:
+            self.observers[number].observe(x if len(numbers) == 1 else x[groups == number])
+
+    def end_pass(self) -> None:
+        """To be told after each pass over all the values."""
+        for number in self._seen:
+            self.observers[number].end_pass()
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """(lo, hi), each [time groups, groups of all pieces]. Raises ValueError if nothing was observed."""
+        if not self._seen:
+            raise ValueError("no values were observed")
+        found = {number: self.observers[number].range() for number in self._seen}
+        nearest = (min((abs(seen - own), seen) for seen in found)[1] for own in range(len(self.observers)))
+        lo, hi = (torch.stack(ends) for ends in zip(*(found[number] for number in nearest), strict=True))
+        return lo, hi
+
+
 def estimate(x: Tensor, scheme: Scheme, estimator: RangeEstimator) -> tuple[Tensor, Tensor]:
     """The range of a tensor that is at hand whole, such as a weight: (lo, hi), each [groups]."""
     observer = Observer(estimator, scheme, scheme.granularity.groups(x.shape))

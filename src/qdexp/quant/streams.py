@@ -9,7 +9,8 @@ n blocks cost one pass instead of n.
         calls = stream.calls          # what each batch hands to the block
         outputs = stream.advance()    # the block runs; all passes go on to the next entrance
 
-Between two calls of `advance` a block may be changed: it runs as it is then.
+Between two calls of `advance` a block may be changed: it runs as it is then. What the network's layers know of the call that
+runs (see `context`) is each pass's own.
 
 With a memory that has a limit, what the passes hold, and so calls and outputs, may be parked: see `qdexp.quant.memory`.
 """
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Call, call, output
+from qdexp.quant.context import UNKNOWN, CallState, contexts, know
 from qdexp.quant.memory import UNLIMITED, Memory
 
 
 class _Pass(greenlet):
-    """One batch's forward pass. `call` is set while it stands at an entrance, `output` once the block has run."""
+    """One batch's forward pass. `call` is set while it stands at an entrance, `output` once the block has run. `states`: of the
+    stream's contexts, while it stands still."""
 
     def __init__(self, stream: "Stream", network: nn.Module, batch: Batch) -> None:
         super().__init__(lambda: call(network, batch))
@@ -36,6 +39,7 @@ class _Pass(greenlet):
         self.entrance = ""
         self.call: Call = ((), {})
         self.output: Tensor | None = None
+        self.states = [UNKNOWN] * len(stream.contexts)
 
 
 class Stream:
@@ -43,6 +47,7 @@ class Stream:
 
     def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch], memory: Memory = UNLIMITED) -> None:
         self._blocks, self._memory = list(blocks), memory
+        self.contexts = contexts(network)
         self._position = 0
         self._collects = False
         self._passes = [_Pass(self, network, batch) for batch in batches]
@@ -87,6 +92,11 @@ class Stream:
         """The rows of every batch."""
         return [each.rows for each in self._passes]
 
+    @property
+    def states(self) -> list[CallState]:
+        """What the network knows of every batch's rows; nothing, if none of its layers wants to know."""
+        return [each.states[0] if each.states else UNKNOWN for each in self._passes]
+
     def advance(self, collect: bool = True) -> list[Tensor]:
         """Run the block with every batch and go on to the next entrance, or to the end. Returns the block's outputs, if they
         are to be collected."""
@@ -102,7 +112,7 @@ class Stream:
     def _go_on(self) -> None:
         modes = _modes()
         for each in self._passes:
-            with self._memory.watching():
+            with self._memory.watching(), self._inside(each):
                 each.switch()
             self._memory.make_room()
             if self._position < len(self._blocks) and each.entrance != self._blocks[self._position]:
@@ -112,6 +122,17 @@ class Stream:
                 raise UserError("model.network: its forward switches autocast or inference mode on around its blocks; "
                                 "it cannot be reconstructed block by block")  # fmt: skip
 
+    @contextmanager
+    def _inside(self, each: _Pass) -> Iterator[None]:
+        """While a pass runs: the contexts are in its state."""
+        outside = [context.state for context in self.contexts]
+        know(self.contexts, each.states)
+        try:
+            yield
+        finally:
+            each.states = [context.state for context in self.contexts]
+            know(self.contexts, outside)
+
     @torch.no_grad()
     def close(self) -> None:
         """Let go of the network and of the passes that have not ended."""
@@ -119,7 +140,7 @@ class Stream:
             handle.remove()
         for each in self._passes:
             if each and not each.dead:
-                with self._memory.watching():
+                with self._memory.watching(), self._inside(each):
                     each.throw()  # GreenletExit: ends the forward pass silently
 
 

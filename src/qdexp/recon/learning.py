@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from qdexp.config.learning import ScaleLearning, WeightLearning
 from qdexp.quant.adaround import SoftRounding, undecided
 from qdexp.quant.blocks import Rows, run
+from qdexp.quant.context import knowing
 from qdexp.quant.filed import Filed
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer
 from qdexp.recon.inner import Run
@@ -81,7 +82,8 @@ class Reconstruction(pl.LightningModule):
         """The block's output less its target, and the target, for rows of the calibration set."""
         (site,) = self._site
         target = site.targets[index].float()
-        difference = self.run(site.rows.take(index), overrides).float() - target
+        with knowing(site.block, site.rows.state(index)):
+            difference = self.run(site.rows.take(index), overrides).float() - target
         self.error = relative(difference.detach().square().sum(), target.square().sum())
         return difference, target
 
@@ -154,7 +156,8 @@ class WeightReconstruction(Reconstruction):
 
 
 class ScaleReconstruction(Reconstruction):
-    """Scales of all activation quantizers of a block whose range is not fixed, learned as log s: they stay positive."""
+    """Scales of all activation quantizers of a block that keep what was observed, in all groups of timesteps, learned as log s:
+    they stay positive."""
 
     title, part = "activation scales", "scales"
     settings: ScaleLearning
@@ -207,4 +210,4 @@ def _rounded_layers(block: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _learned_quantizers(block: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
     quantizers = ((name, module) for name, module in block.named_modules() if isinstance(module, ActivationQuantizer))
-    return ((name, quantizer) for name, quantizer in quantizers if not quantizer.fixed)
+    return ((name, quantizer) for name, quantizer in quantizers if quantizer.observed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.quant.blocks import Call, run
+from qdexp.quant.context import knowing
 from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import execution_order
@@ -35,9 +36,10 @@ def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, batch: int,
     for start in range(0, len(site.rows), batch):
         rows = slice(start, start + batch)
         exact = _read(site.original, original, site.exact.take(rows), times)
-        seen = _read(site.block, layer, site.rows.take(rows), times)
-        for x, other in zip(seen, exact, strict=True):
-            moments.observe(layer.input_quantizer(x), other)
+        with knowing(site.block, site.rows.state(rows)):
+            seen = _read(site.block, layer, site.rows.take(rows), times)
+            for x, other in zip(seen, exact, strict=True):
+                moments.observe(layer.input_quantizer(x), other)
         times = len(seen)
     return moments
 

@@ -25,6 +25,7 @@ from qdexp import files
 from qdexp.config.learning import BlockWise, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Rows, run
+from qdexp.quant.context import knowing
 from qdexp.quant.memory import Memory
 from qdexp.quant.streams import Stream, streaming
 from qdexp.recon import result
@@ -132,7 +133,7 @@ class Walk:
         exact = Rows(full.calls, full.sizes, memory, learned) if way.paired else None
         outputs = full.advance()
         kept = [
-            (Rows(quantized.calls, quantized.sizes, memory, rows, kind), memory.join(outputs, rows, kind))
+            (Rows(quantized.calls, quantized.sizes, memory, rows, kind, quantized.states), memory.join(outputs, rows, kind))
             for rows, kind in ((learned, way.dtype), (heldout, None))
         ]
         return Site(block, original, *kept[0], exact), Site(block, original, *kept[1])
@@ -185,7 +186,8 @@ class Walk:
         for start in range(0, len(site.rows), self.options.batch):
             part = slice(start, start + self.options.batch)
             target = site.targets[part].float()
-            difference = run(site.block, site.rows.take(part)) - target
+            with knowing(site.block, site.rows.state(part)):
+                difference = run(site.block, site.rows.take(part)) - target
             sums += torch.stack([difference.double().square().sum(), target.double().square().sum()])
         error, power = sums.tolist()
         return error / power if power else error

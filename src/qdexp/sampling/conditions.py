@@ -10,6 +10,7 @@ so g = 1 is the conditional network alone, which is then called once.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def estimate_noise(network: nn.Module, x_t: Tensor, t: Tensor, **condition: Any)
     return answer[:, : x_t.shape[1]]
 
 
+def _told(network: nn.Module, branch: str) -> AbstractContextManager[None]:
+    """Tells a network that can be told which branch it is called for, as diffusers' pipelines do."""
+    tell = getattr(network, "cache_context", None)
+    return nullcontext() if tell is None else tell(branch)
+
+
 @dataclass(frozen=True)
 class Asked:
     """What one batch is asked for: ``branches`` are the conditions with which the network is called, the asked one first, then
@@ -52,7 +59,10 @@ class Asked:
 
     def estimate(self, network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
         """The guided eps [n, c, h, w] of x_t [n, c, h, w] and t [n]."""
-        answers = [estimate_noise(network, x_t, t, **branch) for branch in self.branches]
+        answers = []
+        for name, branch in zip(("cond", "uncond"), self.branches, strict=False):
+            with _told(network, name) if branch else nullcontext():
+                answers.append(estimate_noise(network, x_t, t, **branch))
         return answers[0] if len(answers) == 1 else answers[1] + self.guidance * (answers[0] - answers[1])
 
 
