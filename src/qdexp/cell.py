@@ -252,7 +252,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
         if cell.calibrated:
             check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
         check(lambda: check_plain(model.network), "plain", model)
-        check(lambda: recipe.check(config, cell.steps), "steps", model, config.quantizer, config.quant, config.calib)
+        check(lambda: recipe.check(config, cell.steps), "steps", model, config.quantizer, config.quant, config.calib, protocol, config.seed)
         check(lambda: coverage.check(config), "coverage", model, config.quant)
     return cell
 

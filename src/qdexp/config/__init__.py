@@ -23,7 +23,7 @@ from qdexp.config.cluster import Cluster, Resources
 from qdexp.config.learning import BlockWise, Iterations, Recon, ScaleLearning, WeightLearning
 from qdexp.config.measuring import Inspection, Protocol, SamplerOptions, Sampling, Tracker, Trajectory
 from qdexp.config.model import FirstStage, Model
-from qdexp.config.quantizing import ACTIVATIONS, WEIGHTS, ActGrid, Calib, Quant, Quantizer, WeightGrid
+from qdexp.config.quantizing import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, ActGrid, Calib, Quant, Quantizer, WeightGrid
 from qdexp.errors import UserError
 from qdexp.paths import ZOO
 
@@ -33,6 +33,7 @@ __all__ = [
     "NO_EXTRACTOR",
     "ORDERED",
     "RANDOM",
+    "TIMESTEP_GROUPS",
     "UNTOUCHED",
     "WEIGHTS",
     "WITHOUT_EFFECT",

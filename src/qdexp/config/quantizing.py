@@ -8,6 +8,8 @@ from qdexp.config.checks import ORDERED, UNTOUCHED, WITHOUT_EFFECT, Target, requ
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
 """What can be quantized."""
+TIMESTEP_GROUPS = "timestep groups"
+"""What activations with ``time: groups`` have grids of."""
 
 
 @dataclass
@@ -24,9 +26,20 @@ class WeightGrid:
 
 @dataclass
 class ActGrid:
-    """Activations have one scale for each tensor."""
+    """Activations have one scale for each tensor.
+
+    ``time``: one and the same always (``static``), one of each sample's own, computed at the call (``dynamic``), or one of each
+    of ``groups`` groups of timesteps (``groups``).
+    """
 
     symmetric: bool = False
+    time: str = "static"
+    groups: int = 4
+
+    def __post_init__(self) -> None:
+        known = ("static", "dynamic", "groups")
+        require(self.time in known, "quant.act.time", self.time, f"choose one of {', '.join(known)}")
+        require(self.groups > 1, "quant.act.groups", self.groups, "choose 2 or more groups of timesteps")
 
 
 @dataclass
@@ -58,7 +71,8 @@ class Quant:
 
     @property
     def label(self) -> str:
-        return f"w{self.weight_bits}a{self.act_bits}" + ("+layers" if self.layers else "")
+        time = "" if self.act.time == "static" else f"+{self.act.time}"
+        return f"w{self.weight_bits}a{self.act_bits}{time}" + ("+layers" if self.layers else "")
 
     @property
     def touched(self) -> frozenset[str]:
@@ -80,6 +94,11 @@ class Quant:
             kept = replace(kept, act_bits=UNTOUCHED, softmax_bits=UNTOUCHED, act=ActGrid())
             kept = replace(kept, layers=_without(kept.layers, "act_bits"))
         return kept if kept.touched else replace(kept, first_last_bits=None)
+
+    @property
+    def static(self) -> "Quant":
+        """The same with grids that do not depend on the timestep."""
+        return replace(self, act=replace(self.act, time="static", groups=ActGrid().groups))
 
 
 def _without(layers: dict[str, dict[str, int]] | None, option: str) -> dict[str, dict[str, int]] | None:

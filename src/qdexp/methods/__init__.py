@@ -5,6 +5,7 @@ from qdexp.methods.blockwise import AdaRound, Gptq, LearnScales
 from qdexp.methods.observe import Observe
 from qdexp.methods.released import Released
 from qdexp.methods.split import SplitShortcuts
+from qdexp.methods.timesteps import TimestepScales
 from qdexp.methods.weights import Nearest, WeightRounding
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Released",
     "SplitShortcuts",
     "Step",
+    "TimestepScales",
     "WeightRounding",
     "Work",
 ]

@@ -109,10 +109,13 @@ class Step(ABC):
     def apply(self, work: Work) -> None:
         """Changes ``work.network`` in place."""
 
-    @property
-    def enabled(self) -> bool:
-        """Whether its options let it do anything."""
-        return True
+    def applies(self, quant: Quant) -> bool:
+        """Whether it does anything in such a cell; else it is left out."""
+        return not self.bits or bool(self.bits & quant.touched)
+
+    def depends_on(self, quant: Quant) -> Quant:
+        """What of ``quant`` its result depends on, the rest at values that are the same for all cells."""
+        return quant.only(self.bits)
 
     def check(self, config: Config) -> None:
         """Raises UserError or ValueError for what it cannot do in this cell: called before any work."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 from qdexp import device as devices
 from qdexp.config import ACTIVATIONS, Config
 from qdexp.config.learning import BlockWise, Iterations, ScaleLearning, WeightLearning
+from qdexp.errors import UserError
 from qdexp.methods.base import Step, Work, rows_left
 from qdexp.methods.weights import WeightRounding
 from qdexp.recon.walk import Walk
@@ -71,6 +72,8 @@ class LearnScales(ScaleLearning, Step):
     learns: ClassVar[bool] = True
 
     def check(self, config: Config) -> None:
+        if config.quant.act.time == "dynamic":
+            raise UserError("quant.act.time=dynamic: such grids have no scales to be learned; add quantizer.steps.scales=null")
         rows_left(config, self.heldout)
         _check_arithmetic(config, self)
 

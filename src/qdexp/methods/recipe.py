@@ -8,16 +8,16 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from qdexp.config import ACTIVATIONS, WEIGHTS, Config
+from qdexp.config import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, Config
 from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.methods.base import Step
 
-SLOTS = ("released", "split", "weights", "act", "scales")
+SLOTS = ("released", "split", "weights", "act", "timestep_scales", "scales")
 """The slots of ``conf/quantizer/none.yaml``, in order."""
 END = "end"
 """In place of a slot: after all of them."""
-_FILLS = {WEIGHTS: "weights", ACTIVATIONS: "act"}
+_FILLS = {WEIGHTS: "weights", ACTIVATIONS: "act", TIMESTEP_GROUPS: "timestep_scales"}
 BEFORE, TARGET = "before", "_target_"
 _OPTION = "quantizer.steps"
 
@@ -45,7 +45,7 @@ def steps_of(config: Config) -> list[NamedStep]:
         return []
     quant, nodes = config.quant, config.quantizer.filled
     steps = [_made(slot, nodes[slot]) for slot in ordered(nodes)]
-    steps = [one for one in steps if one.step.enabled and (not one.step.bits or one.step.bits & quant.touched)]
+    steps = [one for one in steps if one.step.applies(quant)]
     quantized: dict[str, str] = {}
     for one in steps:
         for what in sorted(one.step.precedes & quantized.keys()):
@@ -60,6 +60,9 @@ def steps_of(config: Config) -> list[NamedStep]:
         if what in quant.touched - quantized.keys():
             raise UserError(f"quant.{option}={getattr(quant, option)}: no step of {_OPTION} quantizes the {what}; fill the "
                             f"slot {_FILLS[what]}, or leave them in full precision (quant={alone})")  # fmt: skip
+    if ACTIVATIONS in quant.touched and quant.act.time == "groups" and TIMESTEP_GROUPS not in quantized:
+        raise UserError(f"quant.act.time=groups: no step of {_OPTION} finds groups of timesteps; fill the slot "
+                        f"{_FILLS[TIMESTEP_GROUPS]}, or give quant.act.time=static")  # fmt: skip
     return steps
 
 

@@ -32,6 +32,8 @@ class Released(Step):
             if value is not None:
                 raise UserError(f"quant.{option}={value}: in a released checkpoint all layers have the same bits; give "
                                 f"quant.{option}=null")  # fmt: skip
+        if quant.act.time != "static":
+            raise UserError(f"quant.act.time={quant.act.time}: in a released checkpoint all grids are static")
         if UNTOUCHED == quant.softmax_bits != quant.act_bits:
             raise UserError(f"quant.softmax_bits={UNTOUCHED}: in a released checkpoint the softmax is quantized; give 8, for "
                             f"Stable Diffusion 16")  # fmt: skip

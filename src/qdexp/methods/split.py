@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from qdexp import models
-from qdexp.config import ACTIVATIONS, WEIGHTS, Config
+from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Quant
 from qdexp.methods.base import Step, Work
 from qdexp.models.conditions import example_row
 from qdexp.quant.network import split
@@ -28,8 +28,7 @@ class SplitShortcuts(Step):
 
     scope: Literal["off", "skip", "skip+conv1"] = "skip"
 
-    @property
-    def enabled(self) -> bool:
+    def applies(self, quant: Quant) -> bool:
         return self.scope != "off"
 
     def check(self, config: Config) -> None:

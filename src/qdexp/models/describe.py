@@ -83,7 +83,8 @@ class Description:
             total += layer.weight.numel() * layer.weight.element_size() if full else packed_bytes(layer.weight.numel(), bits)
             total += 0 if full else QPARAMS_BYTES * len(layer.weight)
         observed = (name for name, quantizer in networks.activation_quantizers(self.network) if not quantizer.fixed)
-        return total + sum(QPARAMS_BYTES for name in observed if known[name] != FULL)
+        grids = {"static": 1, "dynamic": 0, "groups": quant.act.groups}[quant.act.time]
+        return total + sum(grids * QPARAMS_BYTES for name in observed if known[name] != FULL)
 
     def _known(self, quant: Quant) -> dict[str, int]:
         """The bits of all weights and activation quantizers, by name."""

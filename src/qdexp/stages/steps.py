@@ -65,7 +65,7 @@ class StepStage(Stage):
             model=config.model.bare,
             files=own | step.files(config),
             sampling=config.sampling,
-            quant=config.quant.only(step.bits),
+            quant=step.depends_on(config.quant),
             seed=config.seed,
             calibration=CalibrationStage.of(config) if reads_rows else None,
             before=before,

@@ -22,7 +22,8 @@ _TARGET = "_target_"
 
 
 def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
-    """The checked config of a composed cell; ``overrides``: those that made it, where Hydra does not know them. Its method is named after its parts where the command named only those.
+    """The checked config of a composed cell; ``overrides``: those that made it, where Hydra does not know them. Its
+    method is named after its parts where the command named only those.
 
     Raises UserError where a named quantizer or calib contradicts a named method.
     """

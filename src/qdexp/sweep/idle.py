@@ -60,7 +60,8 @@ def _refuse_idle_axes(made: Sequence[tuple[Point, Cell]]) -> None:
         lines = [[cell.key for _, cell in line] for _, line in groupby(sorted(made, key=others), others)]
         compared = [keys for keys in lines if len(keys) > 1]
         if compared and all(len(set(keys)) == 1 for keys in compared):
-            raise UserError(f"{' '.join(value.removeprefix('++') for value in values)}: all cells come out equal, none depends on {axis}; leave the axis out")
+            named = " ".join(value.removeprefix("++") for value in values)
+            raise UserError(f"{named}: all cells come out equal, none depends on {axis}; leave the axis out")
 
 
 def _name(override: str) -> str:
