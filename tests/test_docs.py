@@ -78,7 +78,8 @@ SMALL = "protocol.n=16 sampling.batch=8 protocol.heldout=8 protocol.steps=4 traj
 
 def run(checkout: Path, script: str) -> None:
     """The commands of a block, each with small numbers."""
-    commands = re.sub(r"python -m qdexp(.*(?:\\\n.*)?)", rf"{sys.executable} -m qdexp\1 {SMALL}", script)
+    joined = script.replace("\\\n", " ")
+    commands = re.sub(r"python -m qdexp(.*)", rf"{sys.executable} -m qdexp\1 {SMALL}", joined)
     commands = commands.replace("python mine", f"{sys.executable} mine")
     done = subprocess.run(["bash", "-ec", commands], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -38,15 +38,15 @@ ORDER = [
     {"models", "sampling", "calib", "metrics", "recon"},
     {"quant"},
     {"store", "overrides"},
-    {"config", "record", "device", "meter", "provenance", "zoo", "entries"},
+    {"config", "record", "device", "lightning", "meter", "provenance", "zoo", "entries"},
     {"files", "progress", "statistics"},
-    {"errors", "paths", "layout", "folding"},
+    {"errors", "environ", "paths", "layout", "permanent", "folding"},
 ]
 """A part imports from itself and from those further down."""
 
 READERS = {"report", "tracking"}
 """Read records; they know nothing of the machinery, and only the sweep and their own commands know them."""
-READ = {"record", "statistics", "errors", "files", "entries", "layout"}
+READ = {"record", "statistics", "errors", "environ", "files", "entries", "layout"}
 """All that they share with the machinery."""
 
 INPUTS: dict[type[Stage], set[type[Stage]]] = {
@@ -180,3 +180,17 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_planning_loads_no_lightning() -> None:
+    """It takes seconds, and only what predicts or learns needs it: by late imports, which are followed no further here."""
+    found, pending = set[str](), ["qdexp.sweep.launch", "qdexp.sweep.freeze", "qdexp.sweep.results"]
+    while pending:
+        module = pending.pop()
+        found.add(module)
+        tree = ast.parse(MODULES[module].read_text()) if module in MODULES else ast.Module([], [])
+        early = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        names = [name if name in MODULES else name.rpartition(".")[0] or name for name in _names(early)]
+        pending += [name for name in names if name not in found]
+    assert "qdexp.sampling.shards" in found
+    assert not {name for name in found if name.split(".")[0] == "pytorch_lightning"}

@@ -290,7 +290,7 @@ def test_only_stages_with_new_keys_are_executed(cell_of: CellOf, executed: Calla
     assert run("method=timestep_aware", "quant=w8a8") == WEIGHTS
     assert run("method=fp") == {"evaluation", "size"}
     assert run("method=timestep_aware", "protocol.n=24") == IMAGES
-    assert run("method=timestep_aware", "seed=1") == TRAJECTORY
+    assert run("method=timestep_aware", "seed=1") == TRAJECTORY | WEIGHTS
 
 
 def test_manifest_says_what_an_entry_is(cell_of: CellOf) -> None:

@@ -13,14 +13,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qdexp import overrides
+from qdexp import overrides, permanent
 from qdexp.errors import one_line
 from qdexp.paths import conf_folder
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def app(cfg: DictConfig) -> str:
-    from qdexp.sweep.results import run  # torch is loaded here, not for --help
+    with permanent.imports():
+        from qdexp.sweep.results import run  # torch is loaded here, not for --help
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run(cfg)  # what it raises is Hydra's: the other cells go on

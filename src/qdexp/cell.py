@@ -14,7 +14,7 @@ from qdexp.config import RANDOM, Config, Model
 from qdexp.entries import digest
 from qdexp.layout import Layout
 from qdexp.methods import recipe
-from qdexp.methods.recipe import NamedStep
+from qdexp.methods.base import NamedStep
 from qdexp.models import checks
 from qdexp.quant.architecture import check_plain
 from qdexp.record import Record
@@ -252,7 +252,8 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
         if cell.calibrated:
             check(lambda: chosen_rows(config), "rows", config.calib, config.trajectory, protocol, config.seed)
         check(lambda: check_plain(model.network), "plain", model)
-        check(lambda: recipe.check(config, cell.steps), "steps", model, config.quantizer, config.quant, config.calib, protocol, config.seed)
+        read = (model, config.quantizer, config.quant, config.calib, protocol, config.seed)
+        check(lambda: recipe.check(config, cell.steps), "steps", *read)
         check(lambda: coverage.check(config), "coverage", model, config.quant)
     return cell
 

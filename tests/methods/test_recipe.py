@@ -18,6 +18,8 @@ from qdexp.errors import UserError
 from qdexp.methods import recipe
 from qdexp.methods.base import Step
 from qdexp.paths import conf_folder
+from qdexp.stages import code
+from qdexp.stages.base import Stage
 
 CellOf = Callable[..., Cell]
 Command = Callable[..., tuple[int, str, str]]
@@ -35,7 +37,7 @@ def wrong(hint: Any) -> Iterator[Any]:
             if isinstance(bound, annotated_types.Gt | annotated_types.Lt):
                 yield bound.gt if isinstance(bound, annotated_types.Gt) else bound.lt
             if isinstance(bound, annotated_types.Ge):
-                yield bound.ge - 1
+                yield float(str(bound.ge)) - 1
             if getattr(bound, "metadata", None) and base is float:
                 yield float("inf")
         yield from wrong(base)
@@ -87,7 +89,7 @@ def test_every_step_has_a_docstring_and_defaults_that_are_possible(kind: type[St
 
 
 def test_the_defaults_of_what_learns_are_those_of_the_fast_recipe(cell_of: CellOf) -> None:
-    fast = OmegaConf.load(conf_folder() / "recon" / "fast.yaml")
+    fast: Any = OmegaConf.load(conf_folder() / "recon" / "fast.yaml")
     for kind, part in ((methods.AdaRound, fast.weights), (methods.LearnScales, fast.scales)):
         step, shared = kind(), {name: fast[name] for name in ("batch", "heldout", "cache_gb", "precision", "compile")}
         assert {name: getattr(step, name) for name in (*part, *shared)} == {**part, **shared}
@@ -196,6 +198,25 @@ def test_a_sweep_over_a_step_computes_it_and_what_follows_and_nothing_before(
     both = executed()
     assert qdexp("-m", "method=ptq", "quantizer.steps.act.rows=4,8")[0] == 0
     assert {entry.rpartition("-")[0] for entry in executed()[len(both) :]}.isdisjoint({"weights", "calibration", "trajectory"})
+
+
+@pytest.mark.usefixtures("own")
+def test_the_code_of_a_step_is_in_its_key_and_in_no_other(cell_of: CellOf, tmp_path: Path) -> None:
+    before = cell_of("method=ptq", f"quantizer.steps.mine={SHIFT}").keys
+    (tmp_path / "own_step.py").write_text(OWN.replace("+= self.by", "-= self.by"))
+    after = cell_of("method=ptq", f"quantizer.steps.mine={SHIFT}").keys
+    changed = {role for role in before if before[role] != after[role]}
+    assert changed == {"mine", "act", "coverage", "curves", "samples", "evaluation", "fidelity"}
+
+
+def test_a_change_of_one_method_is_in_no_key_of_another() -> None:
+    """What every step leads to is the base alone; what reads networks leads to no step at all."""
+    stages = {kind.__module__: code.reached(kind.__module__, lambda name: name.startswith("qdexp.stages."))
+              for kind in Stage.__subclasses__()}  # fmt: skip
+    found = {name for modules in stages.values() for name in modules if name.startswith(("qdexp.methods.", "qdexp.recon."))}
+    assert found == {"qdexp.methods.base", "qdexp.recon.result"}
+    assert "qdexp.recon.walk" in code.reached("qdexp.methods.blockwise")
+    assert not {name for name in code.reached("qdexp.methods.observe") if "recon" in name or "gptq" in name}
 
 
 BAD = {

@@ -68,7 +68,7 @@ def test_scales_of_groups_are_learned_group_by_group(cell_of: CellOf) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["method=ptq", *GROUPS], "quant.act.groups=2: the calibration set has rows of 1 timesteps"),
+        (["method=ptq", *GROUPS, "quant.act.groups=3"], "quant.act.groups=3: the calibration set has rows of 2 timesteps"),
         (["method=timestep_aware", *GROUPS, "quantizer.steps.timestep_scales=null"], "slot timestep_scales"),
         (["method=reconstruction", "quant.act.time=dynamic"], "quantizer.steps.scales=null"),
     ],

@@ -13,7 +13,7 @@ from recon_helpers import batches, pair, recon
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from qdexp import device as devices
+from qdexp import lightning
 from qdexp.quant import NormSearch, PerChannel, QParams, Scheme, Split, fake_quantize, qparams_from_range
 from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import Rows
@@ -186,7 +186,7 @@ def test_the_rate_of_scales_falls_to_zero_as_a_cosine_and_that_of_weights_stays(
     options, rates = recon(iterations=10, rate=0.02), Rates()
     module = kind(one, options.weights if kind is WeightReconstruction else options.scales, start=1.0)
     index = cast("Dataset[Tensor]", list(torch.arange(10).view(10, 1)))
-    devices.fit(module, DataLoader(index, batch_size=None), torch.device("cpu"), rates)
+    lightning.fit(module, DataLoader(index, batch_size=None), torch.device("cpu"), rates)
     cosine = [0.02 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
     assert rates.seen == pytest.approx([0.02] * 10 if kind is WeightReconstruction else cosine)
 

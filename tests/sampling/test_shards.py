@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 BATCH, N = 7, 40  # five full shards and one of five rows
 STREAM = Stream("evaluation", 0, N, BATCH)
 PROCESSES = multiprocessing.get_context("forkserver")  # new processes that share nothing but the time torch takes to load
-PROCESSES.set_forkserver_preload(["qdexp.sampling.shards", "qdexp.store"])
+PROCESSES.set_forkserver_preload(["qdexp.sampling.shards", "qdexp.lightning", "qdexp.store"])
 
 Write = Callable[..., Path]
 

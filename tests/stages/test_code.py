@@ -147,6 +147,7 @@ def test_the_code_of_the_methods_is_behind_what_they_make(stage: type[Stage]) ->
         "qdexp.recon.walk",
         "qdexp.models",
         "qdexp.device",
+        "qdexp.lightning",
     }
     assert names <= code.reached(stage.__module__, _is_stage).keys()
 

@@ -97,9 +97,8 @@ def test_a_refactoring_gives_finished_results_new_keys(
     assert list((cell.out / "records").glob("*.json")) == [path], "no record of failure under the name of before"
 
 
-def test_a_change_of_results_is_not_accepted(cell_of: CellOf, edited: Callable[..., dict[str, str]]) -> None:
-    cell = cell_of(*OPTIONS)
-    cell.run()
+def test_a_change_of_results_is_not_accepted(finished: CellOf, edited: Callable[..., dict[str, str]]) -> None:
+    cell = finished(*OPTIONS)
     before = {path: files.sha256(path) for path in cell.out.rglob("*") if path.is_file()}
     done = run(edited(*CHANGED), "qdexp.store", "accept", "--out", str(cell.out))
     assert done.returncode == 1
@@ -110,10 +109,9 @@ def test_a_change_of_results_is_not_accepted(cell_of: CellOf, edited: Callable[.
 
 
 def test_nothing_is_accepted_where_more_than_the_code_differs(
-    cell_of: CellOf, own_conf: Path, capsys: pytest.CaptureFixture[str], edited: Callable[..., dict[str, str]]
+    finished: CellOf, own_conf: Path, edited: Callable[..., dict[str, str]]
 ) -> None:
-    cell = cell_of(*OPTIONS)
-    cell.run()
+    cell = finished(*OPTIONS)
     weights = own_conf / "tiny.safetensors"
     kept = weights.read_bytes()
     try:

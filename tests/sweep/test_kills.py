@@ -23,7 +23,7 @@ from qdexp.sweep.launch import Frozen
 from qdexp.sweep.worker import work
 
 PROCESSES = multiprocessing.get_context("forkserver")  # new processes that share nothing but the time torch takes to load
-PROCESSES.set_forkserver_preload(["qdexp.sweep.worker"])
+PROCESSES.set_forkserver_preload(["qdexp.sweep.worker", "qdexp.recon.walk"])  # the latter, imported late, loads Lightning
 METHODS = ("ptq", "qdiffusion")
 KILLS = 50
 

@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.qdexp.launchers import CellLauncher
+from qdexp import permanent
 from qdexp.errors import UserError
 from qdexp.overrides import completed
 
@@ -106,8 +107,9 @@ class LadderSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         # late imports: Hydra loads every plugin before it prints --help
-        from qdexp.sweep.freeze import Composer, distinct
-        from qdexp.sweep.results import announce, conclude
+        with permanent.imports():
+            from qdexp.sweep.freeze import Composer, distinct
+            from qdexp.sweep.results import announce, conclude
 
         assert self.launcher is not None and self.hydra_context is not None and self.config is not None
         loader, ours = self.hydra_context.config_loader, self.launcher if isinstance(self.launcher, CellLauncher) else None

@@ -93,12 +93,13 @@ class Quant:
         if ACTIVATIONS not in what:
             kept = replace(kept, act_bits=UNTOUCHED, softmax_bits=UNTOUCHED, act=ActGrid())
             kept = replace(kept, layers=_without(kept.layers, "act_bits"))
+        if kept.act.time != "groups":
+            kept = kept.at(kept.act.time)
         return kept if kept.touched else replace(kept, first_last_bits=None)
 
-    @property
-    def static(self) -> "Quant":
-        """The same with grids that do not depend on the timestep."""
-        return replace(self, act=replace(self.act, time="static", groups=ActGrid().groups))
+    def at(self, time: str) -> "Quant":
+        """The same with activations whose grids are ``static`` or ``dynamic``."""
+        return replace(self, act=replace(self.act, time=time, groups=ActGrid().groups))
 
 
 def _without(layers: dict[str, dict[str, int]] | None, option: str) -> dict[str, dict[str, int]] | None:

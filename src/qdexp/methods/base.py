@@ -24,6 +24,8 @@ from qdexp.config.checks import STRICT
 from qdexp.quant.blocks import Batch, blocks_of, first_row
 from qdexp.quant.network import LayerBits, execution_order, plan_bits
 
+OPTION = "quantizer.steps"
+"""What the options of steps begin with."""
 BOTH = frozenset({WEIGHTS, ACTIVATIONS})
 
 
@@ -128,6 +130,19 @@ class Step(ABC):
     def passes(self, rows: int) -> float:
         """About how many rows go through the network, a backward pass counted twice; ``rows``: of the calibration set."""
         return float(rows if self.calibrated else 1)
+
+
+@dataclass(frozen=True)
+class NamedStep:
+    """A step in its slot; ``target``: the ``_target_`` that it was made from."""
+
+    slot: str
+    target: str
+    step: Step
+
+    @property
+    def option(self) -> str:
+        return f"{OPTION}.{self.slot}"
 
 
 def instance_of(target: Mapping[str, Any], kind: type[Any], option: str) -> Any:

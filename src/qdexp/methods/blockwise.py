@@ -1,7 +1,7 @@
 """Steps that learn block by block."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from qdexp import device as devices
 from qdexp.config import ACTIVATIONS, Config
@@ -9,13 +9,17 @@ from qdexp.config.learning import BlockWise, Iterations, ScaleLearning, WeightLe
 from qdexp.errors import UserError
 from qdexp.methods.base import Step, Work, rows_left
 from qdexp.methods.weights import WeightRounding
-from qdexp.recon.walk import Walk
+
+if TYPE_CHECKING:
+    from qdexp.recon.walk import Walk
 
 BACKWARD = 3
 """Multiplications of a forward and a backward pass, in those of a forward pass alone."""
 
 
-def _walk(work: Work, options: BlockWise) -> Walk:
+def _walk(work: Work, options: BlockWise) -> "Walk":
+    from qdexp.recon.walk import Walk  # late: it loads Lightning, which takes seconds
+
     return Walk(work.network, work.build(), work.blocks, options, work.seed, work.folder)
 
 

@@ -32,7 +32,7 @@ class Observe(Step):
     def depends_on(self, quant: Quant) -> Quant:
         """Groups of timesteps come later, from ranges of all timesteps on."""
         own = super().depends_on(quant)
-        return own.static if own.act.time == "groups" else own
+        return own.at("static") if own.act.time == "groups" else own
 
     def check(self, config: Config) -> None:
         instance_of(self.range, RangeEstimator, "range")

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,7 +10,7 @@ from hydra.utils import get_object
 from qdexp.config import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, Config
 from qdexp.config.checks import checked
 from qdexp.errors import UserError
-from qdexp.methods.base import Step
+from qdexp.methods.base import OPTION, NamedStep, Step
 
 SLOTS = ("released", "split", "weights", "act", "timestep_scales", "scales")
 """The slots of ``conf/quantizer/none.yaml``, in order."""
@@ -19,20 +18,6 @@ END = "end"
 """In place of a slot: after all of them."""
 _FILLS = {WEIGHTS: "weights", ACTIVATIONS: "act", TIMESTEP_GROUPS: "timestep_scales"}
 BEFORE, TARGET = "before", "_target_"
-_OPTION = "quantizer.steps"
-
-
-@dataclass(frozen=True)
-class NamedStep:
-    """A step in its slot; ``target``: the ``_target_`` that it was made from."""
-
-    slot: str
-    target: str
-    step: Step
-
-    @property
-    def option(self) -> str:
-        return f"{_OPTION}.{self.slot}"
 
 
 def steps_of(config: Config) -> list[NamedStep]:
@@ -52,16 +37,15 @@ def steps_of(config: Config) -> list[NamedStep]:
             raise UserError(f"{one.option}: stands after {quantized[what]}, which quantizes the {what}; it has to stand before "
                             f"(before: {quantized[what]})")  # fmt: skip
         for what in sorted(one.step.needs - quantized.keys()):
-            raise UserError(
-                f"{one.option}: no step before it quantizes the {what}, which it needs; fill the slot {_FILLS[what]}"
-            )
+            raise UserError(f"{one.option}: no step before it quantizes the {what}, which it needs; fill the slot "
+                            f"{_FILLS[what]}")  # fmt: skip
         quantized |= dict.fromkeys(one.step.quantizes, one.slot)
     for what, option, alone in ((WEIGHTS, "weight_bits", "w32a8"), (ACTIVATIONS, "act_bits", "w4a32")):
         if what in quant.touched - quantized.keys():
-            raise UserError(f"quant.{option}={getattr(quant, option)}: no step of {_OPTION} quantizes the {what}; fill the "
+            raise UserError(f"quant.{option}={getattr(quant, option)}: no step of {OPTION} quantizes the {what}; fill the "
                             f"slot {_FILLS[what]}, or leave them in full precision (quant={alone})")  # fmt: skip
     if ACTIVATIONS in quant.touched and quant.act.time == "groups" and TIMESTEP_GROUPS not in quantized:
-        raise UserError(f"quant.act.time=groups: no step of {_OPTION} finds groups of timesteps; fill the slot "
+        raise UserError(f"quant.act.time=groups: no step of {OPTION} finds groups of timesteps; fill the slot "
                         f"{_FILLS[TIMESTEP_GROUPS]}, or give quant.act.time=static")  # fmt: skip
     return steps
 
@@ -81,14 +65,14 @@ def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     own = {slot: node for slot, node in nodes.items() if slot not in SLOTS}
     for slot in own:
         if not re.fullmatch(r"[a-z]\w*", slot) or slot == END:
-            raise UserError(f"{_OPTION}.{slot}: is no name of a step; give small letters, digits and _ alone")
+            raise UserError(f"{OPTION}.{slot}: is no name of a step; give small letters, digits and _ alone")
     while own:
         placed = [slot for slot, node in own.items() if isinstance(node, Mapping) and node.get(BEFORE) in order]
         if not placed:
             slot, node = next(iter(own.items()))
             before = node.get(BEFORE) if isinstance(node, Mapping) else None
             near = get_close_matches(slot, SLOTS, 1)
-            told = f"{_OPTION}.{slot}.{BEFORE}={before}: no such step" if before else f"{_OPTION}.{slot}: no such slot"
+            told = f"{OPTION}.{slot}.{BEFORE}={before}: no such step" if before else f"{OPTION}.{slot}: no such slot"
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{told}{meant}; a step of your own says which one it stands before: "
                             f"{BEFORE}: {' or '.join([*SLOTS, END])}")  # fmt: skip
@@ -98,7 +82,7 @@ def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _made(slot: str, node: Any) -> NamedStep:
-    option = f"{_OPTION}.{slot}"
+    option = f"{OPTION}.{slot}"
     if not isinstance(node, Mapping) or TARGET not in node:
         raise UserError(f"{option}={node}: name the step's class as {TARGET}, or leave it out with {option}=null")
     options = {name: value for name, value in node.items() if name not in (TARGET, BEFORE)}
@@ -106,10 +90,8 @@ def _made(slot: str, node: Any) -> NamedStep:
     try:
         kind = get_object(target)
     except Exception as error:  # whatever the user's module does when it is imported
-        near = _near(target)
-        raise UserError(
-            f"{option}.{TARGET}={target}: cannot be imported ({error}); check the name and PYTHONPATH{near}"
-        ) from error
+        raise UserError(f"{option}.{TARGET}={target}: cannot be imported ({error}); check the name and "
+                        f"PYTHONPATH{_near(target)}") from error  # fmt: skip
     if not (isinstance(kind, type) and issubclass(kind, Step)):
         raise UserError(f"{option}.{TARGET}={target}: is no step; name a subclass of qdexp.methods.Step")
     return NamedStep(slot, target, checked(kind, options, option))

@@ -1,15 +1,13 @@
 """Split shortcuts, as a step: it says which convolutions are quantized in parts, before anything is."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from qdexp import models
 from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Quant
 from qdexp.methods.base import Step, Work
-from qdexp.models.conditions import example_row
+from qdexp.models.describe import description_of
 from qdexp.quant.network import split
-from qdexp.quant.shortcuts import split_sizes
+from qdexp.quant.shortcuts import chosen_sizes, split_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +30,9 @@ class SplitShortcuts(Step):
         return self.scope != "off"
 
     def check(self, config: Config) -> None:
-        network = models.skeleton(config.model)
-        with suppress(RuntimeError, TypeError):  # asks for values, or for conditions of its own: the step itself will tell
-            split_sizes(network, example_row(network, config.model.shape), self.scope)
+        description = description_of(config.model)
+        if description is not None:  # else the step itself will tell
+            chosen_sizes(description.reads, self.scope)
 
     def apply(self, work: Work) -> None:
         split(work.network, split_sizes(work.network, work.example, self.scope))

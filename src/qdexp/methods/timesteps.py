@@ -42,8 +42,8 @@ class TimestepScales(Step):
         strategy = instantiate(config.calib.strategy, _partial_=True)
         found = len(set(choose_positions(strategy, steps, config.calib.timesteps, config.seed)))
         if found < groups:
-            raise UserError(f"quant.act.groups={groups}: the calibration set has rows of {found} timesteps; choose fewer groups, "
-                            f"or calib=uniform with more timesteps")  # fmt: skip
+            raise UserError(f"quant.act.groups={groups}: the calibration set has rows of {found} timesteps; choose fewer "
+                            f"groups, or calib=uniform with more timesteps")  # fmt: skip
 
     def apply(self, work: Work) -> None:
         batches = work.first(self.rows)

@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass
 
-import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from qdexp import device as devices
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import Extractor
 
@@ -23,14 +20,14 @@ class Features:
     spatial: Tensor | None = None
 
 
-class FeatureExtraction(pl.LightningModule):
-    """Predicts the features of each batch of uint8 images [n, c, h, w]."""
+class FeatureExtraction(nn.Module):
+    """From a batch ``[images]``, uint8 [n, c, h, w], to its features."""
 
-    def __init__(self, network: FeatureExtractorBase) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def predict_step(self, batch: list[Tensor], _: int) -> tuple[Tensor, ...]:
+    def forward(self, batch: list[Tensor]) -> tuple[Tensor, ...]:
         """The features of one batch, on the device."""
         outputs: tuple[Tensor, ...] = self.network(batch[0])
         return outputs
@@ -46,11 +43,13 @@ def extract(extractor: Extractor, images: Tensor, batch_size: int, device: torch
 
 def extract_from(extractor: Extractor, images: Dataset[tuple[Tensor, ...]], batch_size: int, device: torch.device) -> Features:
     """Likewise of a data set whose entries are ``(image,)``, which need not fit in memory."""
+    from qdexp import lightning  # late: it takes seconds
+
     shape = images[0][0].shape
     if tuple(shape[: len(extractor.shape)]) != extractor.shape:
         raise UserError(
             f"protocol.extractor={extractor.name} takes images of shape {list(extractor.shape)}, "
             f"these have {list(shape)}; choose another extractor"
         )
-    batches = devices.predict(FeatureExtraction(extractor.build()), DataLoader(images, batch_size), device)
+    batches = lightning.predict(FeatureExtraction(extractor.build()), DataLoader(images, batch_size), device)
     return Features(*(torch.cat(part).float().cpu() for part in zip(*batches, strict=True)))

@@ -47,11 +47,12 @@ class Block:
 @dataclass(frozen=True)
 class Description:
     """``network``: with all its quantizers; ``order``: the layers that can be quantized, in execution order; ``products``: what
-    it multiplies in one forward pass of one sample."""
+    it multiplies in one forward pass of one sample; ``reads``: the layers that read a concatenation."""
 
     network: nn.Module
     parameters: int
     order: Sequence[str]
+    reads: Mapping[str, Concatenation]
     products: Sequence[Product]
     blocks: Sequence[Block]
 
@@ -133,7 +134,7 @@ def _describe(model: Model) -> Description:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.network: it cannot run on shapes alone ({why}); only such networks are described") from error
     blocks = [replace(block, macs=_macs(products, block.name)) for block in blocks]
-    return Description(network, parameters, order, products, blocks)
+    return Description(network, parameters, order, reads, products, blocks)
 
 
 def _block(network: nn.Module, name: str, reads: Mapping[str, Concatenation]) -> Block:

@@ -12,7 +12,7 @@ reads one *directly* where neither a norm nor a nonlinearity lies between (a res
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ POINTWISE = {  # channels stay apart and in their places, with other values
     *(F.group_norm, F.batch_norm),
     *(F.silu, F.relu, F.leaky_relu, F.elu, F.gelu, F.mish, F.hardswish, torch.relu, torch.tanh, torch.sigmoid),
 }
+TRANSPARENT = COPY | POINTWISE
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,19 @@ def concatenations(network: nn.Module, example: Batch) -> dict[str, Concatenatio
 
 
 def split_sizes(network: nn.Module, example: Batch, scope: str) -> dict[str, tuple[int, ...]]:
-    """The layers that are to be split, and the numbers of input channels of their parts.
+    """The layers that are to be split, and the numbers of input channels of their parts; none where ``scope`` is "off".
 
-    scope: "off", "skip" (those that read a concatenation directly) or "skip+conv1" (those that read one through norms and
-    nonlinearities, too). Raises NothingToSplitError where a scope other than "off" finds none.
+    Raises NothingToSplitError as ``chosen_sizes`` does.
     """
-    if scope == "off":
-        return {}
-    found = concatenations(network, example)
+    return {} if scope == "off" else chosen_sizes(concatenations(network, example), scope)
+
+
+def chosen_sizes(found: Mapping[str, Concatenation], scope: str) -> dict[str, tuple[int, ...]]:
+    """The layers among those ``found`` that are to be split, and the numbers of input channels of their parts.
+
+    scope: "skip" (those that read a concatenation directly) or "skip+conv1" (those that read one through norms and
+    nonlinearities, too). Raises NothingToSplitError where there is none.
+    """
     chosen = {name: read.sizes for name, read in found.items() if read.direct or scope == "skip+conv1"}
     if not chosen:
         raise NothingToSplitError(
@@ -114,7 +120,7 @@ class _Tracer(TorchFunctionMode):
         """What the result of `func(*args, **kwargs)` is. An operation of none of the three kinds ends the trail."""
         if func in CONCATENATE:
             return self._joined(*args, **kwargs)
-        if not args or func not in COPY | POINTWISE:
+        if not args or func not in TRANSPARENT:
             return None
         source: Concatenation | None = self.known.get(args[0])
         return source and replace(source, direct=source.direct and func in COPY)

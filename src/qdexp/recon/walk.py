@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from qdexp import device as devices
-from qdexp import files
+from qdexp import files, lightning
 from qdexp.config.learning import BlockWise, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Rows, run
@@ -162,7 +162,7 @@ class Walk:
         module = kind(site, settings, task.start)
         with running(site.block, settings) as module.run:
             rows = self._batches(len(site.rows), settings.iterations, task.name, device)
-            devices.fit(module, rows, device, task.progress, settings.precision)
+            lightning.fit(module, rows, device, task.progress, settings.precision)
         learned = module.to(device).learned()  # Lightning leaves it on the CPU
         module.release()
         return learned

@@ -11,15 +11,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import BasePredictionWriter
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qdexp import device as devices
 from qdexp import files
 from qdexp.sampling.conditions import Asked, Conditions
 from qdexp.sampling.noise import generators
@@ -105,8 +102,8 @@ def _length(path: Path) -> int:
     return length
 
 
-class Sampling(pl.LightningModule):
-    """Predicts one shard a step: its images, or its whole trajectory.
+class Sampling(torch.nn.Module):
+    """From the number of a shard to its images, or its whole trajectory.
 
     first_stage: makes images of what the sampler ends with, by its method ``decode``; None where those are images.
     pixels: how they become images of 8 bits.
@@ -124,6 +121,13 @@ class Sampling(pl.LightningModule):
         super().__init__()
         self.network, self.sampler, self.stream = network, sampler, stream
         self.conditions, self.first_stage, self.pixels = conditions or Conditions.none(), first_stage, pixels
+        self.register_buffer("_here", torch.empty(0), persistent=False)  # a network may have no tensors at all
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        here: torch.device = self.get_buffer("_here").device
+        return here
 
     def sources(self, shard: int) -> list[torch.Generator]:
         """The generators of the shard's samples."""
@@ -133,7 +137,7 @@ class Sampling(pl.LightningModule):
         """What the shard's samples are asked for."""
         return self.conditions.of(self.stream.samples(shard), self.device)
 
-    def predict_step(self, shard: int) -> Tensors:
+    def forward(self, shard: int) -> Tensors:
         """``images`` uint8 [batch, c, h, w]."""
         x_0 = self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard))
         return {"images": to_images(x_0 if self.first_stage is None else self._decode(x_0, self.first_stage), self.pixels)}
@@ -147,7 +151,7 @@ class Sampling(pl.LightningModule):
 class Recording(Sampling):
     """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w]: what was seen and answered."""
 
-    def predict_step(self, shard: int) -> Tensors:
+    def forward(self, shard: int) -> Tensors:
         seen: list[Tensor] = []
         answered: list[Tensor] = []
 
@@ -159,16 +163,6 @@ class Recording(Sampling):
         return {"x_t": torch.stack(seen, dim=1), "eps": torch.stack(answered, dim=1)}
 
 
-class _ShardWriter(BasePredictionWriter):
-    def __init__(self, folder: Path, stream: Stream) -> None:
-        super().__init__(write_interval="batch")
-        self.folder, self.stream = folder, stream
-
-    def write_on_batch_end(self, trainer: Any, module: Any, prediction: Tensors, indices: Any, shard: int, *_: Any) -> None:
-        kept = {name: value[: self.stream.rows(shard)].contiguous().cpu() for name, value in prediction.items()}
-        files.write_tensors(shard_path(self.folder, shard), kept)
-
-
 def missing_shards(stream: Stream, folder: Path, shards: Sequence[int] | None = None) -> list[int]:
     """Which shards ``folder`` lacks of the stream's, or of ``shards``."""
     return [shard for shard in (stream.shards if shards is None else shards) if not shard_path(folder, shard).exists()]
@@ -176,7 +170,13 @@ def missing_shards(stream: Stream, folder: Path, shards: Sequence[int] | None = 
 
 def write_shards(module: Sampling, folder: Path, device: torch.device, shards: Sequence[int] | None = None) -> None:
     """Writes the shards that ``folder`` lacks (all of the stream's, or those of ``shards``)."""
+    from qdexp import lightning  # late: it takes seconds
+
+    def write(position: int, made: Tensors) -> None:
+        shard = missing[position]
+        kept = {name: value[: module.stream.rows(shard)].contiguous().cpu() for name, value in made.items()}
+        files.write_tensors(shard_path(folder, shard), kept)
+
     missing = missing_shards(module.stream, folder, shards)
     if missing:
-        numbers = DataLoader(cast("Dataset[int]", missing), batch_size=None)
-        devices.predict(module, numbers, device, _ShardWriter(folder, module.stream))
+        lightning.predict(module, DataLoader(cast("Dataset[int]", missing), batch_size=None), device, write)

@@ -55,7 +55,7 @@ class CurvesStage(Stage):
             asked = conditions.of(heldout.stream.samples(shard)[: len(x_t)], self.device)
             answers = [asked.estimate(network, x, t.expand(len(x))) for x, t in pairs]
             forced.add(torch.stack(answers, dim=1).cpu(), eps)
-            free.add(walk.predict_step(shard)["x_t"][: len(x_t)].cpu(), x_t)
+            free.add(walk(shard)["x_t"][: len(x_t)].cpu(), x_t)
         curves = {"timestep": sampler.timesteps, "teacher_forced": forced.values(), "free_running": free.values()}
         files.write_text(folder / FILE, json.dumps(curves))
 

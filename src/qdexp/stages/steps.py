@@ -12,8 +12,7 @@ from qdexp import device as devices
 from qdexp import models
 from qdexp.config import NAMES_CODE, RANDOM, WITHOUT_EFFECT, Config, Model, Quant, Sampling
 from qdexp.errors import UserError
-from qdexp.methods.base import Step, Work
-from qdexp.methods.recipe import NamedStep
+from qdexp.methods.base import NamedStep, Step, Work
 from qdexp.models.conditions import example_row, has_example
 from qdexp.quant import checkpoint
 from qdexp.quant.architecture import named

@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from qdexp import permanent
 from qdexp.errors import UserError, one_line
 from qdexp.store import Store, tool
 
@@ -45,7 +46,8 @@ def main(arguments: list[str]) -> int:
     if given.command == "verify":
         return tool.verify(store)
     if given.command == "accept":
-        from qdexp.sweep.accept import accept  # torch is loaded here, not for the others
+        with permanent.imports():
+            from qdexp.sweep.accept import accept  # torch is loaded here, not for the others
 
         return accept(given.out)
     if given.command == "du":

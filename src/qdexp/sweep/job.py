@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdexp import permanent
 from qdexp.sweep.graph import Node
 
 
@@ -18,7 +19,8 @@ class Job:
     threads: int
 
     def __call__(self) -> None:
-        from qdexp.sweep.worker import work  # torch takes seconds to load
+        with permanent.imports():
+            from qdexp.sweep.worker import work  # torch takes seconds to load
 
         work(self)
 

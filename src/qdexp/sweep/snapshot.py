@@ -6,17 +6,17 @@ DIGEST/                     goes first on the path of the jobs, so that what is 
     snapshot.json           the commit of the checkout, which this copy no longer belongs to
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
 
-from qdexp import files, provenance
+from qdexp import environ, files, provenance
 from qdexp.cell import Cell
 from qdexp.paths import PACKAGE
 from qdexp.stages import code
@@ -103,16 +103,6 @@ def setup(copy: Path) -> list[str]:
     return [f"export PYTHONPATH={before}", "export PYTHONSAFEPATH=1"]
 
 
-@contextlib.contextmanager
-def running(copy: Path) -> Iterator[None]:
+def running(copy: Path) -> AbstractContextManager[None]:
     """Processes that are started within run the copy."""
-    ours = {"PYTHONPATH": search_path(copy), "PYTHONSAFEPATH": "1"}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    return environ.variables({"PYTHONPATH": search_path(copy), "PYTHONSAFEPATH": "1"})

@@ -19,14 +19,13 @@ here and, at the next ``wandb sync``, on the server.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdexp import entries, files
+from qdexp import entries, environ, files
 from qdexp.layout import Layout, entry_name, stage_and_key
 from qdexp.record import Record
 
@@ -76,7 +75,8 @@ def mirror(
     TrackingError and nothing else.
     """
     try:
-        with _environment(folder.resolve(), mode):
+        folder.mkdir(parents=True, exist_ok=True)
+        with environ.variables(_environment(folder.resolve(), mode)):
             place = {"dir": folder.resolve(), "project": project, "mode": mode, "entity": entity}
             return _mirror(_plain(record), sweep, place, out, grid)
     except Exception as error:
@@ -99,26 +99,15 @@ def run_id(sweep: str, cell: str) -> str:
     return f"{plain[: LONGEST - 13]}-{digest}"
 
 
-@contextlib.contextmanager
-def _environment(folder: Path, mode: str) -> Iterator[None]:
+def _environment(folder: Path, mode: str) -> dict[str, str]:
     """Keeps W&B out of the home folder, and off the network when offline: it looks both up before ``init`` is called."""
-    ours = {
+    return {
         "WANDB_MODE": mode,
         "WANDB_SILENT": "true",
         "WANDB_DIR": str(folder),
         "WANDB_DATA_DIR": str(Layout(folder).wandb_data),
         "WANDB_CACHE_DIR": str(Layout(folder).wandb_cache),
     }
-    before = {name: os.environ.get(name) for name in ours}
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _mirror(record: Record, sweep: str, place: dict[str, Any], out: Path | None, grid: Path | None) -> Path:
