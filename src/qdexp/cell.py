@@ -80,12 +80,12 @@ class Cell:
     @property
     def calibrated(self) -> bool:
         """Whether any step reads the calibration set."""
-        return any(one.step.calibrated for one in self.steps)
+        return "calibration" in self.keys
 
     @property
     def learns(self) -> bool:
-        """Whether any step learns block by block."""
-        return any(one.step.learns for one in self.steps)
+        """Whether any step learns as ``recon`` says."""
+        return self.quantized and self.config.quantizer.learns
 
     @property
     def method(self) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -44,7 +45,11 @@ def make_repeatable() -> None:
 
 def environment(device: torch.device) -> dict[str, str]:
     """What may change the bits of a result beside the options: part of every stage's key."""
-    return {"device": device.type, "dtype": "float32", "torch": torch.__version__, "diffusers": version("diffusers")}
+    return {"device": device.type, "dtype": "float32", "torch": torch.__version__, "diffusers": _version("diffusers")}
+
+
+_version = cache(version)
+"""Read off the disk once a process."""
 
 
 def require_arithmetic(device: torch.device, precision: str, compiled: bool) -> None:

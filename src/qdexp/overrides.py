@@ -2,6 +2,7 @@
 from one option for another is added."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
@@ -83,6 +84,7 @@ def _forced(arguments: Sequence[str]) -> list[str]:
     return [f"++{argument}" if argument.startswith(STEPS) else argument for argument in arguments]
 
 
+@cache
 def _parse(argument: str) -> Override | None:
     """None where it is none, or none that can be read: Hydra says so."""
     if "=" not in argument or argument.startswith("-"):

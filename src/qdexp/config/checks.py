@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -69,9 +70,14 @@ def checked(kind: type[T], options: Mapping[str, Any], option: str) -> T:
         if name not in options and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{option}.{name}: is missing; give a value")
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(options), strict=True)
+        made: T = _adapter(kind).validate_json(json.dumps(options), strict=True)
+        return made
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         told = f"{name}={first['input']}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")
         raise UserError(f"{option}.{told}") from error
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+"""A schema takes milliseconds."""

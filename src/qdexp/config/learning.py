@@ -87,7 +87,6 @@ class Recon:
 
     def __post_init__(self) -> None:
         shared = {one.name: getattr(self, one.name) for one in fields(Iterations) if hasattr(self, one.name)}
-        for name in shared:
-            checked(ScaleLearning, {name: shared[name]}, "recon")
+        checked(ScaleLearning, shared, "recon")
         checked(WeightLearning, self.weights, "recon.weights")
         checked(ScaleLearning, self.scales, "recon.scales")

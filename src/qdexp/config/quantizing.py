@@ -123,6 +123,11 @@ class Quantizer:
         """The slots that are not empty."""
         return {slot: node for slot, node in self.steps.items() if node is not None}
 
+    @property
+    def learns(self) -> bool:
+        """Whether any step has the options of ``recon``."""
+        return any(isinstance(node, dict) and "heldout" in node for node in self.filled.values())
+
 
 @dataclass
 class Calib:

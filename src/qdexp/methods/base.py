@@ -91,7 +91,6 @@ class Step(ABC):
         needs: What has to be quantized before it.
         precedes: What must not be quantized before it.
         calibrated: Whether it reads the calibration set.
-        learns: Whether it learns block by block, with iterations or without.
         from_weights: Whether it starts from the weights of the model, where it is the first.
         quick: Whether, on a cluster, it takes no job of its own.
     """
@@ -103,7 +102,6 @@ class Step(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     precedes: ClassVar[frozenset[str]] = frozenset()
     calibrated: ClassVar[bool] = True
-    learns: ClassVar[bool] = False
     from_weights: ClassVar[bool] = True
     quick: ClassVar[bool] = False
 

@@ -32,8 +32,6 @@ class Gptq(BlockWise, WeightRounding):
     """GPTQ: second-order rounding in one pass, without iterations, towards full-precision outputs (Frantar et al. 2022,
     arXiv 2210.17323; asymmetric calibration: Li et al. 2025, arXiv 2504.02692)."""
 
-    learns: ClassVar[bool] = True
-
     def check(self, config: Config) -> None:
         super().check(config)
         rows_left(config, self.heldout)
@@ -50,8 +48,6 @@ class Gptq(BlockWise, WeightRounding):
 class AdaRound(WeightLearning, WeightRounding):
     """AdaRound: rounding up or down is learned, block by block (Nagel et al. 2020, arXiv 2004.10568; blocks as in BRECQ, Li et
     al. 2021, arXiv 2102.05426)."""
-
-    learns: ClassVar[bool] = True
 
     def check(self, config: Config) -> None:
         super().check(config)
@@ -73,7 +69,6 @@ class LearnScales(ScaleLearning, Step):
 
     bits: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
     needs: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
-    learns: ClassVar[bool] = True
 
     def check(self, config: Config) -> None:
         if config.quant.act.time == "dynamic":

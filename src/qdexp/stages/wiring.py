@@ -5,6 +5,7 @@ from pathlib import Path
 from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.methods import recipe
+from qdexp.methods.base import OPTION
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage
@@ -53,9 +54,9 @@ def stages_of(config: Config) -> dict[str, Stage]:
     if config.inspection.rows:
         stages["activations"] = ActivationsStage.of(config, heldout)
         stages["layers"] = LayersStage.of(config, quantization, heldout)
-    for one in recipe.steps_of(config):
-        if stages[one.slot] is not steps[one.slot]:
-            raise UserError(f"{one.option}: a stage of every cell is called so; give the step another name")
+    for slot in steps:
+        if stages[slot] is not steps[slot]:
+            raise UserError(f"{OPTION}.{slot}: a stage of every cell is called so; give the step another name")
     return stages
 
 
