@@ -30,7 +30,7 @@ def lines_of(records: list[Record]) -> Lines:
         raise UserError(f"the records differ in {', '.join(sorted(others))} too: give one study's")
     lines: Lines = defaultdict(lambda: defaultdict(dict))
     for record in chosen:
-        line = lines[record["axes"]["quant"]][record["config"]["quantizer"]["split"]]
+        line = lines[record["axes"]["quant"]][record["config"]["quantizer"]["steps"]["split"]["scope"]]
         gain = record["config"]["model"]["network"]["deep_gain"]
         if gain in line:
             raise UserError(f"{record['cell']} differs from another record in more than bits, split and gain: give one study's")

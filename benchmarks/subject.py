@@ -21,6 +21,7 @@ from qdexp.cell import preflight
 from qdexp.config import WEIGHTS, Config
 from qdexp.errors import UserError
 from qdexp.methods import Nearest, WeightRounding, Work, recipe
+from qdexp.overrides import completed
 from qdexp.paths import conf_folder
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.stages import calibration
@@ -36,7 +37,7 @@ def config_of(overrides: Sequence[str]) -> Config:
     named = {override.partition("=")[0] for override in overrides}
     defaults = [default for default, axes in DEFAULTS.items() if not axes & named]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return preflight(freeze(compose("config", [*defaults, *overrides], return_hydra_config=True))).config
+        return preflight(freeze(compose("config", completed([*defaults, *overrides]), return_hydra_config=True))).config
 
 
 @dataclass(frozen=True)

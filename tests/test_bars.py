@@ -47,10 +47,10 @@ def test_a_sweep_has_one_display(qdexp: Callable[..., tuple[int, str, str]]) -> 
     (said,) = shown
     assert (code, err) == (0, "")
     assert said.count(HIDE) == said.count(SHOW) == 1
-    for bar in ("[1/2] fp  samples", "[2/2] qdiffusion w4a8  rounding", "batches", "weight rounding", " left"):
+    for bar in ("[1/2] fp  samples", "[2/2] qdiffusion w4a8  weights", "batches", "weight rounding", " left"):
         assert bar in said
     during, _, after = said.partition(SHOW)
-    assert "  quantization " in during
+    assert "  scales " in during
     assert "record   " in after  # the table is printed when the bars are gone
 
 

@@ -101,11 +101,14 @@ MISTAKES = {
     "calib.rows=17": ["calib.rows=17", "trajectory.samples"],
     "calib.strategy._target_=qdexp.calib.strategies.nosuch": ["_target_=qdexp.calib.strategies.nosuch", "PYTHONPATH"],
     "recon.heldout=0": ["recon.heldout=0"],
-    "quantizer.act.range.p=0": ["quantizer.act.range: ", "p=0"],
-    "quantizer.act.range._target_=torch.nn.PairwiseDistance": ["_target_=torch.nn.PairwiseDistance", "RangeEstimator"],
-    "quantizer.rounding=adaruond": ["quantizer.rounding=adaruond", "adaround"],
+    "quantizer.steps.act.range.p=0": ["quantizer.steps.act.range: ", "p=0"],
+    "quantizer.steps.act.range._target_=torch.nn.PairwiseDistance": [
+        "act.range._target_=torch.nn.PairwiseDistance",
+        "RangeEstimator",
+    ],
+    "quantizer.steps.weights._target_=qdexp.methods.AdaRuond": ["weights._target_=qdexp.methods.AdaRuond", "methods.AdaRound?"],
     "protocol.steps=1001": ["protocol.steps=1001", "1000 timesteps"],
-    "quantizer.act.range._target_=nosuch.Range": ["_target_=nosuch.Range", "PYTHONPATH"],
+    "quantizer.steps.act.range._target_=nosuch.Range": ["_target_=nosuch.Range", "PYTHONPATH"],
     "protocol.scheduler._target_=diffusers.NoSuch": ["_target_=diffusers.NoSuch"],
     "model.network._target_=nosuch.Net": ["_target_=nosuch.Net"],
     "protocol.n=5": ["protocol.n=5"],
@@ -119,7 +122,7 @@ MISTAKES = {
     "sweep=a/b": ["sweep=a/b"],
     "nonsense": ["nonsense"],
     "tracker.mode=loud": ["tracker.mode"],
-    "quantizer.file=nowhere.pth": ["quantizer.file=nowhere.pth", "method=released"],
+    "quantizer.file=nowhere.pth": ["quantizer.file is called quantizer.steps.released.file now"],
     "protocol=fid50k": ["protocol.reference=: ", "qdexp.metrics.build"],
 }
 
@@ -186,7 +189,8 @@ def test_rows_to_learn_from_must_be_left(qdexp: Command, tmp_path: Path, method:
     code, _, err = qdexp(f"method={method}", "recon.heldout=8")
     assert (code == 1) is refused
     assert not refused or err == (
-        "qdexp: recon.heldout=8: leaves none of the 8 rows of the calibration set to learn from; lower it, or raise calib.rows"
+        "qdexp: quantizer.steps.weights.heldout=8: leaves none of the 8 rows of the calibration set to learn from; "
+        "lower it (recon.heldout), or raise calib.rows"
     )
     assert (tmp_path / "out" / "store").exists() is not refused
 
@@ -250,7 +254,7 @@ def test_stopped_while_it_samples(
     assert len(digests[0]) == 20
     assert digests[0] == digests[1]
     lines = [(out / "executions.jsonl").read_text().splitlines() for out in (tmp_path / "out", undisturbed)]
-    assert [len(entries) for entries in lines] == [2, 2]
+    assert [len(entries) for entries in lines] == [3, 3]
 
 
 LITTERING = """\

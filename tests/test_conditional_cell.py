@@ -111,12 +111,12 @@ def test_an_unconditional_model_is_asked_for_nothing(cell_of: CellOf, option: st
 def test_the_ablation_leaves_out_a_method_that_finds_nothing_to_split(qdexp: Command, conditional: str, tmp_path: Path) -> None:
     code, out, _ = qdexp("-m", conditional, "model=tiny_dit", "protocol.guidance=2")
     assert code == 0
-    assert "left out qdiffusion w4a8 of tiny_dit: quantizer.split=skip: no convolution" in out
+    assert "left out qdiffusion w4a8 of tiny_dit: quantizer.steps.split.scope=skip: no convolution" in out
     records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()]
     assert {record["axes"]["method"] for record in records} == {"fp", "ptq", "timestep_aware", "reconstruction"}
     code, _, err = qdexp("-m", conditional, "model=tiny_dit", "method=reconstruction,qdiffusion")
     assert code == 1
-    assert "quantizer.split=skip" in err
+    assert "quantizer.steps.split.scope=skip" in err
 
 
 def test_a_text_model_without_a_condition_is_refused_before_any_work(cell_of: CellOf) -> None:

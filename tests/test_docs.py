@@ -118,10 +118,11 @@ def test_the_example_of_a_step_of_ones_own(checkout: Path, monkeypatch: pytest.M
     assert found.keys() == {("search", None), ("bias_corrected", None), ("bias_corrected", 0.5)}  # 1 is what it is anyway
     assert len({one["keys"]["weights"] for one in records}) == 1
     monkeypatch.syspath_prepend(checkout / "mine")
-    biases = [
-        qdexp.load(checkout / "outputs" / found[key]["artifacts"]["checkpoint"], trust=["mine.TinyNet"]).last.bias
+    folders = [
+        checkout / "outputs" / found[key]["artifacts"]["checkpoint"]
         for key in (("search", None), ("bias_corrected", 0.5), ("bias_corrected", None))
     ]
+    biases = [qdexp.load(folder, trust=["mine.TinyNet"]).get_parameter("last.bias") for folder in folders]
     torch.testing.assert_close(biases[1] - biases[0], (biases[2] - biases[0]) / 2)
     assert (biases[2] - biases[0]).abs().max() > 0
     tables = [path.read_text() for path in (checkout / "outputs" / "sweeps").glob("*/table.md")]

@@ -16,16 +16,16 @@ from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
 from qdexp.stages.conditions import ConditionsStage
+from qdexp.stages.coverage import CoverageStage
 from qdexp.stages.curves import CurvesStage
 from qdexp.stages.evaluation import EvaluationStage
 from qdexp.stages.fidelity import FidelityStage
 from qdexp.stages.layers import LayersStage
 from qdexp.stages.perceptual import PerceptualStage
-from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.quantized_samples import QuantizedSamplesStage
-from qdexp.stages.released import ReleasedStage
-from qdexp.stages.rounding import RoundingStage
 from qdexp.stages.samples import SamplesStage
+from qdexp.stages.size import SizeStage
+from qdexp.stages.steps import StepStage
 from qdexp.stages.trajectory import TrajectoryStage
 
 SRC = Path(qdexp.__file__).parents[1]
@@ -35,6 +35,7 @@ ORDER = [
     {"sweep"},
     {"cell"},
     {"stages"},
+    {"methods"},
     {"models", "sampling", "calib", "metrics", "recon"},
     {"quant"},
     {"store", "overrides"},
@@ -53,20 +54,20 @@ INPUTS: dict[type[Stage], set[type[Stage]]] = {
     ConditionsStage: set(),
     TrajectoryStage: {ConditionsStage},
     CalibrationStage: {TrajectoryStage, ConditionsStage},
-    RoundingStage: {CalibrationStage},
-    QuantizationStage: {CalibrationStage, RoundingStage},
-    ReleasedStage: set(),
+    StepStage: {CalibrationStage, StepStage},
+    CoverageStage: {StepStage, CalibrationStage},
+    SizeStage: set(),
     SamplesStage: {ConditionsStage},
-    QuantizedSamplesStage: {QuantizationStage, ConditionsStage, SamplesStage},
-    CurvesStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
+    QuantizedSamplesStage: {StepStage, ConditionsStage, SamplesStage},
+    CurvesStage: {StepStage, TrajectoryStage, ConditionsStage},
     EvaluationStage: {SamplesStage, QuantizedSamplesStage},
     AlignmentStage: {SamplesStage, QuantizedSamplesStage, ConditionsStage},
     FidelityStage: {SamplesStage, QuantizedSamplesStage},
     PerceptualStage: {SamplesStage, QuantizedSamplesStage},
     ActivationsStage: {TrajectoryStage, ConditionsStage},
-    LayersStage: {QuantizationStage, TrajectoryStage, ConditionsStage},
+    LayersStage: {StepStage, TrajectoryStage, ConditionsStage},
 }
-SHARED = {f"qdexp.stages.{name}" for name in ("base", "code", "conversion", "keys", "requirements", "wiring")}
+SHARED = {f"qdexp.stages.{name}" for name in ("base", "code", "keys", "wiring")}
 """Modules of stages that are no stage."""
 
 
@@ -158,8 +159,8 @@ def test_a_stage_uses_code_of_its_inputs_only(stage: type[Stage]) -> None:
     reachable, waiting = {stage.__module__} | SHARED, set(INPUTS[stage])
     while waiting:
         one = waiting.pop()
+        waiting |= {further for further in INPUTS[one] if further.__module__ not in reachable}
         reachable.add(one.__module__)
-        waiting |= INPUTS[one]
     assert {name for name in own_imports(MODULES[stage.__module__]) if part(name) == "stages"} <= reachable
 
 

@@ -287,8 +287,9 @@ def test_only_stages_with_new_keys_are_executed(cell_of: CellOf, executed: Calla
 
     assert run("method=ptq") == ALL
     assert run("method=timestep_aware") == CALIBRATION
+    assert run("method=timestep_aware", "quant=w4a6") == ACT
     assert run("method=timestep_aware", "quant=w8a8") == WEIGHTS
-    assert run("method=fp") == {"evaluation", "size"}
+    assert run("method=fp") == {"size", "evaluation"}
     assert run("method=timestep_aware", "protocol.n=24") == IMAGES
     assert run("method=timestep_aware", "seed=1") == TRAJECTORY | WEIGHTS
 

@@ -129,7 +129,7 @@ def test_encoding_that_was_killed_goes_on(text_of: CellOf, tmp_path: Path, monke
 
 CONDITIONS = {"conditions", "calibration_conditions"}
 MEASURED = {"samples", "full_precision", "evaluation", "fidelity"}
-LEARNED = {"trajectory", "calibration", "quantization", "curves", "samples", "evaluation", "fidelity"}
+LEARNED = {"trajectory", "calibration", "act", "coverage", "curves", "samples", "evaluation", "fidelity"}
 
 
 def changed(one: Cell, other: Cell) -> set[str]:

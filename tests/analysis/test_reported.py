@@ -73,14 +73,14 @@ def test_the_settings_are_the_papers(experiment: str) -> None:
     assert cfg.hydra.sweeper.params.quant == "w8a32,w4a32,w8a8,w4a8"
 
 
-ACTIVATIONS = {"quantizer.act.symmetric", "quantizer.act.range._target_"}
+ACTIVATIONS = {"quant.act.symmetric", "quantizer.steps.act.range._target_"}
 
 
 @pytest.mark.parametrize(
     ("model", "experiment", "ranges", "split"),
     [
-        ("ddim_cifar10", "paper_cifar10", {"quantizer.weight.range._target_"}, set()),
-        ("ldm_bedroom", "paper_bedroom", set(), {"quantizer.split"}),
+        ("ddim_cifar10", "paper_cifar10", {"quantizer.steps.weights.range._target_"}, set()),
+        ("ldm_bedroom", "paper_bedroom", set(), {"quantizer.steps.split.scope"}),
     ],
 )
 def test_what_deviates_from_the_papers_is_named(model: str, experiment: str, ranges: set[str], split: set[str]) -> None:
@@ -107,5 +107,5 @@ def test_the_settings_of_stable_diffusion_are_the_papers(tmp_path: Path) -> None
     assert (config.protocol.steps, config.protocol.guidance) == (50, 7.5)
     assert len(chosen_rows(config)) * 2 == 6_400  # with the prompt and with none
     assert (config.protocol.pixels, config.quant.first_last_bits) == ("truncate", None)
-    assert (config.quant.softmax_bits, config.recon.batch, config.quantizer.split) == (16, 8, "skip")
-    assert (config.recon.weights.iterations, config.recon.scales.iterations) == (20_000, 5_000)
+    assert (config.quant.softmax_bits, config.recon.batch, config.quantizer.steps["split"]["scope"]) == (16, 8, "skip")
+    assert [config.quantizer.steps[slot]["iterations"] for slot in ("weights", "scales")] == [20_000, 5_000]

@@ -61,12 +61,16 @@ def study(qdexp: Callable[..., tuple[int, str, str]], own_conf: Path, folder: Pa
     return sorted(records.iterdir())
 
 
+def scope_of(record: Record) -> str:
+    return str(record["config"]["quantizer"]["steps"]["split"]["scope"])
+
+
 def points(records: Sequence[Path]) -> Points:
     """(bits, split, gain) -> error."""
     found: Points = {}
     for record in (json.loads(path.read_text()) for path in records):
-        gain = record["config"]["model"]["network"]["deep_gain"]
-        found[record["axes"]["quant"], record["config"]["quantizer"]["split"], gain] = record["metrics"]["noise_error"]
+        gain, scope = record["config"]["model"]["network"]["deep_gain"], scope_of(record)
+        found[record["axes"]["quant"], scope, gain] = record["metrics"]["noise_error"]
     return found
 
 
@@ -108,7 +112,7 @@ def test_ranges_of_shortcuts_are_a_gain_apart(run: Script, study: list[Path]) ->
     ratios: dict[int, list[list[str]]] = {}
     for path in study:
         record: Record = json.loads(path.read_text())
-        if record["config"]["quantizer"]["split"] == "skip" and record["axes"]["quant"] == "w32a8":
+        if scope_of(record) == "skip" and record["axes"]["quant"] == "w32a8":
             header, *ratios[record["config"]["model"]["network"]["deep_gain"]] = rows(run("shortcut_ranges.py", path))
             assert header == ["layer", "input, deep", "input, skip", "deep / skip", "weights, deep / skip"]
     names = [row[0] for row in ratios[1]]

@@ -50,7 +50,7 @@ def test_several_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -
     found = tables(*parts, "--rows", "8", "--repetitions", "1")
     assert list(found) == parts
     assert [row["learned rounding of all blocks"] for row in found["data_path"]] == ["data path", "data path and inner loop"]
-    assert [row["quantization"] for row in found["quantization"]][1:] == ["rounding", "quantization", "whole"]
+    assert [row["quantization"] for row in found["quantization"]][1:] == ["split", "weights", "act", "scales", "whole"]
     assert found["range_search"][0]["same range"] == "100.00%"
     assert len(found["sampling"]) == 1
     assert found["overhead"][0]["jobs of one cell"] == "8 jobs, 10 images"

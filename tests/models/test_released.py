@@ -159,7 +159,7 @@ def refused(model: Model, state: dict[str, Any], path: Path, quant: Quant = W4A8
     with pytest.raises(UserError) as caught:
         released.check(model, path, quant)
     message = str(caught.value)
-    assert message.startswith(f"quantizer.file={path}: ") and "\n" not in message
+    assert message.startswith(f"quantizer.steps.released.file={path}: ") and "\n" not in message
     return message
 
 
@@ -199,12 +199,12 @@ def test_a_cell_measures_a_released_checkpoint(
     options = [
         *("model=ddim_cifar10", "model.shape=[1,28,28]", f"model.weights={tmp_path}/full.ckpt", "inspection.rows=4"),
         *(f"model.network.{key}={str(value).replace(' ', '')}" for key, value in network.items()),
-        *("method=released", f"quantizer.file={file}", "protocol=quick"),
+        *("method=released", f"quantizer.steps.released.file={file}", "protocol=quick"),
     ]
     cell = cell_of(*options)
     record = cell.run()
     assert (record["status"], cell.label, record["axes"]["calib"]) == ("complete", "released w4a8", "none")
-    assert not {entry.split("-")[0] for entry in executed()} & {"calibration", "rounding"}
+    assert not {entry.split("-")[0] for entry in executed()} & {"calibration", "weights", "act"}
     assert executed().count(cell.stages["heldout"].entry) == 1
     assert isinstance(qdexp.load(cell.out / record["artifacts"]["checkpoint"]), nn.Module)
     assert {"fid", "noise_error", "distance", "size_stored_mb", "gbops"} <= record["metrics"].keys()
@@ -213,11 +213,11 @@ def test_a_cell_measures_a_released_checkpoint(
     torch.save(state, file)
     changed = cell_of(*options).stages
     assert {role for role, stage in changed.items() if stage.key != cell.stages[role].key} == {
-        *("quantization", "curves", "samples", "evaluation", "fidelity", "layers")
+        *("released", "coverage", "curves", "samples", "evaluation", "fidelity", "layers")
     }
     with pytest.raises(UserError, match=r"^quant\.first_last_bits=8: .*; give quant\.first_last_bits=null"):
         cell_of(*options, "quant.first_last_bits=8")
     with pytest.raises(UserError, match=r"^quant\.softmax_bits=32: .*; give 8, for Stable Diffusion 16"):
         cell_of(*options, "quant.softmax_bits=32")
-    with pytest.raises(UserError, match=r"^quantizer\.file=nowhere: no such file"):
-        cell_of(*options[:-1], "quantizer.file=nowhere")
+    with pytest.raises(UserError, match=r"^quantizer\.steps\.released\.file=nowhere: no such file"):
+        cell_of(*options[:-1], "quantizer.steps.released.file=nowhere")

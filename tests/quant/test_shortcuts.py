@@ -228,7 +228,7 @@ def test_scopes(tiny_unet: UNet2DModel) -> None:
 def test_a_split_that_finds_nothing_is_reported() -> None:
     x = torch.randn(1, 8, 4, 4)
     for between, scope in ((lambda x: x, "skip"), (lambda x: x, "skip+conv1"), (lambda x: F.silu(joined(x)), "skip")):
-        with pytest.raises(UserError, match=r"^quantizer.split=skip.*set it to off$"):
+        with pytest.raises(UserError, match=r"^quantizer\.steps\.split\.scope=skip.*set it to off$"):
             split_sizes(Reader(between), [x], scope)
     assert split_sizes(Reader(lambda x: x), [x], "off") == {}
     assert split_sizes(Reader(lambda x: F.silu(joined(x))), [x], "skip+conv1") == {"conv": (2, 6)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qdexp.errors import UserError
 from qdexp.quant import NormSearch, convert, execution_order, observe_activations, plan_bits
-from qdexp.quant.network import activation_quantizers
+from qdexp.quant.network import activation_quantizers, split
 from qdexp.quant.scheme import TimeGroups
 from qdexp.quant.shortcuts import split_sizes
 from qdexp.quant.timegroups import choose_groups, find_groups, set_time
@@ -83,7 +83,8 @@ def test_groups_of_a_network(tiny_unet: UNet2DModel, count: int) -> None:
     data = list(zip(x.split(4), t.split(4), strict=True))
     order, splits = execution_order(tiny_unet, data[0]), split_sizes(tiny_unet, data[0], "skip")
     network = copy.deepcopy(tiny_unet)
-    convert(network, plan_bits(network, order, 32, 6), splits=splits)
+    split(network, splits)
+    convert(network, plan_bits(network, order, 32, 6))
     read: dict[str, list[Tensor]] = {}
     for name, quantizer in activation_quantizers(network):
         if not quantizer.fixed:

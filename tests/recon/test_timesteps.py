@@ -197,7 +197,7 @@ def test_a_compiled_block_is_told_the_timesteps(
     plain.blocks = ["mid_block.attentions.0"]
     other = copy.deepcopy(plain)
     for one, options in ((plain, recon(iterations=6)), (other, recon(iterations=6, compile=True))):
-        one.walk(tmp_path / str(options.compile), options).learn_scales(data)
+        one.walk(tmp_path / str(options.scales.compile), options).learn_scales(data)
     assert any(row["kept"] for row in table(tmp_path / "False"))
     for (name, mine), (_, theirs) in zip(
         activation_quantizers(plain.network), activation_quantizers(other.network), strict=True

@@ -77,7 +77,7 @@ def make() -> Callable[..., Record]:
 @pytest.fixture
 def failed(make: Callable[..., Record]) -> Record:
     record = make("reconstruction")
-    error = {"stage": "quantization", "type": "ValueError", "message": "no [rows] left | at all\nTraceback ..."}
+    error = {"stage": "act", "type": "ValueError", "message": "no [rows] left | at all\nTraceback ..."}
     return {**record, "status": "failed", "metrics": {}, "costs": {}, "error": error}
 
 

@@ -205,7 +205,7 @@ def test_a_click_on_a_cell_tells_all_of_it(page: Browser, study: Study) -> None:
     page.run("return new Promise(done => setTimeout(done, 50))")
     text = page.run("return document.getElementById('cell').textContent")
     assert page.run("return location.hash") == f"#cell={record['cell']}"
-    for told in (record["provenance"]["python"], record["keys"]["quantization"], "quantizer.split", '"entry": "samples-'):
+    for told in (record["provenance"]["python"], record["keys"]["scales"], "quantizer.steps.split.scope", '"entry": "samples-'):
         assert told in text
     assert page.run("return document.querySelectorAll('#cell svg').length") == 4
     assert page.complaints() == []
@@ -228,7 +228,7 @@ def test_two_cells_side_by_side_with_the_difference_of_their_configs(page: Brows
     differs = page.run(
         "return [...document.querySelectorAll('#differs tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))"
     )
-    assert ["quantizer.split", "off", "skip"] in differs
+    assert ["quantizer.steps.split.scope", "off", "skip"] in differs
     assert not [row for row in differs if row[1] == row[2]]
     value, low, high = page.run(
         "return paired(CELLS.get(arguments[1]), CELLS.get(arguments[0]), 'fid')", one["cell"], other["cell"]

@@ -116,7 +116,7 @@ def test_nothing_to_show_is_an_error() -> None:
 
 
 def test_failed_cells_are_one_line_each(make: Make, failed: Record) -> None:
-    line = f"failed: {failed['cell']} in quantization: ValueError: no [rows] left | at all"
+    line = f"failed: {failed['cell']} in act: ValueError: no [rows] left | at all"
     assert f"\n\n- {line}\n" in markdown(make("ptq"), failed)
     assert line in [text.strip() for text in shown([make("ptq"), failed], 110).splitlines()]
     assert [row["method"] for row in cells(make("ptq"), failed)] == ["ptq"]

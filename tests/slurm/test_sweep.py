@@ -69,7 +69,7 @@ def test_a_sweep_from_command_to_table(
     own = tmp_path / "conf"
     shutil.copytree(own_conf, own)
     path = f"hydra.searchpath=[file://{own}]"
-    broken = "quantizer=linear quantizer.act.range._target_=broken_range.Broken"
+    broken = "quantizer=linear quantizer.steps.act.range._target_=broken_range.Broken"
     cells = f'hydra.sweeper.cells=["method=fp","method=ptq","{broken}"]'
     command = ("-m", path, cells, "hydra/launcher=slurm", "cluster.parts=2", "cluster.parallel=8", "out=out")
     code, out, err = qdexp(*command)
@@ -109,7 +109,7 @@ def test_a_sweep_from_command_to_table(
         "ptqsearch": "complete",
         "linear-uniformlinear": "failed",
     }
-    assert found["linear-uniformlinear"]["error"]["stage"] == "quantization"
+    assert found["linear-uniformlinear"]["error"]["stage"] == "act"
     assert found["linear-uniformlinear"]["error"]["message"] == "cannot range:\nnot today"
     made = executed()
     assert len(made) == len(set(made))

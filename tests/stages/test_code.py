@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 import qdexp.stages.wiring  # noqa: F401 - loads all stages
-from qdexp.stages import code
+from qdexp.stages import code, keys
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage, code_of_stage
 from qdexp.stages.calibration import CalibrationStage
 from qdexp.stages.conditions import ConditionsStage
-from qdexp.stages.quantization import QuantizationStage
 from qdexp.stages.quantized_samples import QuantizedSamplesStage
-from qdexp.stages.rounding import RoundingStage
 from qdexp.stages.samples import SamplesStage
+from qdexp.stages.steps import StepStage
 from qdexp.stages.trajectory import TrajectoryStage
 
 CODE = """
@@ -138,18 +137,29 @@ def test_a_change_of_a_method_redoes_nothing_of_full_precision(stage: type[Stage
     assert any(name.startswith("qdexp.sampling.") for name in found)
 
 
-@pytest.mark.parametrize("stage", [RoundingStage, QuantizationStage])
-def test_the_code_of_the_methods_is_behind_what_they_make(stage: type[Stage]) -> None:
-    names = {
-        "qdexp.quant.gptq",
-        "qdexp.quant.adaround",
-        "qdexp.quant.affine",
-        "qdexp.recon.walk",
-        "qdexp.models",
-        "qdexp.device",
-        "qdexp.lightning",
-    }
-    assert names <= code.reached(stage.__module__, _is_stage).keys()
+LEARNED = {
+    "qdexp.quant.gptq",
+    "qdexp.quant.adaround",
+    "qdexp.recon.walk",
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "reads"),
+    [
+        *((f"qdexp.methods.{name}", LEARNED) for name in ("Gptq", "AdaRound", "LearnScales")),
+        ("qdexp.methods.Nearest", {"qdexp.quant.ranges"}),
+        ("qdexp.methods.Observe", {"qdexp.quant.ranges"}),
+        ("qdexp.methods.SplitShortcuts", {"qdexp.quant.shortcuts"}),
+        ("qdexp.methods.Released", {"qdexp.models.released"}),
+    ],
+)
+def test_the_code_of_a_step_is_behind_what_it_makes_and_that_of_others_is_not(step: str, reads: set[str]) -> None:
+    found = set(code.reached(StepStage.__module__, _is_stage))
+    found |= {name for module in keys.modules_of(step)[-1:] for name in code.reached(module)}
+    assert {"qdexp.quant.affine", "qdexp.models", "qdexp.device", "qdexp.methods.base"} | reads <= found
+    others = LEARNED | {"qdexp.models.released"}
+    assert others & found == others & reads
 
 
 def test_no_result_depends_on_the_code_of_reports_sweeps_or_trackers() -> None:

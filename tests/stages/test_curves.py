@@ -23,7 +23,7 @@ def test_teacher_forced_and_free_running_errors(finished: Callable[..., Cell]) -
     """Of 8 trajectories in shards of 3, at the timesteps of the sampler."""
     cell = finished("sampling.batch=3", "method=timestep_aware")
     store = Store(cell.out)
-    found = checkpoint.load(store.folder(cell.stages["quantization"].entry) / "checkpoint")
+    found = checkpoint.load(store.folder(cell.stages["act"].entry) / "checkpoint")
     shards = [load_file(path) for path in sorted(store.folder(cell.stages["heldout"].entry).glob("shard-*"))]
     x_t, eps = (torch.cat([shard[name] for shard in shards]) for name in ("x_t", "eps"))
     curves = cell.run()["curves"]

@@ -68,7 +68,7 @@ def test_prune_removes_what_no_record_needs(out: Path, cell_of: CellOf, capsys: 
 
 
 def test_prune_keeps_what_a_sweep_waits_for(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entry = next(name for name in names(out) if name.startswith("quantization"))
+    entry = next(name for name in names(out) if name.startswith("act-"))
     next((out / "records").iterdir()).unlink()
     (out / "sweeps" / "waiting").mkdir(parents=True)
     cells = {"a-cell": {"label": "a cell", "entries": [entry]}}

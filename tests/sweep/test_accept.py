@@ -66,7 +66,7 @@ def test_a_refactoring_gives_finished_results_new_keys(
     assert done.returncode == 0, done.stderr
     assert "1 of 1 cells have new keys" in done.stdout
     made_again = {line.split()[0] for line in done.stdout.splitlines() if line.endswith("bit-equal")}
-    assert made_again == {"quantization", "curves", "samples"}, "what the edit reaches, and no more"
+    assert made_again == {"weights", "act", "coverage", "curves", "samples"}, "what the edit reaches, and no more"
     (path,) = (cell.out / "records").glob("*.json")
     accepted = json.loads(path.read_text())
     assert accepted["cell"] == path.stem != record["cell"]
@@ -102,7 +102,7 @@ def test_a_change_of_results_is_not_accepted(finished: CellOf, edited: Callable[
     before = {path: files.sha256(path) for path in cell.out.rglob("*") if path.is_file()}
     done = run(edited(*CHANGED), "qdexp.store", "accept", "--out", str(cell.out))
     assert done.returncode == 1
-    assert "quantization  1 of 1 made again" in done.stdout
+    assert "weights       1 of 1 made again" in done.stdout
     assert "differs in checkpoint/checkpoint.json, checkpoint/checkpoint.safetensors: not accepted" in done.stdout
     assert "0 of 1 cells have new keys" in done.stdout
     assert {path: files.sha256(path) for path in cell.out.rglob("*") if path.is_file()} == before
@@ -131,7 +131,7 @@ def test_what_one_method_makes_says_nothing_of_another(cell_of: CellOf, edited: 
         cell.run()
     done = run(edited("quant/adaround.py", *LEARNING), "qdexp.store", "accept", "--out", str(gptq.out))
     assert done.returncode == 1, done.stderr
-    rounding = [line for line in done.stdout.splitlines() if line.startswith("rounding")]
+    rounding = [line for line in done.stdout.splitlines() if line.startswith("weights")]
     assert sorted("bit-equal" in line for line in rounding) == [False, True], done.stdout
     assert "1 of 2 cells have new keys" in done.stdout
     assert adaround.record.exists() and not gptq.record.exists()

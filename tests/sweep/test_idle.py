@@ -32,8 +32,9 @@ def test_an_axis_along_which_all_cells_are_equal_is_refused(qdexp: Command, tmp_
         "method=fp seed=0,1",
         "method=fp quant=w8a8,w4a8",
         "method=fp,ptq calib.rows=2,4",
+        "method=fp,ptq quantizer.steps.act.rows=2,4",
         "method=ptq,reconstruction recon.scales.rate=0.1,0.2",
-        """'hydra.sweeper.cells=["method=ptq quantizer.act.rows=4","method=timestep_aware quantizer.act.rows=8"]'""",
+        """'hydra.sweeper.cells=["method=ptq quantizer.steps.act.rows=4","calib=uniform quantizer.steps.act.rows=8"]'""",
         "method=ptq seed=0,1",
     ],
 )

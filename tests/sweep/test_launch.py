@@ -32,7 +32,7 @@ def test_configs_composed_once_are_those_that_hydra_composes(small: list[str]) -
         return compose("config", overrides, return_hydra_config=True)
 
     points = [
-        [*small, f"method={method}", f"seed={seed}", f"quantizer.split={split}", f"calib.rows={rows}", layers]
+        [*small, f"method={method}", f"seed={seed}", f"++quantizer.steps.split.scope={split}", f"calib.rows={rows}", layers]
         for method in ("ptq", "qdiffusion")
         for seed, rows in ((0, 4), (7, 5), (0, 5))
         for split in ("skip", "off")
@@ -58,8 +58,8 @@ def test_several_processes_at_once(
     listed = json.loads((tmp_path / "out" / "sweeps" / "trial" / "cells.json").read_text())
     assert list(listed) == [record["cell"]]  # a report finds the sweep by it
     made = executed()
-    assert [entry.partition("-")[0] for entry in made] == ["samples", "evaluation"]
-    assert "2 stages, 2 of them in" in qdexp(*command)[1]
+    assert [entry.partition("-")[0] for entry in made] == ["samples", "size", "evaluation"]
+    assert "3 stages, 3 of them in" in qdexp(*command)[1]
     assert executed() == made
     sweep_command(["status", "--out", str(tmp_path / "out")])
     left = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -97,12 +97,12 @@ def test_a_word_that_is_no_command_gets_all_of_them(capsys: pytest.CaptureFixtur
 def test_plan_does_nothing(qdexp: Command, tmp_path: Path) -> None:
     code, out, err = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
     assert (code, err) == (0, "")
-    assert "2 cells, 0 of them complete; 10 stages, 0 of them in" in out
+    assert "2 cells, 0 of them complete; 13 stages, 0 of them in" in out
     assert "time unknown" in out
     assert not list((tmp_path / "out").glob("*"))
     assert qdexp("method=ptq")[0] == 0
     _, out, _ = qdexp("-m", "method=fp,ptq", "hydra.launcher.dry=true")
-    assert "1 of them complete; 10 stages, 9 of them in" in out
+    assert "1 of them complete; 13 stages, 11 of them in" in out
     assert re.search(r"about \S+ hours of computing, a guess by 1 earlier record[,;]", out)
 
 

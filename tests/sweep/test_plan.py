@@ -20,14 +20,14 @@ def kinds(nodes: list[Node]) -> dict[str, int]:
 def test_shared_stages_are_planned_once(cell_of: CellOf) -> None:
     cells = [cell_of(f"method={method}") for method in ("fp", "ptq", "timestep_aware", "qdiffusion")]
     nodes = plan(cells, Store(cells[0].out), parts=1)
-    assert kinds(nodes) == {"samples": 4, "trajectory": 2, "rounding": 1, "quantization": 3, "curves": 3, RECORD: 4}
+    assert kinds(nodes) == {"samples": 4, "trajectory": 2, "weights": 1, "act": 2, "scales": 1, "curves": 3, RECORD: 4}
     names = [one.id for one in nodes]
     assert len(names) == len(set(names))
     for place, one in enumerate(nodes):
         assert set(one.needs) <= set(names[:place])
     (last,) = (one for one in nodes if one.id == f"{RECORD}-{cells[3].name}")
     stages = cells[3].stages
-    assert set(last.needs) == {stages[role].entry for role in ("trajectory", "rounding", "quantization", "heldout", "curves",
+    assert set(last.needs) == {stages[role].entry for role in ("trajectory", "weights", "scales", "heldout", "curves",
                                                                "full_precision", "samples")}  # fmt: skip
     assert [node(one.plain()) for one in nodes] == nodes
 
@@ -44,10 +44,39 @@ def test_what_is_in_the_store_is_no_job(cell_of: CellOf) -> None:
     cell_of("method=ptq").run()
     cells = [cell_of("method=ptq"), cell_of("method=timestep_aware")]
     nodes = plan(cells, Store(cells[0].out), parts=1)
-    assert kinds(nodes) == {"quantization": 1, "curves": 1, "samples": 1, RECORD: 1}
-    assert next(one for one in nodes if one.kind == "quantization").needs == ()
+    assert kinds(nodes) == {"act": 1, "curves": 1, "samples": 1, RECORD: 1}
+    assert next(one for one in nodes if one.kind == "act").needs == ()
     cells[0].record.unlink()
     assert kinds(plan(cells[:1], Store(cells[0].out), parts=1)) == {RECORD: 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "quant", "jobs"),
+    [
+        *(("ptq", quant, [last]) for quant, last in (("w4a8", "act"), ("w4a32", "weights"), ("w32a8", "act"))),
+        ("reconstruction", "w4a8", ["weights", "scales"]),
+        *(("qdiffusion", quant, jobs) for quant, jobs in (("w4a8", ["weights", "scales"]), ("w4a32", ["weights"]))),
+        ("qdiffusion", "w32a8", ["scales"]),
+    ],
+)
+def test_of_the_steps_those_that_learn_take_a_job_and_the_last(
+    cell_of: CellOf, method: str, quant: str, jobs: list[str]
+) -> None:
+    cell = cell_of(f"method={method}", f"quant={quant}")
+    nodes = plan([cell], Store(cell.out), parts=1)
+    steps = {one.slot for one in cell.steps}
+    assert [one.kind for one in nodes if one.kind in steps] == jobs
+    assert {one.kind for one in nodes} - steps <= {"trajectory", "samples", "curves", RECORD}
+
+
+def test_a_quick_step_that_ends_another_cell_takes_one_job_for_all(cell_of: CellOf) -> None:
+    """Were it made by its readers, those of the cell that it ends would each wait for, or repeat, it."""
+    cells = [cell_of(f"quant={quant}") for quant in ("w4a8", "w4a6", "w4a32")]
+    for order in (cells, cells[::-1]):
+        nodes = plan(order, Store(cells[0].out), parts=1)
+        assert kinds(nodes) == {"samples": 4, "trajectory": 2, "weights": 1, "act": 2, "curves": 3, RECORD: 3}
+        weights = cells[0].stages["weights"].entry
+        assert all(weights in one.needs for one in nodes if one.kind == "act")
 
 
 def made(kind: str, **needs: list[str]) -> list[Node]:

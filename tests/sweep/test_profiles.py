@@ -21,7 +21,7 @@ def test_every_profile_is_a_cluster(profile: str) -> None:
         overrides = [f"hydra.searchpath=[file://{JOBS}]", f"cluster={profile}"]
         cluster = freeze(compose("config", overrides, return_hydra_config=True)).cluster
     assert cluster.name == profile
-    assert cluster.resources("rounding").minutes > 0
+    assert cluster.resources("weights").minutes > 0
 
 
 @pytest.fixture

@@ -171,4 +171,4 @@ def test_an_edit_of_a_method_changes_what_it_makes_and_nothing_before(cell_of: C
     keys = json.loads(done.stdout)
     same = {name for name in keys if keys[name] == cell.keys[name]}
     assert same == {"trajectory", "calibration", "heldout", "full_precision"}
-    assert isinstance(cell.stages["rounding"], Stage)
+    assert isinstance(cell.stages["weights"], Stage)

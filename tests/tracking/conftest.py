@@ -38,7 +38,7 @@ def record() -> dict[str, Any]:
         "config": config,
         "identity": "e" * 16,
         "files": {"weights": {"path": "net.safetensors", "sha256": "f" * 64}},
-        "keys": {"calibration": "c" * 16, "quantization": "d" * 16},
+        "keys": {"calibration": "c" * 16, "act": "d" * 16},
         "protocol": protocol,
         "metrics": {"fid": 12.5, "isc": 7.0, "kid": 0.01, "distance": 0.02, "size_nominal_mb": 0.5, "size_stored_mb": 0.625},
         "curves": {"timestep": [999, 500, 0], "teacher_forced": [0.5, 0.25, 0.125], "free_running": [0.5, 0.75, 1.0]},
@@ -52,5 +52,5 @@ def record() -> dict[str, Any]:
 def failed(record: dict[str, Any]) -> dict[str, Any]:
     """The same cell, failed while it was quantized."""
     kept = {name: record[name] for name in ("format", "axes", "config", "identity", "files", "keys", "protocol", "provenance")}
-    error = {"stage": "quantization", "type": "ValueError", "message": "no rows"}
+    error = {"stage": "act", "type": "ValueError", "message": "no rows"}
     return {**kept, "cell": "net-ptq-w4a8-failed0000", "status": "failed", "error": error}

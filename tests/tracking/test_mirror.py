@@ -91,7 +91,7 @@ def test_curves_are_history_over_their_own_axis(record: Record, tmp_path: Path) 
 def test_failed_record(failed: Record, tmp_path: Path) -> None:
     run = mirrored(failed, tmp_path)
     assert run.exit_code == 1
-    error = {"error_stage": "quantization", "error_type": "ValueError", "error_message": "no rows"}
+    error = {"error_stage": "act", "error_type": "ValueError", "error_message": "no rows"}
     assert headline(run) == {"status": "failed", **error}
     assert run.config["record"]["config"] == failed["config"]
     assert not run.history

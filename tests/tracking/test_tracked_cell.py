@@ -24,7 +24,7 @@ def test_a_cell_and_its_run_agree(qdexp: Callable[..., tuple[int, str, str]], tm
     forced = [row["curves/teacher_forced"] for row in run.history if "curves/teacher_forced" in row]
     assert forced == pytest.approx(record["curves"]["teacher_forced"])
     names = [artifact.name for artifact in run.artifacts if artifact.type == "checkpoint"]
-    assert names == [f"checkpoint-{record['keys']['quantization']}"]
+    assert names == [f"checkpoint-{record['keys']['act']}"]
     assert check(log.parent).problems == []
     assert any("samples.path" in row for row in run.history)
     (table,) = (row for row in run.history if "layers.path" in row)

@@ -6,7 +6,7 @@ With guidance the network is called twice, so each chosen row is there twice in 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
@@ -17,13 +17,15 @@ from torch.utils import _pytree as pytree
 from qdexp import files
 from qdexp.calib.selection import choose_positions, choose_rows
 from qdexp.config import Calib, Config
-from qdexp.quant.blocks import Batch
 from qdexp.sampling.conditions import flatten, unflatten
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
 from qdexp.stages.trajectory import TrajectoryStage, calibration_trajectory
+
+if TYPE_CHECKING:  # no code of quantization is behind the rows
+    from qdexp.quant.blocks import Batch
 
 FILE = "rows.safetensors"
 CONDITION = "condition."
@@ -67,14 +69,14 @@ class CalibrationStage(Stage):
         files.write_tensors(folder / FILE, rows | flatten(condition, CONDITION))
 
 
-def read_batches(folder: Path, size: int, device: torch.device, rows: int | None = None) -> list[Batch]:
+def read_batches(folder: Path, size: int, device: torch.device, rows: int | None = None) -> "list[Batch]":
     """The calibration set in ``folder``, or its first ``rows``, on ``device``, in batches of ``size``."""
     whole = read_rows(folder)
     stop = len(whole[0]) if rows is None else min(rows, len(whole[0]))
     return [_cut(whole, slice(start, min(start + size, stop)), device) for start in range(0, stop, size)]
 
 
-def _cut(batch: Batch, rows: slice, device: torch.device) -> Batch:
+def _cut(batch: "Batch", rows: slice, device: torch.device) -> "Batch":
     """These rows of every tensor in a batch."""
     part: Batch = pytree.tree_map(lambda tensor: tensor[rows].to(device), batch)
     return part

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from qdexp.quant.blocks import Batch, call, first_row, output
 from qdexp.recon import result
 from qdexp.stages.base import Results, Stage
 from qdexp.stages.calibration import CalibrationStage, read_batches
+
+if TYPE_CHECKING:  # all methods are behind it, and would be behind each other's results
+    from qdexp.methods.recipe import NamedStep
 
 SAME = 0.01
 """Relative difference of what a network computes before and after it is saved: on a CPU there is none."""
@@ -56,13 +59,17 @@ class StepStage(Stage):
         step = one.step
         reads_rows = step.calibrated or not has_example(config.model)
         own = models.files(config.model) if before is None and step.from_weights else {}
+        try:
+            read = step.files(config)
+        except ValueError as error:
+            raise UserError(f"{one.option}.{error}") from error
         return cls(
             device=devices.resolve(config.device),
             slot=one.slot,
             target=one.target,
             step=step,
             model=config.model.bare,
-            files=own | step.files(config),
+            files=own | read,
             sampling=config.sampling,
             quant=step.depends_on(config.quant),
             seed=config.seed,
@@ -110,7 +117,7 @@ class StepStage(Stage):
 
     def results(self, folder: Path) -> Results:
         learned = result.read(folder)
-        found: Results = {"reconstruction": {self.slot: learned}} if learned is not None else {}
+        found: Results = {"reconstruction": {} if learned is None else {self.slot: learned}}
         if self.last:
             found["artifacts"] = {"checkpoint": folder / checkpoint.FOLDER}
             found["metrics"] = {"size_stored_mb": checkpoint.size_bytes(folder / checkpoint.FOLDER) / 1e6}

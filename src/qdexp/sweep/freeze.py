@@ -46,7 +46,8 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
 
 def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
     """A step whose class is named on the command line has the options that are named there, and its place; Hydra alone would
-    keep those of the step that it replaces."""
+    keep those of the step that it replaces. Where there is no step at all the options of one are left out: full precision is
+    one and the same whatever the others vary."""
     named: dict[str, dict[str, Any]] = {}
     for override in overrides:
         slot, _, option = str(override.key_or_group).removeprefix(STEPS).partition(".")
@@ -62,6 +63,9 @@ def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
                 OmegaConf.update(node, name, value)
             with open_dict(cfg):
                 cfg.quantizer.steps[slot] = node
+    if all(node is None or (isinstance(node, DictConfig) and _TARGET not in node) for node in cfg.quantizer.steps.values()):
+        for slot in named:
+            cfg.quantizer.steps[slot] = None
 
 
 def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
