@@ -122,7 +122,7 @@ class Step(ABC):
         return
 
     def files(self, config: Config) -> dict[str, Path]:
-        """The files outside the store that it reads, by their roles. Raises UserError where one is missing."""
+        """The files outside the store that it reads, by their roles. Raises ValueError where one is missing."""
         return {}
 
     def passes(self, rows: int) -> float:

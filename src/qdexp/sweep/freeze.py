@@ -17,8 +17,8 @@ from qdexp.overrides import STEPS
 from qdexp.sweep import idle
 
 PARTS = ("quantizer", "calib")
-_TARGET = "_target_"
 """The groups that a method fixes."""
+_TARGET = "_target_"
 
 
 def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
