@@ -183,9 +183,9 @@ def test_help_needs_no_torch() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_planning_loads_no_lightning() -> None:
-    """It takes seconds, and only what predicts or learns needs it: by late imports, which are followed no further here."""
-    found, pending = set[str](), ["qdexp.sweep.launch", "qdexp.sweep.freeze", "qdexp.sweep.results"]
+def test_planning_and_workers_load_neither_lightning_nor_pandas() -> None:
+    """They take seconds, and only what learns or shows tables needs them: by late imports, followed no further here."""
+    found, pending = set[str](), [f"qdexp.sweep.{name}" for name in ("__main__", "launch", "freeze", "results", "worker")]
     while pending:
         module = pending.pop()
         found.add(module)
@@ -194,4 +194,4 @@ def test_planning_loads_no_lightning() -> None:
         names = [name if name in MODULES else name.rpartition(".")[0] or name for name in _names(early)]
         pending += [name for name in names if name not in found]
     assert "qdexp.sampling.shards" in found
-    assert not {name for name in found if name.split(".")[0] == "pytorch_lightning"}
+    assert not {name for name in found if name.split(".")[0] in ("pytorch_lightning", "pandas")}

@@ -23,7 +23,7 @@ from qdexp.sampling.shards import read_shards
 from qdexp.stages.calibration import read_rows
 from qdexp.stages.conditions import read_conditions
 from qdexp.store import Store
-from qdexp.sweep.estimate import Networks, disk_bytes
+from qdexp.sweep.estimate import disk_bytes
 from qdexp.sweep.plan import plan
 
 CellOf = Callable[..., Cell]
@@ -89,8 +89,8 @@ def test_images_show_their_prompts_in_turn_and_calibration_the_last_ones(text_of
     assert roles == ["conditions", "calibration_conditions", "heldout_conditions"]
     jobs = [node.stage for node in plan([cell], Store(cell.out), parts=2) if node.kind == "conditions"]
     assert sorted(jobs) == sorted(roles)
-    assert disk_bytes(cell.config, cell.stages["conditions"], Networks()) == 4 * (PIECE + 4) * 77 * WIDTH
-    assert disk_bytes(cell.config, cell.stages["calibration"], Networks()) == 4 * 2 * 8 * (14 * 14 + 77 * WIDTH)
+    assert disk_bytes(cell.config, cell.stages["conditions"]) == 4 * (PIECE + 4) * 77 * WIDTH
+    assert disk_bytes(cell.config, cell.stages["calibration"]) == 4 * 2 * 8 * (14 * 14 + 77 * WIDTH)
     inputs = {"conditions": cell.stages["conditions"].make(Store(cell.out)).folder}
     conditions = read_conditions(inputs, cell.config.protocol.guidance)
     assert conditions.count == PIECE + 4
@@ -229,7 +229,7 @@ def test_images_are_scored_by_how_well_they_show_their_prompts(text_of: CellOf, 
     protocol = record["protocol"]
     assert protocol["clip_digest"] and protocol["hash"] != protocol_of(plain.config)["hash"]
     records = [full.run(), json.loads(json.dumps(record))]
-    assert "| CLIP |" in to_markdown(compare(records, Evidence(cell.out)))
+    assert " CLIP |" in to_markdown(compare(records, Evidence(cell.out)))
     line = compare(records, Evidence(cell.out)).lines[1]
     assert line.numbers["clip"].value == pytest.approx(record["metrics"]["clip"])
     assert line.numbers["clip"].low < line.numbers["clip"].high

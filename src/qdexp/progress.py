@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 _display: Progress | None = None
@@ -35,38 +35,33 @@ def _duration(seconds: float) -> str:
 class Bar:
     """One bar; ``shown`` is whether anybody sees it."""
 
-    def __init__(self, display: Progress | None, title: str, total: float) -> None:
-        self._display = display
-        self._task = TaskID(0) if display is None else display.add_task(title, total=total)
-
-    @property
-    def shown(self) -> bool:
-        return self._display is not None
+    def __init__(self, display: Progress, title: str, total: float) -> None:
+        self._display, self._task, self.shown = display, display.add_task(title, total=total), not display.disable
 
     def update(self, done: float, title: str | None = None) -> None:
         """``done`` of the total; a new ``title`` takes the place of the old one."""
-        if self._display is not None:
-            self._display.update(self._task, completed=done, description=title)
+        self._display.update(self._task, completed=done, description=title)
 
     def close(self) -> None:
-        if self._display is not None:
-            self._display.remove_task(self._task)
+        self._display.remove_task(self._task)
 
 
 @contextlib.contextmanager
 def bar(title: str, total: float) -> Iterator[Bar]:
     """A bar as long as the work within lasts, below those of the work around it."""
     global _display
-    outermost = _display is None and sys.stdout.isatty()
-    if outermost:
+    outermost = _display is None
+    if _display is None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), _TimeLeft())
-        _display = Progress(*columns, console=Console(), redirect_stderr=sys.stderr.isatty(), transient=True)
+        terminal, errors = sys.stdout.isatty(), sys.stderr.isatty()
+        _display = Progress(*columns, console=Console(), redirect_stderr=errors, transient=True, disable=not terminal)
         _display.start()
     one = Bar(_display, title, total)
     try:
         yield one
     finally:
         one.close()
-        if outermost and _display is not None:
-            _display.stop()
+        if outermost:
+            if one.shown:  # one that is not would end with an empty line
+                _display.stop()
             _display = None

@@ -64,6 +64,15 @@ def read_records(source: Path | Iterable[Path]) -> list[Record]:
     return [_read(path) for path in paths]
 
 
+def flat(tree: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """``{"calib": {"timesteps": 10}}`` as ``{"calib.timesteps": 10}``."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        leaves |= flat(value, separator, f"{path}{separator}") if isinstance(value, dict) else {path: value}
+    return leaves
+
+
 def _content(path: Path) -> Record:
     """What was written, without what seals it."""
     record = files.read_sealed(path)

@@ -180,7 +180,7 @@ def test_the_account_says_what_was_read(tree: Path) -> None:
     Image.fromarray(GREYS).save(tree / "grey.tif")
     images = ImageFolder(tree, "ldm", 4)
     for index in (0, 0, *range(len(images))):
-        assert images[index][0].shape == (3, 4, 4)
+        assert images[index].shape == (3, 4, 4)
     assert images.account.startswith("4 PNG RGB, 1 TIFF L; left out: 2 ")
     assert "1 .txt" in images.account
 

@@ -68,10 +68,14 @@ def test_a_cell_that_the_paper_has_not(line: Line, tmp_path: Path) -> None:
 
 
 def test_the_list_as_markdown(line: Line, tmp_path: Path) -> None:
-    text = to_markdown(Paper.read(write(tmp_path, deviations=["other noise"])), [line])
+    settings = PAPER["settings"] | {"protocol.name": {"paper": "a|b"}}
+    text = to_markdown(Paper.read(write(tmp_path, settings=settings, deviations=["other noise"])), [line])
     assert text.endswith("Of every cell:\n\n- other noise\n")
-    assert text.startswith("# A paper (arXiv 0000.00000) and this study\n\n## ptq\n\n| what |")
-    assert "| FID | 12.00 (reported) | 12.30 ± 0.80 | inside our interval, which is over the images alone |" in text
+    assert text.startswith("# A paper (arXiv 0000.00000) and this study\n\n## ptq\n\n| what ")
+    row = next(line for line in text.splitlines() if line.startswith("| FID"))
+    remark = "inside our interval, which is over the images alone"
+    assert [part.strip() for part in row.split("|")] == ["", "FID", "12.00 (reported)", "12.30 ± 0.80", remark, ""]
+    assert "a\\|b (paper)" in text
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_images_are_read_in_any_order_a_shard_at_a_time(write: Write) -> None:
     assert len(found) == N
     for order in (range(N), range(N - 1, -1, -1), (0, 39, 7, 34, 6)):
         for index in order:
-            assert torch.equal(found[index][0], images(folder)[index])
+            assert torch.equal(found[index], images(folder)[index])
 
 
 def test_every_forward_pass_has_exactly_batch_rows(tiny_model: Model, solver: Protocol, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_cell_with_weights_and_its_table(cell_of: CellOf, weights: dict[str, P
     replicates = evidence.estimates(record)["lpips"].replicates
     assert np.ptp(replicates) > 0
     table = to_markdown(comparison)
-    assert "| LPIPS to FP |" in table
+    assert " LPIPS to FP |" in table
     assert f"LPIPS of VGG-16 {sha256(weights['vgg'])[:8]} by lpips {version('lpips')}." in table
     assert "LPIPS" not in to_markdown(compare([full.run(), plain.run()], Evidence(cell.out)))
 

@@ -37,7 +37,7 @@ def test_du(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {line.split()[0]: line.split()[1] for line in said.splitlines()}
     assert rows["trajectory"] == rows["samples"] == "2"
     assert rows["all"] == str(len(names(out)))
-    assert "nothing needs 0 B" in said
+    assert "nothing needs 0 bytes" in said
 
 
 def test_verify_names_what_is_corrupt(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

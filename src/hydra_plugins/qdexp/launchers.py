@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -68,17 +69,16 @@ class CellLauncher(Launcher):
     def launch_cells(self, cells: "Sequence[Cell]") -> Any:
         from qdexp.sweep import launch  # torch is loaded here, not for --help
 
-        return launch.dry(cells) if self.dry else self.run(cells)
+        return launch.dry(cells) if self.dry else self.run(launch, cells)
 
     @abstractmethod
-    def run(self, cells: "Sequence[Cell]") -> Any: ...
+    def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
+        """Runs the cells by a function of the module ``launch``."""
 
 
 class SequentialLauncher(CellLauncher):
-    def run(self, cells: "Sequence[Cell]") -> Any:
-        from qdexp.sweep.launch import sequential
-
-        return sequential(cells)
+    def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
+        return launch.sequential(cells)
 
 
 class LocalLauncher(CellLauncher):
@@ -91,10 +91,8 @@ class LocalLauncher(CellLauncher):
             raise UserError(f"hydra.launcher.jobs={self.jobs}: choose at least 1")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    def run(self, cells: "Sequence[Cell]") -> Any:
-        from qdexp.sweep.launch import local
-
-        return local(cells, self.jobs)
+    def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
+        return launch.local(cells, self.jobs)
 
 
 class SlurmLauncher(CellLauncher):
@@ -103,7 +101,5 @@ class SlurmLauncher(CellLauncher):
 
         return planned_for(self.config.cluster)
 
-    def run(self, cells: "Sequence[Cell]") -> Any:
-        from qdexp.sweep.launch import slurm
-
-        return slurm(cells)
+    def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
+        return launch.slurm(cells)

@@ -10,6 +10,7 @@ protocol.reference=cifar10.safetensors protocol.extractor=inception-v3.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
@@ -20,15 +21,15 @@ from qdexp.device import resolve
 from qdexp.errors import UserError, one_line
 from qdexp.metrics import reference
 from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, find
-from qdexp.metrics.features import extract_from
-from qdexp.metrics.preparation import PREPARATIONS, ImageFolder, Registered
+from qdexp.metrics.features import extract
+from qdexp.metrics.preparation import PREPARATIONS, ImageFolder
 
 BATCH = 64
 COLOURED = [extractor.name for extractor in EXTRACTORS.values() if extractor.shape in ((), (3,))]
 """The extractors of RGB images, as which all images are read."""
 
 
-def images_of(args: argparse.Namespace) -> ImageFolder | Registered:
+def images_of(args: argparse.Namespace) -> ImageFolder | Any:
     """The images that the command names. Raises UserError where they are not there."""
     if args.images not in DATASETS_REGISTRY:
         if not Path(args.images).is_dir():
@@ -38,7 +39,7 @@ def images_of(args: argparse.Namespace) -> ImageFolder | Registered:
         return ImageFolder(Path(args.images), args.prepare, args.size)
     root = args.root or Path(torch.hub.get_dir()).parent / "fidelity_datasets"
     try:
-        return Registered(DATASETS_REGISTRY[args.images](str(root), False))
+        return DATASETS_REGISTRY[args.images](str(root), False)
     except (RuntimeError, OSError) as error:
         raise UserError(f"{args.images}: not in {root}; put it there, or name its folder by --root") from error
 
@@ -59,7 +60,7 @@ def build(args: argparse.Namespace) -> None:
     count = min(args.n or len(images), len(images))
     if count < 2:
         raise UserError(f"{args.images}: holds 1 image, which has no covariance; FID needs thousands, and at least 2")
-    found = extract_from(extractor, Subset(images, range(count)), BATCH, resolve("auto"))
+    found = extract(extractor, Subset(images, range(count)), BATCH, resolve("auto"))
     parts = reference.statistics(found.pool)
     if found.spatial is not None:
         parts |= {f"{name}_s": value for name, value in reference.statistics(found.spatial).items()}

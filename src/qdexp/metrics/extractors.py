@@ -120,16 +120,6 @@ class FashionExtractor(FeatureExtractorBase):
         """What ``metric`` ("isc", "fid", "kid" or "prc") reads."""
         return FASHION_CNN.logits if metric == "isc" else FASHION_CNN.pool
 
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Whether torch.compile may be applied."""
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> tuple[Tensor]:
-        """The smallest input."""
-        return (torch.zeros(1, *FASHION_CNN.shape, dtype=torch.uint8),)
-
 
 class InceptionExtractor(FeatureExtractorBase):
     """torch-fidelity's InceptionV3, with the spatial features of sFID: uint8 images [n, 3, h, w] -> the requested features.
@@ -175,16 +165,6 @@ class InceptionExtractor(FeatureExtractorBase):
         """What ``metric`` ("isc", "fid", "kid" or "prc") reads."""
         name: str = FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(metric)
         return name
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Whether torch.compile may be applied: the hook is left outside."""
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> tuple[Tensor]:
-        """The smallest input."""
-        return (torch.zeros(1, 3, 4, 4, dtype=torch.uint8),)
 
 
 class _Untrained(FeatureExtractorInceptionV3):

@@ -61,7 +61,8 @@ def input_ranges(network: nn.Module, steps: Sequence[Sequence[Batch]]) -> dict[s
     order = execution_order(network, first_row(steps[0][0]))
     ends: dict[str, list[Tensor]] = {name: [] for name in order}
     with _watching(network, order, lambda name, _, inputs: ends[name].append(torch.stack(inputs[0].aminmax()))):
-        _run(network, chain.from_iterable(steps))
+        for batch in chain.from_iterable(steps):
+            call(network, batch)
     batches = [len(step) for step in steps]
     once = {name: found for name, found in ends.items() if len(found) == sum(batches)}  # not those that run twice
     return {name: Ranges.of(found, batches) for name, found in once.items()}
@@ -81,7 +82,8 @@ def shortcut_histograms(
             histogram.add(part)
 
     with _watching(network, sizes, count):
-        _run(network, chain.from_iterable(steps))
+        for batch in chain.from_iterable(steps):
+            call(network, batch)
     return histograms
 
 
@@ -95,11 +97,6 @@ def _watching(network: nn.Module, names: Iterable[str], hook: Callable[[str, nn.
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _run(network: nn.Module, batches: Iterable[Batch]) -> None:
-    for batch in batches:
-        call(network, batch)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ BACKBONES = (Backbone("alex", "AlexNet", 31), Backbone("vgg", "VGG-16", 16))
 def weight_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
     """The published names and the shapes of the weights that ``Perceptual`` reads."""
     with torch.device("meta"):
-        trunk = _trunk(_network(backbone))
+        trunk = _network(backbone).get_submodule("net")
     return {_published(name): tuple(value.shape) for name, value in trunk.state_dict().items()}
 
 
@@ -60,7 +60,7 @@ class Perceptual:
     def __init__(self, backbone: Backbone, weights: Mapping[str, Tensor], device: torch.device) -> None:
         self.backbone, self.device = backbone, device
         network = _network(backbone)
-        trunk = _trunk(network)
+        trunk = network.get_submodule("net")
         trunk.load_state_dict({name: weights[_published(name)] for name in trunk.state_dict()})
         self.network = network.to(device)
 
@@ -83,10 +83,6 @@ def _network(backbone: Backbone) -> nn.Module:
         warnings.simplefilter("ignore", UserWarning)  # it calls torchvision in the old way
         network: nn.Module = lpips.LPIPS(net=backbone.name, pnet_rand=True, verbose=False)
     return network
-
-
-def _trunk(network: nn.Module) -> nn.Module:
-    return network.get_submodule("net")
 
 
 def _published(name: str) -> str:

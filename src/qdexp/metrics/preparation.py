@@ -47,7 +47,7 @@ def adm(image: Image.Image, size: int) -> Image.Image:
 PREPARATIONS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"none": none, "ldm": ldm, "adm": adm}
 
 
-class ImageFolder(Dataset[tuple[Tensor]]):
+class ImageFolder(Dataset[Tensor]):
     """All images under ``folder``, as an LSUN export or a flat folder holds them, sorted by path: uint8 [3, size, size].
 
     Raises UserError where there is none, or a file is no image.
@@ -65,9 +65,9 @@ class ImageFolder(Dataset[tuple[Tensor]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor]:
+    def __getitem__(self, index: int) -> Tensor:
         image, self._kinds[index] = images.read(self.paths[index])
-        return (torch.from_numpy(np.array(self.prepare(image, self.size))).permute(2, 0, 1),)
+        return torch.from_numpy(np.array(self.prepare(image, self.size))).permute(2, 0, 1)
 
     @property
     def account(self) -> str:
@@ -78,16 +78,3 @@ class ImageFolder(Dataset[tuple[Tensor]]):
 
 def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-
-
-class Registered(Dataset[tuple[Tensor]]):
-    """One of torch-fidelity's registered inputs, such as ``cifar10-train``, whose entries are images alone."""
-
-    def __init__(self, images: Dataset[Tensor]) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Tensor]:
-        return (self.images[index],)

@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +31,7 @@ from qdexp.errors import UserError
 from qdexp.files import read_arrays, sha256, write_tensors
 from qdexp.metrics.extractors import INCEPTION, RANDOM_INCEPTION, Extractor
 
-STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+STATISTICS, FEATURES = ("mu", "sigma", "mu_s", "sigma_s"), ("features", "floor_features")
 ABOUT = {"extractor", "extractor_digest", "dataset"}
 INCEPTION_FEATURES, INCEPTION_SPATIAL = 2048, 2023
 
@@ -41,12 +42,12 @@ class Reference:
 
     mu: Tensor
     sigma: Tensor
-    features: Tensor | None
-    floor_features: Tensor | None
     extractor: str
     extractor_digest: str
     dataset: str
     digest: str
+    features: Tensor | None = None
+    floor_features: Tensor | None = None
     mu_s: Tensor | None = None
     sigma_s: Tensor | None = None
     images: str = ""
@@ -75,22 +76,14 @@ class Reference:
         if not intact:
             raise UserError(f"protocol.reference={path} was changed after it was made; make or fetch it again")
         _require_sound(tensors, f"protocol.reference={path}")
-        return cls(
-            mu=tensors["mu"],
-            sigma=tensors["sigma"],
-            features=tensors.get("features"),
-            floor_features=tensors.get("floor_features"),
-            digest=sha256(path),
-            mu_s=tensors.get("mu_s"),
-            sigma_s=tensors.get("sigma_s"),
-            **about,
-        )
+        known: dict[str, Any] = {name: tensors[name] for name in (*STATISTICS, *FEATURES) if name in tensors}
+        return cls(**known, **about, digest=sha256(path))
 
     @classmethod
     def _made_up(cls) -> "Reference":
         pool, spatial = ((torch.zeros(d).double(), torch.eye(d).double()) for d in (INCEPTION_FEATURES, INCEPTION_SPATIAL))
         extractor = RANDOM_INCEPTION
-        return cls(*pool, None, None, extractor.name, extractor.digest, "standard normal", RANDOM, *spatial)
+        return cls(*pool, extractor.name, extractor.digest, "standard normal", RANDOM, None, None, *spatial)
 
     @classmethod
     def _published(cls, path: Path) -> "Reference":
@@ -103,18 +96,8 @@ class Reference:
             raise UserError(f"protocol.reference={path} holds statistics of {list(moments[0])} features, not of InceptionV3's "
                             f"{INCEPTION_FEATURES}; name another file")  # fmt: skip
         _require_sound(found, f"protocol.reference={path}")
-        return cls(
-            mu=found["mu"],
-            sigma=found["sigma"],
-            features=None,
-            floor_features=None,
-            extractor=INCEPTION.name,
-            extractor_digest=INCEPTION.digest,
-            dataset=path.stem,
-            digest=sha256(path),
-            mu_s=found.get("mu_s"),
-            sigma_s=found.get("sigma_s"),
-        )
+        made: dict[str, Any] = {"extractor": INCEPTION.name, "extractor_digest": INCEPTION.digest, "dataset": path.stem}
+        return cls(**made | found, digest=sha256(path))
 
     def check(self, extractor: Extractor) -> None:
         """UserError unless this reference was measured with exactly this extractor."""
@@ -164,7 +147,7 @@ def _faults(tensors: Mapping[str, Tensor]) -> Iterator[str]:
             yield f"{mean} is {list(mu.shape)} and {covariance} {list(sigma.shape)}, not [d] and [d, d]"
         elif not torch.allclose(sigma, sigma.T, atol=1e-6 * float(sigma.abs().max())) or sigma.diagonal().min() < 0:
             yield f"{covariance} is no covariance: not symmetric, or with a negative variance"
-    for name in ("features", "floor_features"):
+    for name in FEATURES:
         if name in tensors and tensors[name].shape[1:] != tensors["mu"].shape:
             yield f"{name} is {list(tensors[name].shape)}, not [m, {len(tensors['mu'])}]"
 

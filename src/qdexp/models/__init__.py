@@ -12,11 +12,12 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from qdexp.config import RANDOM, Model
+from qdexp.config import RANDOM, FirstStage, Model
 from qdexp.errors import UserError
 from qdexp.folding import fold
 from qdexp.models import loading
 from qdexp.models.first_stage import Decoder
+from qdexp.models.weights import WeightFiles
 
 
 def is_random(model: Model) -> bool:
@@ -43,15 +44,25 @@ def first_stage_files(model: Model) -> dict[str, Path]:
     return loading.files(stage.weights, stage.subfolder, model.publisher, "model.first_stage.weights")
 
 
+def opened(model: Model) -> WeightFiles:
+    """The files that define the network, their names and shapes read."""
+    return WeightFiles(files(model).values(), f"model.weights={model.weights}")
+
+
+def first_stage_opened(model: Model, stage: FirstStage) -> WeightFiles:
+    """Likewise the first stage's."""
+    return WeightFiles(first_stage_files(model).values(), f"model.first_stage.weights={stage.weights}")
+
+
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
     """The full-precision network in eval mode, without gradients, its weights folded. UserError where they do not fit it."""
     network = _architecture(model.network, "model.network")
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     if not is_random(model):
-        opened = loading.opened(files(model), f"model.weights={model.weights}")
-        opened.check_digests()
-        loading.fill(network, opened, "model.network")
+        found = opened(model)
+        found.check_digests()
+        loading.fill(network, found, "model.network")
     fold(network)
     return network.eval().requires_grad_(False)
 
@@ -63,10 +74,10 @@ def first_stage(model: Model) -> Decoder | None:
         return None
     network, scale = _architecture(stage.network, "model.first_stage.network"), stage.scale or 1.0
     if stage.weights != RANDOM:
-        opened = loading.opened(first_stage_files(model), f"model.first_stage.weights={stage.weights}")
-        opened.check_digests()
-        loading.fill(network, opened, "model.first_stage.network")
-        scale = loading.measured_scale(opened, stage.scale)
+        found = first_stage_opened(model, stage)
+        found.check_digests()
+        loading.fill(network, found, "model.first_stage.network")
+        scale = loading.measured_scale(found, stage.scale)
     return Decoder(network, scale, stage.shift).eval().requires_grad_(False)
 
 
@@ -84,7 +95,7 @@ def stored_bytes(model: Model) -> int:
     """Bytes of the network's own tensors, of the dtypes that they have in its files; float32 where they are random."""
     if is_random(model):
         return 4 * parameters(model)
-    return loading.stored_bytes(skeleton(model), loading.opened(files(model), f"model.weights={model.weights}"))
+    return loading.stored_bytes(skeleton(model), opened(model))
 
 
 def skeleton_of(target: Mapping[str, Any], option: str) -> torch.nn.Module:

@@ -1,4 +1,9 @@
-"""``python -m qdexp.models model=NAME``: what a model is made of and what it costs, without its weights."""
+"""python -m qdexp.models model=NAME [OPTION=VALUE ...]
+
+Describes a model, its weights need not be there: parameters, multiply-accumulates, sizes, bit operations and the share that is
+quantized at each bit-width, what stays in full precision, its blocks in the order in which they run, and where split shortcuts
+cut. All options of `python -m qdexp` are understood; quant.layers, quant.softmax_bits and quant.first_last_bits count.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,21 +20,13 @@ from qdexp.paths import conf_folder
 from qdexp.quant.checkpoint import nominal_bytes
 from qdexp.quant.coverage import Coverage
 
-HELP = """python -m qdexp.models model=NAME [OPTION=VALUE ...]
-
-Describes a model, its weights need not be there: parameters, multiply-accumulates, sizes, bit operations and the share that is
-quantized at each bit-width, what stays in full precision, its blocks in the order in which they run, and where split shortcuts
-cut. All options of `python -m qdexp` are understood;
-quant.layers, quant.softmax_bits and quant.first_last_bits count.
-"""
-
 
 def main(arguments: list[str]) -> None:
     """Prints the description. Exits with one line where an option is wrong."""
     if not arguments:
-        sys.exit(HELP)
+        sys.exit(__doc__)
     if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
+        print(__doc__, end="")
         return
     with one_line(HydraException, OmegaConfBaseException):
         overrides.check(arguments)

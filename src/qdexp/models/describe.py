@@ -6,8 +6,10 @@ quantized count as 32 bits. Sizes: nominal is parameters x bits / 8, stored what
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +28,8 @@ from qdexp.quant.macs import FULL, Product, count
 from qdexp.quant.network import LayerBits
 from qdexp.quant.packing import packed_bytes
 from qdexp.quant.shortcuts import Concatenation, concatenations
+
+T = TypeVar("T")
 
 QPARAMS_BYTES = 5
 """Of one group: a float32 scale and a uint8 zero point."""
@@ -108,19 +112,23 @@ def description_of(model: Model) -> Description | None:
         return None
 
 
-_described: dict[str, Description] = {}
+def per_architecture(look: Callable[[Model], T]) -> Callable[[Model], T]:
+    """``look``, once a process for each network and shape."""
+    known: dict[str, T] = {}
+
+    @wraps(look)
+    def looked(model: Model) -> T:
+        key = json.dumps([model.network, model.shape], sort_keys=True, default=str)
+        if key not in known:
+            known[key] = look(model)
+        return known[key]
+
+    return looked
 
 
+@per_architecture
 def describe(model: Model) -> Description:
-    """Once a process for each architecture. Raises UserError where the network cannot run without values: it has to be
-    described by itself."""
-    key = json.dumps([model.network, model.shape], sort_keys=True, default=str)
-    if key not in _described:
-        _described[key] = _describe(model)
-    return _described[key]
-
-
-def _describe(model: Model) -> Description:
+    """Raises UserError where the network cannot run without values: it has to be described by itself."""
     network = skeleton(model).to("meta").requires_grad_(False)
     fold(network)
     try:
@@ -133,7 +141,7 @@ def _describe(model: Model) -> Description:
     except Exception as error:  # whatever the forward of anybody's network does not like about shapes without values
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.network: it cannot run on shapes alone ({why}); only such networks are described") from error
-    blocks = [replace(block, macs=_macs(products, block.name)) for block in blocks]
+    blocks = [replace(one, macs=sum(p.macs for p in products if _lies_in(p.module, one.name))) for one in blocks]
     return Description(network, parameters, order, reads, products, blocks)
 
 
@@ -141,10 +149,6 @@ def _block(network: nn.Module, name: str, reads: Mapping[str, Concatenation]) ->
     module = network.get_submodule(name)
     own = {layer: read for layer, read in reads.items() if _lies_in(layer, name)}
     return Block(name, type(module).__name__, sum(p.numel() for p in module.parameters()), 0, own)
-
-
-def _macs(products: Sequence[Product], block: str) -> int:
-    return sum(product.macs for product in products if _lies_in(product.module, block))
 
 
 def _place_quantizers(network: nn.Module, order: Sequence[str]) -> None:

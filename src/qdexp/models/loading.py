@@ -29,11 +29,6 @@ def files(weights: str, subfolder: str, publisher: str | None, option: str, fetc
     return {"weights" if number == 0 else f"weights-{number}": path for number, path in enumerate(found)}
 
 
-def opened(named: Mapping[str, Path], option: str) -> WeightFiles:
-    """The files, their names and shapes read."""
-    return WeightFiles(named.values(), option)
-
-
 def origins(network: nn.Module, keys: Mapping[str, Any]) -> tuple[dict[str, Origin], set[str]]:
     """The origin of every tensor of ``network`` in a file with these keys, and the keys that ought to be used.
 

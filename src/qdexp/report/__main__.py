@@ -58,19 +58,16 @@ def main() -> None:
         files.write_text(folder / "conformance.md", listed)
     page.write(content(source, evidence, comparison, paper), folder / "index.html")
     drawn = [] if args.no_figures else draw_all(comparison, evidence, folder)
-    for line in [*(f"note     {gap}" for gap in sorted(evidence.gaps)), *_missing(source.missing)]:
-        print(line)
+    for gap in sorted(evidence.gaps):
+        print(f"note     {gap}")
+    if source.missing:
+        print(f"missing  without a record yet: {len(source.missing)}: {', '.join(source.missing)}")
     print(f"tables   {folder / 'table'}.md .tex .csv")
     if drawn:
         print(f"figures  {folder}: {', '.join(drawn)} (.pdf .png)")
     if listed is not None:
         print(f"paper    {folder / 'conformance.md'}")
     print(f"page     {folder / 'index.html'}")
-
-
-def _missing(labels: list[str]) -> list[str]:
-    """One line on the cells that have no record yet."""
-    return [f"missing  without a record yet: {len(labels)}: {', '.join(labels)}"] if labels else []
 
 
 if __name__ == "__main__":

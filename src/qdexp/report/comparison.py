@@ -5,7 +5,7 @@ Which records are a configuration, and which is whose baseline, is settled by co
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,12 @@ class Line:
         return axes
 
     @property
+    def seconds(self) -> float | None:
+        """Of the mean cell, from an empty store; None where it is not known."""
+        totals = [record["costs"]["total"]["seconds"] for record in self.records if "total" in record.get("costs", {})]
+        return statistics.mean(totals) if totals else None
+
+    @property
     def settled(self) -> bool:
         """Whether the intervals of its own numbers hold all that moves them."""
         return settled(self.records)
@@ -139,11 +145,6 @@ def lpips_lines(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _exact(value: float) -> Interval:
-    """A value without an interval."""
-    return Interval(value, math.nan, math.nan)
-
-
 def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) -> dict[str, Interval]:
     """Means over the seeds; with an interval where each was estimated from images, so that it holds both."""
     found = {}
@@ -153,7 +154,7 @@ def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) 
         if len(measured) == len(group):
             found[metric.key] = pool(measured)
         elif len(values) == len(group):
-            found[metric.key] = _exact(statistics.mean(values))
+            found[metric.key] = Interval(statistics.mean(values), math.nan, math.nan)
     return found
 
 
@@ -165,12 +166,12 @@ def _differences(pairs: Sequence[tuple[dict[str, Estimate], dict[str, Estimate]]
     }
 
 
-def write_number(metric: Metric, interval: Interval | None, form: Callable[[str, str], str] = "{} ± {}".format) -> str:
+def write_number(metric: Metric, interval: Interval | None) -> str:
     """``1.85 ± 0.33``, without the half width where it is not known; ``-`` where there is no number."""
     if interval is None:
         return "-"
     value = plain(metric, interval.value)
-    return value if math.isnan(interval.half) else form(value, plain(metric, interval.half))
+    return value if math.isnan(interval.half) else f"{value} ± {plain(metric, interval.half)}"
 
 
 def write_difference(metric: Metric, interval: Interval | None) -> str:

@@ -18,11 +18,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from qdexp.errors import UserError
+from qdexp.record import flat
 from qdexp.report.comparison import METRICS, Line, plain, write_number
-from qdexp.report.identity import flat, full_precision
+from qdexp.report.identity import full_precision
+from qdexp.report.tables import markdown
 
 SIDES = ("paper", "code")
 QUANTIZING = ("quant.", "quantizer.", "calib.", "recon.", "trajectory.")
@@ -30,8 +34,7 @@ QUANTIZING = ("quant.", "quantizer.", "calib.", "recon.", "trajectory.")
 HEADER = ("what", "reported or published", "ours", "remark")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the list: a number or a setting, the paper's side, ours, and what is to be said of the two."""
 
     what: str
@@ -121,8 +124,8 @@ def to_markdown(paper: Paper, lines: Sequence[Line]) -> str:
         raise UserError(f"--reported: {paper.title} reports none of these cells")
     parts = [f"# {paper.title} ({paper.source}) and this study"]
     for line, rows in known:
-        table = [HEADER, ("---",) * len(HEADER), *((row.what, row.theirs, row.ours, row.remark) for row in rows)]
-        parts.append(f"## {line.name}\n\n" + "\n".join(f"| {' | '.join(texts)} |" for texts in table))
+        table = pd.DataFrame(rows, columns=HEADER)
+        parts.append(f"## {line.name}\n\n{markdown(table)}")
     if paper.deviations:
         parts.append("Of every cell:\n\n" + "\n".join(f"- {deviation}" for deviation in paper.deviations))
     return "\n\n".join(parts) + "\n"

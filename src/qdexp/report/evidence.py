@@ -4,6 +4,7 @@ A record may be read without its store, on another machine: then there are numbe
 """
 
 import fnmatch
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Evidence:
                 break
         return np.concatenate(shards)[:count] if shards else None
 
+    def rows_of_images(self, named: Iterable[tuple[str, Record]], count: int) -> list[tuple[str, NDArray[np.uint8]]]:
+        """The first images of each record, with its name; of those whose images have the first one's shape."""
+        found = [(name, images) for name, record in named if (images := self.images(record, count)) is not None]
+        return [(name, images) for name, images in found if images.shape == found[0][1].shape]
+
     def estimates(self, record: Record) -> dict[str, Estimate]:
         """By metric: those of the record's numbers that are means or statistics of its images, with their replicates."""
         folder, scored = self.folder(record, "evaluation"), "reference_digest" in record["protocol"]
@@ -86,8 +92,4 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _corrupt(path, error) from error
-
-
-def _corrupt(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is corrupt ({error}): run the sweep again, which makes it anew")
+        raise UserError(f"{path} is corrupt ({error}): run the sweep again, which makes it anew") from error

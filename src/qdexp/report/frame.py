@@ -1,5 +1,7 @@
-"""Records as a table to compute with: one row per cell, numbers in their records' units, with intervals where there are any."""
+"""Records and comparisons as tables to compute with: numbers unrounded, in their records' units, with their intervals."""
 
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,15 @@ import pandas as pd
 
 from qdexp.layout import Layout
 from qdexp.record import Record, read_records
+from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line
 from qdexp.report.evidence import Evidence
 from qdexp.report.rows import in_order
+from qdexp.statistics.estimate import Interval
+
+ENDS = ("", "_low", "_high")
+"""What the columns of a value, and of the ends of its interval, end with."""
+MINUS = "_minus_baseline"
+PROTOCOL = ("hash", "name", "n", "steps", "extractor", "extractor_digest")
 
 
 def load_records(place: str | Path = "outputs") -> pd.DataFrame:
@@ -34,7 +43,7 @@ def load_records(place: str | Path = "outputs") -> pd.DataFrame:
 
 def _row(record: Record, evidence: Evidence) -> dict[str, Any]:
     complete = record["status"] == "complete"
-    intervals = {name: one.interval() for name, one in evidence.estimates(record).items()} if complete else {}
+    estimates = evidence.estimates(record) if complete else {}
     return {
         "cell": record["cell"],
         "status": record["status"],
@@ -43,10 +52,47 @@ def _row(record: Record, evidence: Evidence) -> dict[str, Any]:
         "protocol_hash": record["protocol"]["hash"],
         "identity": record["identity"],
         **record.get("metrics", {}),
-        **{
-            f"{name}_{end}": value
-            for name, interval in intervals.items()
-            for end, value in (("low", interval.low), ("high", interval.high))
-        },
+        **_columns({name: one.interval() for name, one in estimates.items()}),
         "seconds": record.get("costs", {}).get("total", {}).get("seconds"),
+    }
+
+
+def of_comparison(comparison: Comparison) -> pd.DataFrame:
+    """One row per line of a comparison, in its order.
+
+    Columns: ``line``, its name; the number of its ``seeds``; every metric and its difference to the ``baseline``
+    (``METRIC_minus_baseline``), each with ``_low`` and ``_high``, empty where unknown; ``protocol_NAME``; the others as
+    ``load_records`` has them, ``seconds`` of the mean cell.
+    """
+    axes = dict.fromkeys(name for line in comparison.lines for name in line.axes if name != "seed")
+    numbers = [f"{metric.key}{end}" for metric in METRICS for end in ENDS]
+    differences = [f"{key}{MINUS}{end}" for key in DIFFERENCES for end in ENDS]
+    shared = {"baseline": comparison.baseline} | {f"protocol_{name}": comparison.protocol.get(name) for name in PROTOCOL}
+    columns = ["line", "seeds", "identity", *axes, *numbers, "baseline", *differences, *list(shared)[1:], "seconds"]
+    return pd.DataFrame([_line(line) | shared for line in comparison.lines], columns=columns)
+
+
+def _line(line: Line) -> dict[str, Any]:
+    return {
+        "line": line.name,
+        "seeds": len(line.records),
+        "identity": line.records[0]["identity"],
+        **line.axes,
+        **_columns(line.numbers),
+        **_columns({f"{key}{MINUS}": interval for key, interval in line.differences.items()}),
+        "seconds": line.seconds,
+    }
+
+
+def intervals(numbers: pd.DataFrame, name: str) -> Iterator[Interval | None]:
+    """A column of numbers with the ends of their intervals; None where there is no number."""
+    for ends in numbers[[f"{name}{end}" for end in ENDS]].itertuples(index=False, name=None):
+        yield None if math.isnan(ends[0]) else Interval(*ends)
+
+
+def _columns(numbers: Mapping[str, Interval]) -> dict[str, float]:
+    return {
+        f"{name}{end}": value
+        for name, interval in numbers.items()
+        for end, value in zip(ENDS, (interval.value, interval.low, interval.high), strict=True)
     }

@@ -4,6 +4,7 @@ Every cell of a sweep draws sample i from the same noise, so what differs down a
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def sample_grid(rows: Sequence[tuple[str, Any]], path: Path) -> None:
     tiles = [_enlarged(samples) for samples in images]
     count, height, width, _ = tiles[0].shape
     font = ImageFont.load_default(TYPE)
-    left = MARGIN + _label_width(labels, font) + MARGIN
+    texts = max(int(font.getlength(line)) + 1 for label in labels for line in label.split("\n"))
+    left = MARGIN + texts + MARGIN
     size = (left + count * (width + GAP) - GAP + MARGIN, 2 * MARGIN + len(tiles) * (height + GAP) - GAP)
     picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
@@ -41,7 +43,7 @@ def sample_grid(rows: Sequence[tuple[str, Any]], path: Path) -> None:
         draw.multiline_text((MARGIN, top + height // 2), label, fill=INK, font=font, anchor="lm", spacing=3)
         for column, tile in enumerate(samples):
             picture.paste(Image.fromarray(tile), (left + column * (width + GAP), top))
-    _write(picture, path)
+    files.write(path, partial(picture.save, format="PNG"))
 
 
 def _checked(samples: Any) -> NDArray[np.uint8]:
@@ -56,11 +58,3 @@ def _enlarged(samples: NDArray[np.uint8]) -> NDArray[np.uint8]:
     factor = max(1, TILE // samples.shape[2])
     rgb = np.broadcast_to(samples, (len(samples), 3, *samples.shape[2:])).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(rgb.repeat(factor, axis=1).repeat(factor, axis=2))
-
-
-def _label_width(labels: list[str], font: Any) -> int:
-    return max(int(font.getlength(line)) + 1 for label in labels for line in label.split("\n"))
-
-
-def _write(picture: Image.Image, path: Path) -> None:
-    files.write(path, lambda part: picture.save(part, format="PNG"))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qdexp.errors import UserError
-from qdexp.record import Record
+from qdexp.record import Record, flat
 
 PLACES = {
     *(
@@ -77,14 +77,6 @@ def differing(records: Sequence[Record]) -> set[str]:
     """The options in which the records differ, and the files whose content differs."""
     told = [options(record) | contents(record) for record in records]
     return {name for one in told for name in one if any(other.get(name) != one[name] for other in told)}
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"calib": {"timesteps": 10}}`` as ``{"calib.timesteps": 10}``."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
 
 
 class Baselines:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from qdexp.record import Record
-from qdexp.report.identity import PLACES, contents, flat, full_precision, grouped, network, options
+from qdexp.record import Record, flat
+from qdexp.report.identity import PLACES, contents, full_precision, grouped, network, options
 
 LADDER = ("fp", "ptq", "timestep_aware", "reconstruction", "qdiffusion")
 """Order of the methods' rows, one ingredient added by each; others follow."""

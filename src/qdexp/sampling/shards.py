@@ -78,8 +78,8 @@ def first_rows(folder: Path, name: str, count: int) -> Tensor:
     return torch.cat(found)
 
 
-class Images(Dataset[tuple[Tensor]]):
-    """The images in the shards of ``folder``, in order, each as ``(image,)``; one shard at a time is held."""
+class Images(Dataset[Tensor]):
+    """The images in the shards of ``folder``, in order; one shard at a time is held."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = sorted(folder.glob("shard-*.safetensors"))
@@ -89,11 +89,11 @@ class Images(Dataset[tuple[Tensor]]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> tuple[Tensor]:
+    def __getitem__(self, index: int) -> Tensor:
         shard = bisect_right(self._ends, index)
         if shard != self._shard:
             self._shard, self._held = shard, load_file(self._paths[shard])["images"]
-        return (self._held[index - self._ends[shard]],)
+        return self._held[index - self._ends[shard]]
 
 
 def _length(path: Path) -> int:

@@ -11,7 +11,7 @@ from qdexp import files
 from qdexp.config import NO_EXTRACTOR, RANDOM, Config
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import Extractor, find
-from qdexp.metrics.features import extract_from
+from qdexp.metrics.features import extract
 from qdexp.metrics.reference import Reference
 from qdexp.metrics.scores import estimates, floor, score
 from qdexp.sampling.shards import Images
@@ -50,7 +50,7 @@ class EvaluationStage(Stage):
         )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        features = extract_from(self.extractor, Images(inputs["samples"]), BATCH, self.device)
+        features = extract(self.extractor, Images(inputs["samples"]), BATCH, self.device)
         reference = Reference.load(Path(self.reference))
         found = estimates(features.pool, reference)
         metrics = {name: estimate.value for name, estimate in found.items()}

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.layout import MANIFEST, Layout, is_hidden, is_pruned, records_in, stage_and_key
@@ -28,9 +30,9 @@ def du(store: Store) -> None:
         sizes["in the making" if is_hidden(folder) else stage_and_key(folder.name)[0]].append(size)
         unneeded += size if _removable(folder, needed) else 0
     for kind, found in sorted(sizes.items(), key=lambda item: -sum(item[1])):
-        print(f"{kind:<14} {len(found):>6}  {_readable(sum(found)):>9}")
-    print(f"{'all':<14} {sum(map(len, sizes.values())):>6}  {_readable(sum(map(sum, sizes.values()))):>9}")
-    print(f"nothing needs {_readable(unneeded)} of it (prune)")
+        print(f"{kind:<14} {len(found):>6}  {decimal(sum(found)):>9}")
+    print(f"{'all':<14} {sum(map(len, sizes.values())):>6}  {decimal(sum(map(sum, sizes.values()))):>9}")
+    print(f"nothing needs {decimal(unneeded)} of it (prune)")
 
 
 def verify(store: Store) -> int:
@@ -63,7 +65,7 @@ def prune(store: Store, yes: bool) -> None:
     if waiting:
         print(f"kept for cells without a record: sweeps {', '.join(waiting)}; delete the folders of those that you gave up "
               f"({store.layout.sweeps})")  # fmt: skip
-    print(f"{_readable(sum(doomed.values()))} {'freed' if yes else 'would be freed: add --yes'}")
+    print(f"{decimal(sum(doomed.values()))} {'freed' if yes else 'would be freed: add --yes'}")
 
 
 def _remove(doomed: list[Path], layout: Layout) -> list[Path]:
@@ -96,7 +98,7 @@ def copy(store: Store, sweep: str, to: str, everything: bool) -> None:
         target = Path(to) / path.relative_to(store.out)
         target.parent.mkdir(parents=True, exist_ok=True)
         files.write(target, lambda part, path=path: shutil.copyfile(path, part))  # type: ignore[misc]
-    print(f"{len(paths)} files, {_readable(sum(path.stat().st_size for path in paths))} copied to {to}")
+    print(f"{len(paths)} files, {decimal(sum(path.stat().st_size for path in paths))} copied to {to}")
 
 
 def _of_sweep(store: Store, sweep: str, everything: bool) -> Iterator[Path]:
@@ -159,11 +161,3 @@ def _size(folder: Path) -> int:
         for path in folder.rglob("*"):
             size += path.stat().st_size if path.is_file() else 0
     return size
-
-
-def _readable(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

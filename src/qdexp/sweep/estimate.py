@@ -13,7 +13,7 @@ from qdexp.config import UNTOUCHED, WEIGHTS, Config, Model
 from qdexp.errors import UserError
 from qdexp.layout import Layout, records_in
 from qdexp.models.conditions import example_condition
-from qdexp.models.describe import describe
+from qdexp.models.describe import describe, per_architecture
 from qdexp.record import read_records
 from qdexp.stages.base import Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage
@@ -31,15 +31,12 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     stages = {stage.entry: (cell.config, stage) for cell in cells for stage in cell.stages.values()}
     makes = {node.entry: stages[node.entry] for node in nodes if node.entry in stages}
     makes |= {entry: one for entry, one in stages.items() if one[1].quick and not store.has(entry)}
-    networks = Networks()
-    rates, asked = _rates(store.layout, networks)
-    disk = f"{sum(disk_bytes(config, stage, networks) for config, stage in makes.values()) / 1e9:.2g} GB of disk"
+    rates, asked = _rates(store.layout)
+    disk = f"{sum(disk_bytes(config, stage) for config, stage in makes.values()) / 1e9:.2g} GB of disk"
     if not rates:
         return f"time unknown, {store.layout.records} has no complete record to go by; about {disk}"
     anything = median(rates.values())
-    seconds = sum(
-        rates.get(stage.name, anything) * multiplications(config, stage, networks) for config, stage in makes.values()
-    )
+    seconds = sum(rates.get(stage.name, anything) * multiplications(config, stage) for config, stage in makes.values())
     unlike = sorted({stage.name for _, stage in makes.values()} - rates.keys())
     caveat = f", none of them tells of {', '.join(unlike)}" if unlike else ""
     hours = seconds / 3600
@@ -48,7 +45,7 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     return f"about {time} hours of computing, a guess by {earlier}{caveat}; about {disk}"
 
 
-def _rates(layout: Layout, networks: "Networks") -> tuple[dict[str, float], int]:
+def _rates(layout: Layout) -> tuple[dict[str, float], int]:
     """Seconds a multiplication by stage, and from how many records."""
     paths = sorted(records_in(layout.records), key=lambda path: -path.stat().st_mtime_ns)[:LOOKED_AT]
     found: dict[str, list[float]] = defaultdict(list)
@@ -63,48 +60,37 @@ def _rates(layout: Layout, networks: "Networks") -> tuple[dict[str, float], int]
         for role, stage in stages.items():
             cost = record["costs"].get(role, {})
             if "seconds" in cost and "resumed" not in cost:
-                found[stage.name].append(cost["seconds"] / multiplications(cell.config, stage, networks))
+                found[stage.name].append(cost["seconds"] / multiplications(cell.config, stage))
         asked += bool(stages)
     return {name: median(values) for name, values in found.items()}, asked
 
 
-class Networks:
-    """What is asked of networks again and again, counted once for each."""
-
-    def __init__(self) -> None:
-        self._parameters, self._macs, self._conditions = dict[str, int](), dict[str, float](), dict[str, int]()
-
-    def parameters(self, model: Model) -> int:
-        """How many numbers it learned."""
-        name = repr(model.network)
-        if name not in self._parameters:
-            self._parameters[name] = models.parameters(model)
-        return self._parameters[name]
-
-    def macs(self, model: Model) -> float:
-        """Multiplications of one forward pass of one image."""
-        name = repr((model.network, model.shape))
-        if name not in self._macs:
-            try:
-                self._macs[name] = float(describe(model).macs)
-            except UserError:  # some networks cannot run without values: a guess may do without
-                self._macs[name] = float(self.parameters(model))
-        return self._macs[name]
-
-    def condition_numbers(self, model: Model) -> int:
-        """How many numbers tell it what one row is asked for."""
-        name = repr(model.network)
-        if name not in self._conditions:
-            asked = pytree.tree_leaves(example_condition(models.skeleton(model)))
-            self._conditions[name] = sum(part[0].numel() for part in asked)
-        return self._conditions[name]
+@per_architecture
+def _parameters(model: Model) -> int:
+    """How many numbers the network learned."""
+    return models.parameters(model)
 
 
-def multiplications(config: Config, stage: Stage, networks: Networks) -> float:
+@per_architecture
+def _macs(model: Model) -> float:
+    """Multiplications of one forward pass of one image."""
+    try:
+        return float(describe(model).macs)
+    except UserError:  # some networks cannot run without values: a guess may do without
+        return float(_parameters(model))
+
+
+@per_architecture
+def _condition_numbers(model: Model) -> int:
+    """How many numbers tell the network what one row is asked for."""
+    return sum(part[0].numel() for part in pytree.tree_leaves(example_condition(models.skeleton(model))))
+
+
+def multiplications(config: Config, stage: Stage) -> float:
     """About how many a stage of a cell needs."""
     steps = config.protocol.steps
     rows = config.calib.timesteps * config.calib.rows
-    one = networks.macs(config.model)
+    one = _macs(config.model)
     if isinstance(stage, Sharded):
         return len(stage.shards) * config.sampling.batch * steps * one
     if isinstance(stage, StepStage):
@@ -112,16 +98,16 @@ def multiplications(config: Config, stage: Stage, networks: Networks) -> float:
     return (2 * config.protocol.heldout * steps if stage.name == "curves" else config.protocol.n) * one
 
 
-def disk_bytes(config: Config, stage: Stage, networks: Networks) -> float:
+def disk_bytes(config: Config, stage: Stage) -> float:
     """About how large the result of a stage of a cell is."""
     image = math.prod(config.model.shape)
     if stage.name == "trajectory":
         assert isinstance(stage, Sharded)
         return 8.0 * len(stage.shards) * config.sampling.batch * config.protocol.steps * image  # x_t and eps, float32
-    numbers, branches = networks.condition_numbers(config.model), config.protocol.branches
+    numbers, branches = _condition_numbers(config.model), config.protocol.branches
     if isinstance(stage, ConditionsStage):
         return 4.0 * len(stage.wanted) * numbers
-    weights = networks.parameters(config.model)
+    weights = _parameters(config.model)
     if isinstance(stage, StepStage):
         bits = config.quant.weight_bits if WEIGHTS in stage.step.quantizes or stage.before else UNTOUCHED
         return weights * bits / 8

@@ -1,9 +1,8 @@
 """The graph of jobs that a sweep needs: what is in the store is left out, and what cells share is there once."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 RECORD = "record"
 """The kind of the job that ends a cell: it makes what is quick, and the record."""
@@ -28,15 +27,6 @@ class Node:
     @property
     def part_name(self) -> str:
         return f"{self.part}-of-{self.parts}"
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
-
-
-def node(plain: Mapping[str, Any]) -> Node:
-    """The inverse of ``Node.plain``."""
-    return Node(**{**plain, "needs": tuple(plain["needs"])})
 
 
 def depths(nodes: Iterable[Node]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -115,7 +116,8 @@ class Frozen:
             for key, cell in self.cells.items()
         }
         kind = next(iter(self.cells.values())).device.type
-        written = Manifest(self.config.sweep, self.out, device=kind, cells=entries, nodes=self.nodes, **manifest.now())
+        command = " ".join(sys.orig_argv[1:])
+        written = Manifest(self.config.sweep, self.out, Path.cwd(), kind, entries, self.nodes, time.time(), command)
         if self.config.sweep in manifest.names(self.out):
             written = written.beside(manifest.read(self.out, self.config.sweep))
         written.write()

@@ -1,17 +1,14 @@
 """What a submitted sweep leaves behind, so that its jobs, and any shell later, know it without composing anything again."""
 
 import json
-import os
-import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qdexp import files
 from qdexp.errors import UserError
 from qdexp.layout import Layout, stage_and_key
-from qdexp.sweep.graph import Node, node
+from qdexp.sweep.graph import Node
 
 FORMAT = 1
 
@@ -50,20 +47,9 @@ class Manifest:
         return replace(self, cells=before.cells | self.cells, nodes=list(nodes.values()))
 
     def write(self) -> None:
-        cells = {key: {"name": cell.name, "label": cell.label, "entries": cell.entries} for key, cell in self.cells.items()}
-        text = {
-            "format": FORMAT,
-            "sweep": self.sweep,
-            "cwd": str(self.cwd),
-            "device": self.device,
-            "time": self.time,
-            "command": self.command,
-            "cells": cells,
-            "nodes": [one.plain() for one in self.nodes],
-        }
         path = Layout(self.out).sweep(self.sweep).manifest
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps(text, indent=1))
+        files.write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1, default=str))
 
 
 def read(out: Path, sweep: str) -> Manifest:
@@ -78,21 +64,16 @@ def read(out: Path, sweep: str) -> Manifest:
         raise UserError(f"{path} is truncated: delete it and submit the sweep again") from error
     if text.get("format") != FORMAT:
         raise UserError(f"{path}: format {text.get('format')}, not {FORMAT}; submit the sweep again")
-    cells = {key: CellEntry(key, cell["name"], cell["label"], cell["entries"]) for key, cell in text["cells"].items()}
-    nodes = [node(plain) for plain in text["nodes"]]
-    rest = (text["device"], cells, nodes, text["time"], text["command"])
-    return Manifest(text["sweep"], out, Path(text["cwd"]), *rest)
+    cells = {key: CellEntry(**{"key": key, **cell}) for key, cell in text["cells"].items()}
+    nodes = [Node(**{**node, "needs": tuple(node["needs"])}) for node in text["nodes"]]
+    rest = {name: text[name] for name in ("sweep", "device", "time", "command")}
+    return Manifest(out=out, cwd=Path(text["cwd"]), cells=cells, nodes=nodes, **rest)
 
 
 def names(out: Path) -> list[str]:
     """The submitted sweeps of an output folder, the newest last."""
     found = sorted(Layout(out).all_manifests(), key=lambda path: path.stat().st_mtime_ns)
     return [path.parent.name for path in found]
-
-
-def now() -> dict[str, Any]:
-    """Where and when a manifest is made."""
-    return {"cwd": Path(os.getcwd()), "time": time.time(), "command": " ".join(sys.orig_argv[1:])}
 
 
 class Registry:

@@ -4,12 +4,10 @@ import errno
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -18,18 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qdexp import device as devices
-from qdexp import entries, files
+from qdexp import files
 from qdexp.cell import Cell, preflight
 from qdexp.config import NO_EXTRACTOR, Tracker
 from qdexp.errors import UserError
 from qdexp.layout import Layout
 from qdexp.record import Record, read_records
-from qdexp.report import tables
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.grid import sample_grid
 from qdexp.report.rows import names
-from qdexp.sampling.shards import read_shards, shard_path
 from qdexp.store import Store
 from qdexp.sweep import idle
 from qdexp.sweep.freeze import freeze
@@ -152,12 +148,17 @@ def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> 
 
 def show(cell: Cell, records: Sequence[Record]) -> None:
     """Prints a table a protocol and writes it, with the picture, into the sweep's folder."""
+    from qdexp.report import tables  # pandas is loaded here, not for planning or by a worker
+
     layout = Layout(cell.out)
     sweep = layout.sweep(cell.config.sweep)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
-    for _, group in groupby(sorted(records, key=_protocol_hash), key=_protocol_hash):
-        comparison = compare(list(group), Evidence(cell.out))
+    protocols = defaultdict(list)
+    for record in records:
+        protocols[record["protocol"]["hash"]].append(record)
+    for _, group in sorted(protocols.items()):
+        comparison = compare(group, Evidence(cell.out))
         console.print(tables.to_terminal(comparison, console.width, tables.brief(comparison)))
         pages.append(tables.to_markdown(comparison, tables.brief(comparison)))
     files.write_text(sweep.table, "\n\n".join(pages))
@@ -177,24 +178,13 @@ def say_how_to_score(extractors: Iterable[str]) -> None:
               "python -m qdexp.metrics.build makes")  # fmt: skip
 
 
-def _protocol_hash(record: Record) -> Any:
-    return record["protocol"]["hash"]
-
-
 def _picture(out: Path, records: Sequence[Record], path: Path) -> Path | None:
     """Writes the first images of each complete record, a row each, to ``path``; None where there are none.
 
     Where a sweep's models draw images of several shapes, those of the first are shown.
     """
     complete = [record for record in records if record["status"] == "complete"]
-    rows: list[tuple[str, np.ndarray]] = []
-    for record, name in zip(complete, names(complete), strict=True):
-        samples = out / record["artifacts"]["samples"]
-        if samples.is_dir():
-            entries.require(samples, shard_path(samples, 0).name)
-        images = next(read_shards(samples, "images"), None)
-        if images is not None and (not rows or images.shape[1:] == rows[0][1].shape[1:]):
-            rows.append((name, images[:SHOWN].numpy()))
+    rows = Evidence(out).rows_of_images(zip(names(complete), complete, strict=True), SHOWN)
     if not rows:
         return None
     sample_grid(rows, path)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdexp import entries, environ, files
 from qdexp.layout import Layout, entry_name, stage_and_key
-from qdexp.record import Record
+from qdexp.record import Record, flat
 
 if TYPE_CHECKING:
     import wandb
@@ -174,21 +174,21 @@ def config(record: Record, sweep: str) -> dict[str, Any]:
         "row": f"{axes['method']} {axes['quant']} {record['identity'][:10]}",
         "cell": record["cell"],
         "sweep": sweep,
-        **_flat(record.get("protocol", {}), "protocol_"),
+        **flat(record.get("protocol", {}), "_", "protocol_"),
         "record": {name: record[name] for name in whole if name in record},
     }
 
 
 def summary(record: Record) -> dict[str, Any]:
     """The run's headline numbers. W&B would store a NaN as an empty cell: such a metric is left out and named instead."""
-    metrics = _flat(record.get("metrics", {}))
+    metrics = flat(record.get("metrics", {}), "_")
     missing = [name for name, value in metrics.items() if value is None]
     return {
         "status": record["status"],
         **{name: value for name, value in metrics.items() if value is not None},
-        **_flat({name: record.get("coverage", {}).get(name, {}) for name in ("macs", "parameters")}, "coverage_"),
-        **_flat(record.get("costs", {})),
-        **_flat(record.get("error", {}), "error_"),
+        **flat({name: record.get("coverage", {}).get(name, {}) for name in ("macs", "parameters")}, "_", "coverage_"),
+        **flat(record.get("costs", {}), "_"),
+        **flat(record.get("error", {}), "_", "error_"),
         **({"not_finite": ", ".join(missing)} if missing else {}),
     }
 
@@ -258,11 +258,3 @@ def _plain(record: Record) -> Record:
     """The record as JSON gives it back, with null in place of NaN and infinity, which W&B's own JSON cannot hold."""
     plain: Record = json.loads(json.dumps(record), parse_constant=lambda name: None)
     return plain
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"total": {"seconds": 1.0}}`` as ``{"total_seconds": 1.0}``."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -5,10 +5,5 @@ python -m qdexp.zoo.train_ddpm --out runs/ddpm_fashion
 
 from qdexp.zoo.training import NoiseTraining, parse, train
 
-
-def main() -> None:
-    train(NoiseTraining, "ddpm_fashion", parse(__doc__, batch=64, lr=8e-4))
-
-
 if __name__ == "__main__":
-    main()
+    train(NoiseTraining, "ddpm_fashion", parse(__doc__, batch=64, lr=8e-4))

@@ -35,9 +35,5 @@ class ConditionalTraining(NoiseTraining):
         return eps
 
 
-def main() -> None:
-    train(ConditionalTraining, "dit_fashion", parse(__doc__, batch=32, lr=1e-3))
-
-
 if __name__ == "__main__":
-    main()
+    train(ConditionalTraining, "dit_fashion", parse(__doc__, batch=32, lr=1e-3))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator
 
 from qdexp.report.comparison import METRICS, Comparison, Line
 from qdexp.report.evidence import Evidence
@@ -93,19 +94,13 @@ def pareto(comparison: Comparison, _: Evidence) -> Figure | None:
     for panel, (label, values) in zip(panels, costs.items(), strict=True):
         dots = _front(panel, values, [line.numbers["fid"] for line in lines])
         panel.set(xlabel=label, xscale="log")
-        ticks = sorted(set(values)) if label == BITS else _round_ticks(min(values), max(values))
-        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        subdivided = (1, 2, 5) if max(values) < 50 * min(values) else (1,)
+        panel.xaxis.set_major_locator(FixedLocator(sorted(set(values))) if label == BITS else LogLocator(subs=subdivided))
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
     panels[0].set_ylabel("FID")
     figure.legend(dots, [_name(line) for line in lines], loc="outside lower center", ncols=4, fontsize=7)
     return figure
-
-
-def _round_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten, where values from ``low`` to ``high`` are drawn."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if high < 50 * low else (1,)
-    return [factor * 10.0**power for power in powers for factor in factors if low / 1.3 <= factor * 10.0**power <= high * 1.3]
 
 
 def _front(panel: Axes, costs: Sequence[float], fids: Sequence[Interval]) -> list[Artist]:

@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from qdexp.report.comparison import Comparison
 from qdexp.report.evidence import Evidence
@@ -12,14 +11,9 @@ COLUMNS, ROWS = 12, 16
 
 def grid(comparison: Comparison, evidence: Evidence) -> Figure | None:
     """The first images of each line's first record; None where the store holds none. Images of the first line's shape only."""
-    rows: list[tuple[str, NDArray[np.uint8]]] = []
-    for line in comparison.lines:
-        images = evidence.images(line.records[0], COLUMNS)
-        if images is not None and (not rows or images.shape == rows[0][1].shape):
-            rows.append((line.name, images))
+    rows = evidence.rows_of_images(((line.name, line.records[0]) for line in comparison.lines), COLUMNS)[:ROWS]
     if not rows:
         return None
-    rows = rows[:ROWS]
     figure = Figure(figsize=(8.4, 0.62 * len(rows) + 0.1))
     for panel, (name, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         strip = np.concatenate(list(images.transpose(0, 2, 3, 1)), axis=1)

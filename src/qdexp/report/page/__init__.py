@@ -1,9 +1,12 @@
 """One self-contained page of a study: records, curves, samples and charts in a single HTML file that opens from the disk."""
 
-import json
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
 from qdexp import files
 
@@ -18,16 +21,7 @@ def write(data: dict[str, Any], path: Path) -> None:
     def text(name: str) -> str:
         return (parts / name).read_text()
 
-    # inside a script element only "</" could end it; as \u003c it is the same JSON
-    plain = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    filled = {
-        "title": f"{data['title']} - qdexp".replace("&", "&amp;").replace("<", "&lt;"),
-        "style": text("page.css"),
-        "script": "".join(map(text, SCRIPTS)),
-        "data": plain,
-    }
-    page = text("page.html")
-    for name, content in filled.items():
-        before, _, after = page.partition(f"@@{name}@@")
-        page = before + content + after
-    files.write_text(path, page)
+    page = Environment(autoescape=True).from_string(text("page.html"))
+    plain = htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False)
+    script = Markup("".join(map(text, SCRIPTS)))
+    files.write_text(path, page.render(title=data["title"], style=Markup(text("page.css")), script=script, data=plain))

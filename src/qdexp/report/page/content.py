@@ -13,11 +13,11 @@ from PIL import Image
 from scipy.stats import t as student
 
 from qdexp.layout import Layout, stage_and_key
-from qdexp.record import Record
+from qdexp.record import Record, flat
 from qdexp.report.comparison import METRICS, Comparison, Line
 from qdexp.report.conformance import HEADER, Paper
 from qdexp.report.evidence import Evidence
-from qdexp.report.identity import calibrated, contents, flat
+from qdexp.report.identity import calibrated, contents
 from qdexp.report.rows import names
 from qdexp.report.sources import Source
 from qdexp.report.tables import SHOWN, notes
@@ -52,13 +52,11 @@ def content(source: Source, evidence: Evidence, comparison: Comparison, paper: P
 
 def _row(line: Line) -> dict[str, Any]:
     """What a line and a cell have in common."""
-    seconds = [record.get("costs", {}).get("total", {}).get("seconds") for record in line.records]
-    known = [second for second in seconds if second is not None]
     return {
         "name": line.name,
         "axes": line.axes,
         "status": line.records[0]["status"],
-        "seconds": sum(known) / len(known) if known else None,
+        "seconds": line.seconds,
         "numbers": {key: _interval(interval) for key, interval in line.numbers.items()},
         "differences": {key: _interval(interval) for key, interval in line.differences.items()},
         "verdict": line.verdict,
@@ -95,7 +93,7 @@ def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str,
 def _conformance(line: Line, paper: Paper | None) -> dict[str, Any]:
     """The cell's list against a paper, if that has it."""
     rows = [] if paper is None else paper.rows(line)
-    return {"conformance": [HEADER, *([row.what, row.theirs, row.ours, row.remark] for row in rows)]} if rows else {}
+    return {"conformance": [HEADER, *rows]} if rows else {}
 
 
 def _activations(records: list[Record], evidence: Evidence) -> dict[str, Any]:
