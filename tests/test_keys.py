@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qdexp import device
 from qdexp.cell import Cell
 from qdexp.metrics import reference
 from qdexp.metrics.extractors import EXTRACTORS, FASHION_CNN
@@ -257,9 +257,9 @@ def test_versions_of_what_computes(cell_of: CellOf, monkeypatch: pytest.MonkeyPa
         after = Cell(base.config).stages
         return {name for name in after if after[name].key != before[name]}
 
-    for package in (torch, diffusers):
+    for owner, name, other in ((torch, "__version__", "0.0"), (device, "_version", lambda package: "0.0")):
         with monkeypatch.context() as patch:
-            patch.setattr(package, "__version__", "0.0")
+            patch.setattr(owner, name, other)
             assert since() == ALL
 
 

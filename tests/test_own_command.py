@@ -240,9 +240,7 @@ def test_the_users_command_runs_with_the_checkpoint_alone(typed: Command, tmp_pa
         assert err.startswith(f"qdexp: {message}") and err.endswith("protocol.extractor=none") and "\n" not in err
 
 
-@pytest.mark.parametrize(
-    "name", ["sd_v1_4", *(pytest.param(name, marks=pytest.mark.slow) for name in REHEARSED if name != "sd_v1_4")]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in REHEARSED])
 def test_a_rehearsal_runs_to_its_end(typed: Command, tmp_path: Path, name: str) -> None:
     """Ten seconds each, nearly all of it for the Fréchet distance of 2,048 features."""
     size = [*shlex.split(FEW), *shlex.split(LEARNING), "tracker=none", "method=reconstruction"]

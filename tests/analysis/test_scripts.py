@@ -15,6 +15,7 @@ import torch
 from qdexp import files
 from qdexp.statistics.estimate import Estimate, of_mean, over_seeds
 
+pytestmark = pytest.mark.slow  # two sweeps of tiny cells: a minute
 SCRIPTS = Path(__file__).parents[2] / "analysis"
 YAML = """\
 defaults: [tiny, _self_]

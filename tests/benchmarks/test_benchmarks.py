@@ -45,6 +45,7 @@ def matches(row: dict[str, str], **patterns: str) -> bool:
     return len(kinds) > 0 and all(re.fullmatch(patterns[kind], value) for kind, value in kinds)
 
 
+@pytest.mark.slow
 def test_several_parts_in_one_command(tables: Callable[..., dict[str, Table]]) -> None:
     parts = ["data_path", "range_search", "sampling", "quantization", "overhead"]
     found = tables(*parts, "--rows", "8", "--repetitions", "1")

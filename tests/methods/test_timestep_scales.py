@@ -9,17 +9,20 @@ import torch
 import qdexp
 from qdexp.cell import Cell
 from qdexp.errors import UserError
+from qdexp.quant import checkpoint
 from qdexp.quant.network import activation_quantizers
 from qdexp.quant.scheme import TimeGroups
 from qdexp.stages.calibration import read_rows
+from qdexp.store import Store
 
 CellOf = Callable[..., Cell]
 GROUPS = ("quant.act.time=groups", "quant.act.groups=2")
 
 
 def network_of(cell: Cell) -> Any:
-    """The quantized network that a cell's record names."""
-    return qdexp.load(cell.out / cell.run()["artifacts"]["checkpoint"])
+    """The quantized network of a cell."""
+    last = cell.stages[cell.steps[-1].slot]
+    return qdexp.load(last.make(Store(cell.out)).folder / checkpoint.FOLDER)
 
 
 def kinds(network: Any) -> set[str]:

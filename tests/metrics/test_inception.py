@@ -55,6 +55,7 @@ def test_random_weights_are_the_same_every_time_and_let_features_live(inception:
     assert 0.1 < once.pool.std() < 10 and (once.pool[0] - once.pool[1]).abs().mean() > 1e-3
 
 
+@pytest.mark.slow
 def test_scores_of_images_with_their_own_statistics(inception: Extractor, images: Tensor, tmp_path: Path) -> None:
     found = extract(inception, images, 8, torch.device("cpu"))
     assert found.spatial is not None

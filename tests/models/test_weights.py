@@ -263,6 +263,7 @@ def test_a_first_stage_from_its_own_subfolder(tiny: Model, tmp_path: Path) -> No
     assert models.first_stage(tiny) is None
 
 
+@pytest.mark.slow
 def test_a_rehearsal_says_so_everywhere(
     cell_of: Callable[..., Cell], capsys: pytest.CaptureFixture[str], executed: Callable[..., list[str]]
 ) -> None:

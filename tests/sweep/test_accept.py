@@ -124,6 +124,7 @@ def test_nothing_is_accepted_where_more_than_the_code_differs(
     assert "nothing can be accepted" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_one_method_makes_says_nothing_of_another(cell_of: CellOf, edited: Callable[..., dict[str, str]]) -> None:
     """GPTQ is cheaper than AdaRound, and does not see that AdaRound's learning has changed."""
     gptq, adaround = (cell_of(*OPTIONS[1:], which) for which in ("quantizer=gptq", "method=reconstruction"))
