@@ -115,12 +115,12 @@ def test_the_example_of_a_step_of_ones_own(checkout: Path, monkeypatch: pytest.M
     records = [json.loads(path.read_text()) for path in (checkout / "outputs" / "records").glob("mine-*-uniform-w3a8-*.json")]
     found = {(one["axes"]["quantizer"], one["config"]["quantizer"]["steps"].get("bias_correction", {}).get("strength")): one
              for one in records}  # fmt: skip
-    assert found.keys() == {("search", None), ("bias_corrected", None), ("bias_corrected", 0.5)}  # 1 is what it is anyway
+    assert found.keys() == {("linear", None), ("bias_corrected", None), ("bias_corrected", 0.5)}  # 1 is what it is anyway
     assert len({one["keys"]["weights"] for one in records}) == 1
     monkeypatch.syspath_prepend(checkout / "mine")
     folders = [
         checkout / "outputs" / found[key]["artifacts"]["checkpoint"]
-        for key in (("search", None), ("bias_corrected", 0.5), ("bias_corrected", None))
+        for key in (("linear", None), ("bias_corrected", 0.5), ("bias_corrected", None))
     ]
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     biases = [qdexp.load(folder, trust=["mine.TinyNet"]).get_parameter("last.bias") for folder in folders]
