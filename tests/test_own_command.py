@@ -193,6 +193,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return run
 
 
+@pytest.mark.slow
 def test_the_users_command_runs_with_the_checkpoint_alone(typed: Command, tmp_path: Path) -> None:
     """As typed, but for the size of the model and of the run: the whole ladder."""
     narrow, size = small_ldm(tmp_path), [*shlex.split(FEW), *shlex.split(LEARNING), "tracker=none", "sweep=own"]

@@ -57,6 +57,7 @@ def shards(out: Path) -> dict[str, str]:
     return {f"{path.parent.name}/{path.name}": files.sha256(path) for path in out.glob("store/samples-*/shard-*")}
 
 
+@pytest.mark.slow
 def test_a_sweep_from_command_to_table(
     lab: Lab, down: Callable[[], None], qdexp: Command, small: list[str], own_conf: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, executed: Executed, capsys: pytest.CaptureFixture[str],
