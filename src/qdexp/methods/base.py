@@ -143,6 +143,11 @@ class NamedStep:
         return f"{OPTION}.{self.slot}"
 
 
+def norm_search() -> dict[str, Any]:
+    """The range estimator of steps that are told none: the one of Q-Diffusion's code."""
+    return {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.4}
+
+
 def instance_of(target: Mapping[str, Any], kind: type[Any], option: str) -> Any:
     """What a ``_target_`` among a step's options makes. ValueError where it cannot be made, or is no ``kind``."""
     from hydra.errors import InstantiationException

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Gt
 
 from qdexp.config import ACTIVATIONS, UNTOUCHED, Config, Quant
-from qdexp.methods.base import Step, Work, instance_of
+from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant import network as networks
 from qdexp.quant.network import LayerBits
 from qdexp.quant.ranges import RangeEstimator
@@ -26,7 +26,7 @@ class Observe(Step):
     precedes: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
     quick: ClassVar[bool] = True
 
-    range: dict[str, Any] = field(default_factory=lambda: {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.4})
+    range: dict[str, Any] = field(default_factory=norm_search)
     rows: Annotated[int, Gt(0)] | None = 64
 
     def depends_on(self, quant: Quant) -> Quant:

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from qdexp.calib.selection import choose_positions
 from qdexp.config import ACTIVATIONS, TIMESTEP_GROUPS, Config, Quant
 from qdexp.errors import UserError
-from qdexp.methods.base import Step, Work, instance_of
+from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant.network import observe_activations
 from qdexp.quant.ranges import RangeEstimator
 from qdexp.quant.timegroups import find_groups, set_time
@@ -30,7 +30,7 @@ class TimestepScales(Step):
     quantizes: ClassVar[frozenset[str]] = frozenset({TIMESTEP_GROUPS})
     quick: ClassVar[bool] = True
 
-    range: dict[str, Any] = field(default_factory=lambda: {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.4})
+    range: dict[str, Any] = field(default_factory=norm_search)
     rows: Annotated[int, Gt(0)] | None = 64
 
     def applies(self, quant: Quant) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from qdexp.config import ACTIVATIONS, WEIGHTS, Config
-from qdexp.methods.base import Step, Work, instance_of
+from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams, quantize
 from qdexp.quant.ranges import RangeEstimator
@@ -24,7 +24,7 @@ class WeightRounding(Step):
     quantizes: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
     precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS})
 
-    range: dict[str, Any] = field(default_factory=lambda: {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.4})
+    range: dict[str, Any] = field(default_factory=norm_search)
 
     def check(self, config: Config) -> None:
         instance_of(self.range, RangeEstimator, "range")
