@@ -258,6 +258,12 @@ BAD = {
         ["quantizer.steps.act.range={p: 2}", "~quantizer.steps.act.range._target_"],
         ["steps.act.range"],
     ),
+    "a class without apply": (
+        ["quantizer.steps.mine={_target_: qdexp.methods.Step, before: act}"],
+        ["methods.Step: is no step"],
+    ),
+    "a place for a slot that has one": (["quantizer.steps.act.before=split"], ["steps.act.before=split"]),
+    "no steps at all": (["quantizer.steps=null"], ["quantizer.steps"]),
     "an old name": (["quantizer.weight.range.p=2"], ["quantizer.steps.weights.range.p"]),
     "an old name of the grid": (["quantizer.act.symmetric=true"], ["quant.act.symmetric"]),
     "an old name of split": (["quantizer.split=skip"], ["quantizer.steps.split.scope"]),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from inspect import isabstract
 from typing import Any
 
 from hydra.utils import get_object
@@ -63,6 +64,10 @@ def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The slots that are filled, in the order in which their steps are taken."""
     order: list[str] = [*SLOTS, END]
     own = {slot: node for slot, node in nodes.items() if slot not in SLOTS}
+    for slot in nodes.keys() - own.keys():
+        if isinstance(nodes[slot], Mapping) and BEFORE in nodes[slot]:
+            raise UserError(f"{OPTION}.{slot}.{BEFORE}={nodes[slot][BEFORE]}: this slot has its place; leave it out, or give "
+                            f"the step a name of its own")  # fmt: skip
     for slot in own:
         if not re.fullmatch(r"[a-z]\w*", slot) or slot == END:
             raise UserError(f"{OPTION}.{slot}: is no name of a step; give small letters, digits and _ alone")
@@ -92,7 +97,7 @@ def _made(slot: str, node: Any) -> NamedStep:
     except Exception as error:  # whatever the user's module does when it is imported
         raise UserError(f"{option}.{TARGET}={target}: cannot be imported ({error}); check the name and "
                         f"PYTHONPATH{_near(target)}") from error  # fmt: skip
-    if not (isinstance(kind, type) and issubclass(kind, Step)):
+    if not (isinstance(kind, type) and issubclass(kind, Step)) or isabstract(kind):
         raise UserError(f"{option}.{TARGET}={target}: is no step; name a subclass of qdexp.methods.Step")
     return NamedStep(slot, target, checked(kind, options, option))
 

@@ -55,6 +55,8 @@ def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
             continue
         value = override.value()
         named.setdefault(slot, {}).update({option: value} if option else value if isinstance(value, dict) else {})
+    if cfg.quantizer.steps is None:
+        return  # said when the config is made
     for slot, options in named.items():
         if _TARGET in options:
             place = {} if BEFORE in options or (old := cfg.quantizer.steps.get(slot)) is None else {BEFORE: old.get(BEFORE)}
