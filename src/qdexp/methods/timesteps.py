@@ -1,43 +1,36 @@
 """Activation ranges by groups of timesteps: a diffusion model's activations change with t, and so may their grids."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from annotated_types import Gt
 from hydra.utils import instantiate
 
 from qdexp.calib.selection import choose_positions
 from qdexp.config import ACTIVATIONS, TIMESTEP_GROUPS, Config, Quant
 from qdexp.errors import UserError
-from qdexp.methods.base import Step, Work, instance_of, norm_search
-from qdexp.quant.network import observe_activations
-from qdexp.quant.ranges import RangeEstimator
+from qdexp.methods.base import Work
+from qdexp.methods.observe import RangeEstimation
 from qdexp.quant.timegroups import find_groups, set_time
 from qdexp.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimestepScales(Step):
+class TimestepScales(RangeEstimation):
     """Finds the ``quant.act.groups`` contiguous groups of timesteps that lose the fewest bits to grids in common, and a range
     of each group for all activations (of the family of TDQ, So et al. 2023, arXiv 2306.02316, and TFMQ-DM, Huang et al. 2024,
     arXiv 2311.16503). It is left out unless ``quant.act.time`` is ``groups``.
 
-    ``range``, ``rows``: as those of ``Observe``; each group sees those of its own timesteps.
+    Each group sees the rows of its own timesteps.
     """
 
-    bits: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
     needs: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
     quantizes: ClassVar[frozenset[str]] = frozenset({TIMESTEP_GROUPS})
-    quick: ClassVar[bool] = True
-
-    range: dict[str, Any] = field(default_factory=norm_search)
-    rows: Annotated[int, Gt(0)] | None = 64
 
     def applies(self, quant: Quant) -> bool:
         return super().applies(quant) and quant.act.time == "groups"
 
     def check(self, config: Config) -> None:
-        instance_of(self.range, RangeEstimator, "range")
+        super().check(config)
         groups, steps = config.quant.act.groups, Sampler(config.model, config.protocol).steps
         strategy = instantiate(config.calib.strategy, _partial_=True)
         found = len(set(choose_positions(strategy, steps, config.calib.timesteps, config.seed)))
@@ -46,6 +39,5 @@ class TimestepScales(Step):
                             f"groups, or calib=uniform with more timesteps")  # fmt: skip
 
     def apply(self, work: Work) -> None:
-        batches = work.first(self.rows)
-        set_time(work.network, find_groups(work.network, batches, work.quant.act.groups))
-        observe_activations(work.network, batches, instance_of(self.range, RangeEstimator, "range"))
+        set_time(work.network, find_groups(work.network, work.first(self.rows), work.quant.act.groups))
+        self.observe(work)
