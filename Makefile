@@ -19,6 +19,7 @@ test: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	$(RUN) pytest
 
 slow: install
