@@ -69,6 +69,8 @@ def test_one_command_leads_to_all_others() -> None:
     for name, (module, _) in COMMANDS.items():
         assert f"  {name} " in listed.stdout
         assert importlib.util.find_spec(module) is not None
+    schema = json.loads(command("schema").stdout)
+    assert schema["$defs"]["Sampling"]["properties"]["batch"]["exclusiveMinimum"] == 0
     described = command("store", "du", "--help")
     assert (described.returncode, described.stderr) == (0, "")
     assert "--out" in described.stdout
@@ -88,9 +90,9 @@ def test_help_that_nobody_reads_to_its_end_ends_without_a_word(module: str) -> N
 MISTAKES = {
     "quant=w9a9": ["quant/w9a9", "w4a8"],
     "model=unknown": ["model/unknown", "tiny"],
-    "quant.weight_bits=99": ["quant.weight_bits=99", "2 to 8"],
+    "quant.weight_bits=99": ["quant.weight_bits=99", "2, 3, 4, 5, 6, 7, 8 or 32"],
     "quant.weight_bits=four": ["quant.weight_bits", "four"],
-    "quant.act_bits=3": ["quant.act_bits=3", "4 to 8"],
+    "quant.act_bits=3": ["quant.act_bits=3", "4, 5, 6, 7, 8 or 32"],
     "quant.wieght_bits=4": ["wieght_bits", "--cfg job prints every option"],
     "qunat=w8a8": ["qunat", "--cfg job prints every option"],
     "quant=8": ["quant=8", "--help lists"],

@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -7,11 +7,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from qdexp.config import Config
+from qdexp.config.checks import schema_of
 from qdexp.errors import UserError
 from qdexp.paths import ZOO, conf_folder
 
 FAULTS = {
-    "model.shape": ["model.shape=[28,28]", "model.shape=[1,28,0]", "model.shape=null"],
+    "model.shape": ["model.shape=[28,28]", "model.shape=null"],
+    "model.shape[2]": ["model.shape=[1,28,0]"],
     "model.shape[1]": ["model.shape=[1,a,28]"],
     "model.network": ["~model.network._target_"],
     "model.weights": ["~model.weights"],
@@ -21,7 +23,7 @@ FAULTS = {
     "quant.first_last_bits": [f"quant.first_last_bits={bits}" for bits in (1, 9)],
     "quant.layers.conv_*.weight_bits": ["quant.layers={conv_*:{weight_bits:9}}"],
     "quant.layers.conv_*.act_bits": ["quant.layers={conv_*:{act_bits:3}}"],
-    "quant.layers.conv_*": ["quant.layers={conv_*:{bits:4}}"],
+    "quant.layers.conv_*.bits": ["quant.layers={conv_*:{bits:4}}"],
     "quant.layers": ["quant.layers=4"],
     "quant.weight": ["quant.weight=null"],
     "quant.weight.granularity": ["quant.weight.granularity=per_row"],
@@ -60,7 +62,7 @@ FAULTS = {
     "tracker.mode": ["tracker.mode=sometimes"],
     "tracker.project": ["tracker.project=a/b", "tracker.project=50%"],
     "cluster.restarts": ["cluster.restarts=-1"],
-    "cluster.stages.*.memory_gb": ["+cluster.stages.default.memory_gb=0"],
+    "cluster.stages.default.memory_gb": ["+cluster.stages.default.memory_gb=0"],
     "device": ["device=tpu", "device=null"],
     "seed": ["seed=-1", "seed=4294967296", "seed=first"],
     "sweep": ["sweep=a/b", "sweep=/a", "sweep=..", "sweep=.", "sweep=''", "sweep='a%j'", f"sweep={'x' * 101}"],
@@ -94,6 +96,42 @@ def test_a_fault_is_named(option: str, override: str) -> None:
     text = str(caught.value)
     assert text.startswith((f"{option}=", f"{option}: "))
     assert "\n" not in text
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    wrong = ["quant.weight_bits=9", "+quant.layer=4", "seed=-1", "~model.weights", "recon.weights.beta=[1]", "out=''"]
+    with pytest.raises(UserError) as caught:
+        config(*wrong)
+    assert set(caught.value.args) == {
+        "quant.weight_bits=9: has to be 2, 3, 4, 5, 6, 7, 8 or 32 (32: left in full precision)",
+        "quant.layer: there is no such option, did you mean layers?; there are weight_bits, act_bits, softmax_bits, "
+        "first_last_bits, layers, weight, act",
+        "seed=-1: has to be greater than or equal to 0",
+        "model.weights: is missing; give a value",
+        "recon.weights.beta=[1.0]: give [start, end], start >= end >= 1",
+        "out=: has to have at least 1 item, not 0 (a folder)",
+    }
+    assert str(caught.value) == "\n".join(caught.value.args)
+
+
+def test_numbers_are_text_where_text_is_wanted_and_fractions_where_these_are() -> None:
+    made = config("sweep=2026", "out=1", "protocol.guidance=7", "+tracker.entity=1.5")
+    assert (made.sweep, made.out, made.tracker.entity) == ("2026", "1", "1.5")
+    assert type(made.protocol.guidance) is float
+    with pytest.raises(UserError, match=r"^seed=1: has to be a valid integer$"):
+        config("seed='1'")
+
+
+def test_the_schema_tells_options_bounds_and_choices() -> None:
+    schema = schema_of(Config)
+    assert set(schema["required"]) == {one.name for one in fields(Config)}
+    quant, protocol = (schema["$defs"][name]["properties"] for name in ("Quant", "Protocol"))
+    assert quant["weight_bits"]["enum"] == [2, 3, 4, 5, 6, 7, 8, 32]
+    assert protocol["n"] == {
+        "description": "images; 1,000 and more give KID too", "minimum": 10, "title": "N", "type": "integer"
+    }  # fmt: skip
+    assert protocol["scheduler"]["required"] == ["_target_"]
+    assert "Numbers of different protocols" in schema["$defs"]["Protocol"]["description"]
 
 
 def test_the_default_is_a_w4a8_cell() -> None:

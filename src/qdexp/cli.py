@@ -12,6 +12,7 @@ COMMANDS = {
     "store": ("qdexp.store", "look after results: du, verify, prune, accept, copy"),
     "models": ("qdexp.models", "what a model is made of and what it costs"),
     "reference": ("qdexp.metrics.build", "statistics of real images, for FID"),
+    "schema": ("qdexp.config", "all options as a JSON schema"),
     "wandb": ("qdexp.wandb", "check and send offline W&B runs"),
 }
 

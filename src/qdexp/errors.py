@@ -12,7 +12,10 @@ _APPEND = re.compile(r"To append to your config use \S+\s*")
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the option and the fix; it is printed without a traceback."""
+    """Bad input. Each of its arguments is one line that names an option and the fix; it is printed without a traceback."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class NothingToSplitError(UserError):
@@ -35,5 +38,5 @@ def one_line(*others: type[Exception]) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         sys.exit(128 + signal.SIGPIPE)
     except mendable as error:
-        text = _APPEND.sub("--cfg job prints every option. ", str(error))
-        sys.exit(f"qdexp: {' '.join(text.split())}")  # messages of Hydra have many lines
+        lines = error.args if isinstance(error, UserError) else [_APPEND.sub("--cfg job prints every option. ", str(error))]
+        sys.exit("\n".join(f"qdexp: {' '.join(str(line).split())}" for line in lines))  # messages of Hydra have many

@@ -121,7 +121,7 @@ def test_a_resized_model_is_the_same_architecture_with_weights_of_its_own(subjec
     [
         (["speed"], "no part is called speed; choose from data_path"),
         (["--rows", "0"], "must be at least 1"),
-        (["--set", "quant.weight_bits=99"], "quant.weight_bits=99: choose 2 to 8"),
+        (["--set", "quant.weight_bits=99"], "quant.weight_bits=99: has to be 2, 3, "),
         (["--set", "quant=w9a9"], "qdexp: In 'config': Could not find 'quant/w9a9'"),
         (["--set", "qant=w4a8"], "Could not override 'qant'"),
         (["--set", "method=fp"], "no weights are quantized"),

@@ -1,29 +1,35 @@
 """The whole configuration as typed values. Every mistake a user can make in an option is named here, before any work starts.
 
-``Config.of(cfg)`` turns what Hydra composed into these dataclasses; each checks itself when it is made.
+``Config.of(cfg)`` turns what Hydra composed into these dataclasses; their types hold what is possible.
 """
 
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
 
 from qdexp.config.checks import (
     NAMES_CODE,
     NO_EXTRACTOR,
     ORDERED,
     RANDOM,
+    STRICT,
     UNTOUCHED,
     WITHOUT_EFFECT,
+    Device,
+    Name,
+    Seed,
     Target,
-    require,
-    require_name,
+    Text,
+    checked,
 )
 from qdexp.config.cluster import Cluster, Resources
-from qdexp.config.learning import BlockWise, Iterations, Recon, ScaleLearning, WeightLearning
+from qdexp.config.learning import BlockWise, Recon, ScaleLearning, WeightLearning
 from qdexp.config.measuring import Inspection, Protocol, SamplerOptions, Sampling, Tracker, Trajectory
 from qdexp.config.model import FirstStage, Model
-from qdexp.config.quantizing import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, ActGrid, Calib, Quant, Quantizer, WeightGrid
+from qdexp.config.quantizing import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, Calib, Quant, Quantizer
 from qdexp.errors import UserError
 from qdexp.paths import ZOO
 
@@ -37,27 +43,20 @@ __all__ = [
     "UNTOUCHED",
     "WEIGHTS",
     "WITHOUT_EFFECT",
-    "ActGrid",
     "BlockWise",
     "Calib",
     "Cluster",
     "Config",
     "FirstStage",
-    "Inspection",
-    "Iterations",
     "Model",
     "Protocol",
     "Quant",
-    "Quantizer",
-    "Recon",
     "Resources",
     "SamplerOptions",
     "Sampling",
     "ScaleLearning",
     "Target",
     "Tracker",
-    "Trajectory",
-    "WeightGrid",
     "WeightLearning",
 ]
 
@@ -74,6 +73,8 @@ register_resolvers()
 class Config:
     """One cell."""
 
+    __pydantic_config__: ClassVar[Any] = STRICT
+
     model: Model
     quant: Quant
     quantizer: Quantizer
@@ -82,33 +83,24 @@ class Config:
     protocol: Protocol
     tracker: Tracker
     cluster: Cluster
-    method: str
+    method: Text
     trajectory: Trajectory
     sampling: Sampling
     inspection: Inspection
-    out: str
-    sweep: str
-    seed: int
-    device: str
-
-    def __post_init__(self) -> None:
-        devices = ("auto", "cpu", "cuda")
-        require(self.device in devices, "device", self.device, f"choose one of {', '.join(devices)}")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "choose 0 to 2^32 - 1")
-        require(self.out != "", "out", self.out, "name a folder")
-        require_name("sweep", self.sweep)
+    out: Annotated[Text, Field(min_length=1, description="a folder")]
+    sweep: Name
+    seed: Seed
+    device: Device
 
     @staticmethod
     def of(cfg: DictConfig) -> "Config":
-        """The typed form of what Hydra composed. Raises UserError where an option has the wrong type, name or value."""
+        """What Hydra composed, typed. Raises UserError with a line for each option of a wrong type, name or value."""
         try:
-            plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+            plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
             option = getattr(error, "full_key", None) or "config"
             raise UserError(f"{option}: {str(error).splitlines()[0]}") from error
-        assert isinstance(config, Config)
-        return config
+        return checked(Config, plain)
 
     @property
     def full_precision(self) -> bool:

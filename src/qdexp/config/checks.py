@@ -1,19 +1,18 @@
-"""What options are checked with, and the words that stand for something else than their value."""
+"""How options are read: by types that hold their bounds, every mistake in one line; and words that stand for something else."""
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Lt
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
 
 from qdexp.errors import UserError
-
-Target = dict[str, Any]
-"""A Hydra node with ``_target_``: what is built, and with which arguments."""
 
 UNTOUCHED = 32
 """The bit-width that means: leave it in full precision."""
@@ -37,47 +36,97 @@ NAMES_CODE = {"names_code": True}
 """Marks text that, where it has a dot, names a function."""
 
 
-def require(ok: bool, option: str, value: object, fix: str) -> None:
-    """Raises UserError where the option's value is not possible; ``fix``: what to choose."""
-    if not ok:
-        raise UserError(f"{option}={value}: {fix}")
+def _target(node: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in node:
+        raise ValueError("name its class or function as _target_")
+    return node
 
 
-def require_name(option: str, value: str) -> None:
-    """Raises UserError for a name that cannot be part of a file's name on every file system."""
-    plain = re.fullmatch(r"\w[\w .+-]*", value) is not None and len(value.encode()) <= LONGEST_NAME
-    require(plain, option, value, f"give letters, digits, spaces and . _ + - alone, at most {LONGEST_NAME} bytes")
+def _name(text: str) -> str:
+    """What can be part of a file's name on every file system."""
+    if re.fullmatch(r"\w[\w .+-]*", text) is None or len(text.encode()) > LONGEST_NAME:
+        raise ValueError(f"give letters, digits, spaces and . _ + - alone, at most {LONGEST_NAME} bytes")
+    return text
 
 
-def require_bits(option: str, value: int, low: int, high: int) -> None:
-    """Raises UserError for a bit-width that there is none of."""
-    require(value in (*range(low, high + 1), UNTOUCHED), option, value, f"choose {low} to {high}, or 32 to leave it untouched")
+def _bits(low: int, high: int) -> GetPydanticSchema:
+    return GetPydanticSchema(lambda _, __: core_schema.literal_schema([*range(low, high + 1), UNTOUCHED]))
 
+
+Target = Annotated[dict[str, Any], AfterValidator(_target), Field(json_schema_extra={"required": ["_target_"]})]
+"""A Hydra node with ``_target_``: what is built, and with which arguments."""
+Text = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) in (int, float) else given)]
+"""YAML takes some of it for numbers: a sweep that is called 2026."""
+Name = Annotated[Text, AfterValidator(_name)]
+Positive = Annotated[int, Gt(0)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+Finite = Field(allow_inf_nan=False)
+Device = Literal["auto", "cpu", "cuda"]
+_KEPT = Field(description="32: left in full precision")
+WeightBits = Annotated[int, _bits(2, 8), _KEPT]
+ActBits = Annotated[int, _bits(4, 8), _KEPT]
+SoftmaxBits = Annotated[int, _bits(4, 16), _KEPT]
 
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
-"""How the dataclasses are read whose types hold their bounds: ``Annotated[int, Gt(0)]``."""
+"""How a dataclass is read that has it as its ``__pydantic_config__``, with the dataclasses in it."""
 T = TypeVar("T")
 
 
-def checked(kind: type[T], options: Mapping[str, Any], option: str) -> T:
-    """The dataclass ``kind`` made from plain ``options``, which are called ``option.NAME``. Its types hold their bounds, and
-    its ``__post_init__`` may raise ValueError. Raises UserError, one line, for the first mistake."""
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    for name in options.keys() - known.keys():
-        meant = "".join(f", did you mean {near}?" for near in get_close_matches(name, known, 1))
-        raise UserError(f"{option}.{name}: there is no such option{meant}; there are {', '.join(known) or 'none'}")
-    for name, field in known.items():
-        if name not in options and field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{option}.{name}: is missing; give a value")
+def checked(kind: type[T], options: object, option: str = "") -> T:
+    """The dataclass ``kind`` made from a plain mapping of its options, which are called ``option.NAME``.
+
+    Types hold the bounds of values, a ``description`` what else a message says of them. A ``__post_init__`` may raise
+    ValueError, beginning with the name of a field. Raises UserError with a line for each mistake.
+    """
     try:
-        made: T = _adapter(kind).validate_json(json.dumps(options), strict=True)
+        made: T = _adapter(kind).validate_json(json.dumps(options))
         return made
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        told = f"{name}={first['input']}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{option}.{told}") from error
+        schema = schema_of(kind)
+        raise UserError(*(_told(one, schema, option) for one in error.errors(include_url=False))) from error
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
-"""A schema takes milliseconds."""
+"""It takes milliseconds to be made."""
+
+
+class _Anything(GenerateJsonSchema):
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
+
+
+def schema_of(kind: type) -> dict[str, Any]:
+    """The JSON schema of a dataclass."""
+    return _adapter(kind).json_schema(schema_generator=_Anything)
+
+
+def _told(error: Mapping[str, Any], schema: dict[str, Any], option: str) -> str:
+    """A mistake in one line: the option, its value, and what to do."""
+    names, value = error["loc"], error["input"]
+    place = (option + "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in names)).lstrip(".")
+    if error["type"] == "missing":
+        return f"{place}: is missing; give a value"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = list(_part(schema, names[:-1])["properties"])
+        meant = "".join(f", did you mean {near}?" for near in get_close_matches(str(names[-1]), known, 1))
+        return f"{place}: there is no such option{meant}; there are {', '.join(known) or 'none'}"
+    part, told = _part(schema, names), error["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    if error["type"] == "value_error" and "properties" in part:
+        return f"{place}.{told}".lstrip(".")
+    told = re.sub(r"^\w+ should ", "has to ", told).replace("an object", "a mapping").replace("a valid array", "a list")
+    more = f" ({part['description']})" if "description" in part and "properties" not in part else ""
+    return f"{place}={value if isinstance(value, str) else json.dumps(value)}: {told}{more}"
+
+
+def _part(schema: dict[str, Any], names: tuple[int | str, ...]) -> dict[str, Any]:
+    """What a JSON schema says of the value at ``names``."""
+    found: Any = schema
+    for name in (None, *names):
+        if isinstance(name, int):
+            found = found["items"]
+        elif name is not None:
+            found = found.get("properties", {}).get(name) or found["additionalProperties"]
+        while "$ref" in found or "anyOf" in found:  # the first of several: the others say that it may be null
+            said = {key: value for key, value in found.items() if key not in ("$ref", "anyOf")}
+            found = (schema["$defs"][found["$ref"].rpartition("/")[2]] if "$ref" in found else found["anyOf"][0]) | said
+    return dict(found)

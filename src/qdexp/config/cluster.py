@@ -1,27 +1,22 @@
 """Options of where the jobs of a sweep go."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from qdexp.config.checks import require
+from annotated_types import Ge, Gt
+from pydantic import Field
+
+from qdexp.config.checks import Device, Finite, Positive, Text
 
 
 @dataclass
 class Resources:
     """What one job asks for; ``memory_gb`` null: what the cluster gives by itself."""
 
-    minutes: int = 60
-    gpus: int = 0
-    cpus: int = 1
-    memory_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        require(self.minutes > 0, "cluster.stages.*.minutes", self.minutes, "choose at least 1")
-        require(self.gpus >= 0, "cluster.stages.*.gpus", self.gpus, "choose 0 or more")
-        require(self.cpus > 0, "cluster.stages.*.cpus", self.cpus, "choose at least 1")
-        some = self.memory_gb is None or 0 < self.memory_gb < math.inf
-        require(some, "cluster.stages.*.memory_gb", self.memory_gb, "choose more than 0, or null for what the cluster gives")
+    minutes: Positive = 60
+    gpus: Annotated[int, Ge(0)] = 0
+    cpus: Positive = 1
+    memory_gb: Annotated[Annotated[float, Gt(0), Finite] | None, Field(description="null: what the cluster gives")] = None
 
 
 @dataclass
@@ -33,26 +28,22 @@ class Cluster:
     is queued again that reached its time limit. ``options``: further options of sbatch.
     """
 
-    name: str
-    device: str
-    parts: int
-    parallel: int
-    restarts: int
+    name: Text
+    device: Device
+    parts: Positive
+    parallel: Positive
+    restarts: Annotated[int, Ge(0)]
     stages: dict[str, Resources]
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    setup: list[str] = field(default_factory=list)
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    setup: list[Text] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = ("auto", "cpu", "cuda")
-        require(self.device in known, "cluster.device", self.device, f"choose one of {', '.join(known)}")
-        for option in ("parts", "parallel"):
-            require(getattr(self, option) > 0, f"cluster.{option}", getattr(self, option), "choose at least 1")
-        require(self.restarts >= 0, "cluster.restarts", self.restarts, "choose 0 or more")
-        require("default" in self.stages, "cluster.stages", sorted(self.stages), "add the resources of default")
+        if "default" not in self.stages:
+            raise ValueError(f"stages={sorted(self.stages)}: add the resources of default")
 
     def resources(self, stage: str) -> Resources:
         return self.stages.get(stage, self.stages["default"])

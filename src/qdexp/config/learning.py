@@ -1,14 +1,11 @@
 """How steps learn block by block: options that they share. The defaults are those of ``recon=fast``."""
 
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import Field
 
-from qdexp.config.checks import WITHOUT_EFFECT, checked
-
-Finite = Field(allow_inf_nan=False)
+from qdexp.config.checks import WITHOUT_EFFECT, Finite, Positive, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,27 +16,30 @@ class BlockWise:
     ``cache_gb``: how many GB (10^9 bytes) of the rows' activations are held in memory; the rest lies in files. null: all are.
     """
 
-    batch: Annotated[int, Gt(0)] = 16
-    heldout: Annotated[int, Gt(0)] = 64
+    batch: Positive = 16
+    heldout: Positive = 64
     cache_gb: Annotated[float, Gt(0), Finite] | None = field(default=None, metadata=WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Iterations(BlockWise):
-    """``iterations`` of Adam at ``rate`` for each block.
+class Learning(BlockWise):
+    """``precision``: what iterations compute in, and keep the rows in that they learn from. ``compile``: whether torch.compile
+    translates each kind of block for them."""
 
-    ``precision``: what they compute in, and keep the rows in that they learn from. ``compile``: whether torch.compile
-    translates each kind of block for them.
-    """
-
-    iterations: Annotated[int, Gt(0)]
-    rate: Annotated[float, Gt(0), Finite]
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightLearning(Iterations):
+class Iterations(Learning):
+    """``iterations`` of Adam at ``rate`` for each block."""
+
+    iterations: Positive
+    rate: Annotated[float, Gt(0), Finite]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
     """After the fraction ``warmup`` of the iterations the regulariser sets in; its exponent falls from ``beta[0]`` to
     ``beta[1]``.
 
@@ -50,7 +50,7 @@ class WeightLearning(Iterations):
     """
 
     start: Literal["nearest", "gptq"] = "gptq"
-    iterations: Annotated[int, Gt(0)] = 200
+    iterations: Positive = 200
     rate: Annotated[float, Gt(0), Finite] = 0.1
     regulariser: Annotated[float, Ge(0), Finite] = 1000.0
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.2
@@ -63,30 +63,29 @@ class WeightLearning(Iterations):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleLearning(Iterations):
+class WeightLearning(WeightOptions, Iterations):
+    """How rounding is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions:
     """The iterations are on log s, their rate falling to 0 as a cosine; the loss is the sum of |error|^``power`` over that of
     |target|^``power``."""
 
-    iterations: Annotated[int, Gt(0)] = 50
+    iterations: Positive = 50
     rate: Annotated[float, Gt(0), Finite] = 0.01
     power: Annotated[float, Ge(1), Finite] = 2.0
 
 
-@dataclass
-class Recon:
+@dataclass(frozen=True, kw_only=True)
+class ScaleLearning(ScaleOptions, Iterations):
+    """How scales are learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recon(Learning):
     """What the steps that learn block by block take for their options where nothing else is said."""
 
-    name: str
-    batch: int
-    heldout: int
-    cache_gb: float | None
-    precision: str
-    compile: bool
-    weights: dict[str, Any]
-    scales: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        shared = {one.name: getattr(self, one.name) for one in fields(Iterations) if hasattr(self, one.name)}
-        checked(ScaleLearning, shared, "recon")
-        checked(WeightLearning, self.weights, "recon.weights")
-        checked(ScaleLearning, self.scales, "recon.scales")
+    name: Text
+    weights: WeightOptions
+    scales: ScaleOptions

@@ -1,34 +1,29 @@
 """Options of what is measured, and how: trajectories, protocol, sampling, what is looked at, where records go."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from qdexp.config.checks import NO_EXTRACTOR, Target, require
+from annotated_types import Ge, MinLen
+from pydantic import Field
+
+from qdexp.config.checks import NO_EXTRACTOR, Finite, Positive, Seed, Target, Text
 
 
 @dataclass
 class Trajectory:
     """``prompts``: a file of them for models that are asked so; None: those of the protocol, from the last one back."""
 
-    samples: int
-    prompts: str | None = None
-
-    def __post_init__(self) -> None:
-        require(self.samples > 0, "trajectory.samples", self.samples, "choose at least 1")
+    samples: Positive
+    prompts: Text | None = None
 
 
 @dataclass(kw_only=True)
 class SamplerOptions:
     """From noise to image: ``steps`` of a ``scheduler``, with classifier-free ``guidance`` (1: none)."""
 
-    steps: int
+    steps: Positive
     scheduler: Target
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(0 <= self.guidance < math.inf, "protocol.guidance", self.guidance, "choose 1 for none, or more")
-        require(self.steps > 0, "protocol.steps", self.steps, "choose at least 1")
-        require("_target_" in self.scheduler, "protocol.scheduler", self.scheduler, "name the scheduler's class as _target_")
+    guidance: Annotated[float, Ge(0), Finite, Field(description="1: none")] = 1.0
 
     @property
     def branches(self) -> int:
@@ -46,17 +41,17 @@ class Protocol(SamplerOptions):
     ``clip``: the folder of a CLIP model that scores how well images show their prompts; None: they are not scored.
     """
 
-    name: str
-    n: int
-    noise_seed: int
-    heldout: int
-    extractor: str
-    reference: str
-    pixels: str = "round"
-    classes: list[int] | None = None
-    prompts: str | None = None
-    clip: str | None = None
-    extractor_weights: str | None = None
+    name: Text
+    n: Annotated[int, Ge(10), Field(description="images; 1,000 and more give KID too")]
+    noise_seed: Seed
+    heldout: Positive
+    extractor: Text
+    reference: Text
+    pixels: Literal["round", "truncate"] = "round"
+    classes: Annotated[Annotated[list[int], MinLen(1)] | None, Field(description="null: all")] = None
+    prompts: Text | None = None
+    clip: Text | None = None
+    extractor_weights: Text | None = None
 
     @property
     def sampler(self) -> SamplerOptions:
@@ -68,23 +63,11 @@ class Protocol(SamplerOptions):
         """Whether images are compared with a reference."""
         return self.extractor != NO_EXTRACTOR
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.classes != [], "protocol.classes", self.classes, "name at least one, or null for all")
-        require(self.n >= 10, "protocol.n", self.n, "the scores need at least 10 images; 1,000 and more give KID too")
-        require(0 <= self.noise_seed < 2**32, "protocol.noise_seed", self.noise_seed, "choose 0 to 2^32 - 1")
-        known = ("round", "truncate")
-        require(self.pixels in known, "protocol.pixels", self.pixels, f"choose {' or '.join(known)}")
-        require(self.heldout > 0, "protocol.heldout", self.heldout, "choose at least 1")
-
 
 @dataclass
 class Sampling:
-    batch: int
+    batch: Positive
     channels_last: bool
-
-    def __post_init__(self) -> None:
-        require(self.batch > 0, "sampling.batch", self.batch, "choose at least 1")
 
 
 @dataclass
@@ -94,22 +77,13 @@ class Inspection:
     ``lpips``: the file of the backbone's weights with which LPIPS to full precision is measured; None: it is not.
     """
 
-    rows: int
-    lpips: str | None = None
-
-    def __post_init__(self) -> None:
-        require(self.rows >= 0, "inspection.rows", self.rows, "choose 0 (none) or more")
+    rows: Annotated[int, Ge(0), Field(description="0: none")]
+    lpips: Text | None = None
 
 
 @dataclass
 class Tracker:
-    name: str
-    project: str = "qdexp"
-    entity: str | None = None
-    mode: str = "offline"
-
-    def __post_init__(self) -> None:
-        modes = ("offline", "online")
-        require(self.mode in modes, "tracker.mode", self.mode, f"choose one of {', '.join(modes)}")
-        allowed = len(self.project) <= 128 and not set(self.project) & set("/\\#?%:")
-        require(allowed, "tracker.project", self.project, "W&B takes at most 128 characters, and none of / \\ # ? % :")
+    name: Text
+    project: Annotated[Text, Field(pattern=r"^[^/\\#?%:]{0,128}$", description=r"as in W&B: none of / \ # ? % :")] = "qdexp"
+    entity: Text | None = None
+    mode: Literal["offline", "online"] = "offline"

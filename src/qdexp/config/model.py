@@ -1,9 +1,12 @@
 """Options of the model."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from qdexp.config.checks import WITHOUT_EFFECT, Target, require, require_name
+from annotated_types import Gt, Len
+from pydantic import Field
+
+from qdexp.config.checks import WITHOUT_EFFECT, Name, Positive, Target, Text
 
 
 @dataclass
@@ -14,16 +17,11 @@ class FirstStage:
     where it is null, the checkpoint has to hold one.
     """
 
-    weights: str = field(metadata=WITHOUT_EFFECT)  # what is in the files counts
+    weights: Text = field(metadata=WITHOUT_EFFECT)  # what is in the files counts
     network: Target
-    scale: float | None = 1.0
+    scale: Annotated[float, Gt(0)] | None = 1.0
     shift: float = 0.0
-    subfolder: str = field(default="vae", metadata=WITHOUT_EFFECT)
-
-    def __post_init__(self) -> None:
-        option = "model.first_stage"
-        require("_target_" in self.network, f"{option}.network", self.network, "name the network's class as _target_")
-        require(self.scale is None or self.scale > 0, f"{option}.scale", self.scale, "choose a number above 0")
+    subfolder: Text = field(default="vae", metadata=WITHOUT_EFFECT)
 
 
 @dataclass
@@ -37,25 +35,17 @@ class Model:
     reference do not take, since they need those of its images.
     """
 
-    name: str = field(metadata=WITHOUT_EFFECT)
-    weights: str = field(metadata=WITHOUT_EFFECT)  # what is in the files counts
-    shape: list[int]
+    name: Name = field(metadata=WITHOUT_EFFECT)
+    weights: Text = field(metadata=WITHOUT_EFFECT)  # what is in the files counts
+    shape: Annotated[list[Positive], Len(3, 3), Field(description="[channels, height, width]")]
     network: Target
     schedule: dict[str, Any]
-    subfolder: str = field(default="", metadata=WITHOUT_EFFECT)
-    publisher: str | None = field(default=None, metadata=WITHOUT_EFFECT)
+    subfolder: Text = field(default="", metadata=WITHOUT_EFFECT)
+    publisher: Text | None = field(default=None, metadata=WITHOUT_EFFECT)
     first_stage: FirstStage | None = None
     condition: Target | None = None
     guidance: float | None = field(default=None, metadata=WITHOUT_EFFECT)  # the protocol's counts
-    prompts: str | None = field(default=None, metadata=WITHOUT_EFFECT)
-
-    def __post_init__(self) -> None:
-        require_name("model.name", self.name)
-        if self.condition is not None:
-            named = "_target_" in self.condition
-            require(named, "model.condition", self.condition, "name the condition's class as _target_")
-        require(len(self.shape) == 3 and min(self.shape) > 0, "model.shape", self.shape, "give [channels, height, width]")
-        require("_target_" in self.network, "model.network", self.network, "name the network's class as _target_")
+    prompts: Text | None = field(default=None, metadata=WITHOUT_EFFECT)
 
     @property
     def bare(self) -> "Model":

@@ -2,9 +2,23 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from qdexp.config.checks import ORDERED, UNTOUCHED, WITHOUT_EFFECT, Target, require, require_bits
+from annotated_types import Gt
+from pydantic import GetPydanticSchema
+from typing_extensions import TypedDict  # pydantic's of Python 3.11
+
+from qdexp.config.checks import (
+    ORDERED,
+    UNTOUCHED,
+    WITHOUT_EFFECT,
+    ActBits,
+    Positive,
+    SoftmaxBits,
+    Target,
+    Text,
+    WeightBits,
+)
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
 """What can be quantized."""
@@ -16,12 +30,8 @@ TIMESTEP_GROUPS = "timestep groups"
 class WeightGrid:
     """Which weights share one scale: all of a layer (``per_tensor``), or those of each output channel (``per_channel``)."""
 
-    granularity: str = "per_channel"
+    granularity: Literal["per_tensor", "per_channel"] = "per_channel"
     symmetric: bool = False
-
-    def __post_init__(self) -> None:
-        known = ("per_tensor", "per_channel")
-        require(self.granularity in known, "quant.weight.granularity", self.granularity, f"choose {' or '.join(known)}")
 
 
 @dataclass
@@ -33,13 +43,16 @@ class ActGrid:
     """
 
     symmetric: bool = False
-    time: str = "static"
-    groups: int = 4
+    time: Literal["static", "dynamic", "groups"] = "static"
+    groups: Annotated[int, Gt(1)] = 4
 
-    def __post_init__(self) -> None:
-        known = ("static", "dynamic", "groups")
-        require(self.time in known, "quant.act.time", self.time, f"choose one of {', '.join(known)}")
-        require(self.groups > 1, "quant.act.groups", self.groups, "choose 2 or more groups of timesteps")
+
+class LayerBits(TypedDict, total=False):
+    weight_bits: WeightBits
+    act_bits: ActBits
+
+
+_Bits = Annotated[dict[str, int], GetPydanticSchema(lambda _, handler: handler.generate_schema(LayerBits))]
 
 
 @dataclass
@@ -49,25 +62,13 @@ class Quant:
     ``first_last_bits``: of the first and the last layer, where the others are quantized; null: as the others.
     """
 
-    weight_bits: int
-    act_bits: int
-    softmax_bits: int
-    first_last_bits: int | None
-    layers: dict[str, dict[str, int]] | None = field(default=None, metadata=ORDERED)  # later patterns win
+    weight_bits: WeightBits
+    act_bits: ActBits
+    softmax_bits: SoftmaxBits
+    first_last_bits: WeightBits | None
+    layers: dict[str, _Bits] | None = field(default=None, metadata=ORDERED)  # later patterns win
     weight: WeightGrid = field(default_factory=WeightGrid)
     act: ActGrid = field(default_factory=ActGrid)
-
-    def __post_init__(self) -> None:
-        require_bits("quant.weight_bits", self.weight_bits, 2, 8)
-        require_bits("quant.act_bits", self.act_bits, 4, 8)
-        require_bits("quant.softmax_bits", self.softmax_bits, 4, 16)
-        if self.first_last_bits is not None:
-            require_bits("quant.first_last_bits", self.first_last_bits, 2, 8)
-        for pattern, bits in (self.layers or {}).items():
-            unknown = set(bits) - {"weight_bits", "act_bits"}
-            require(not unknown, f"quant.layers.{pattern}", sorted(unknown), "only weight_bits and act_bits can be set")
-            require_bits(f"quant.layers.{pattern}.weight_bits", bits.get("weight_bits", UNTOUCHED), 2, 8)
-            require_bits(f"quant.layers.{pattern}.act_bits", bits.get("act_bits", UNTOUCHED), 4, 8)
 
     @property
     def label(self) -> str:
@@ -97,7 +98,7 @@ class Quant:
             kept = kept.at(kept.act.time)
         return kept if kept.touched else replace(kept, first_last_bits=None)
 
-    def at(self, time: str) -> "Quant":
+    def at(self, time: Literal["static", "dynamic"]) -> "Quant":
         """The same with activations whose grids are ``static`` or ``dynamic``."""
         return replace(self, act=replace(self.act, time=time, groups=ActGrid().groups))
 
@@ -115,7 +116,7 @@ class Quantizer:
     ``before`` ("end": after all). What a step may say is up to its class, see ``qdexp.methods``.
     """
 
-    name: str = field(metadata=WITHOUT_EFFECT)
+    name: Text = field(metadata=WITHOUT_EFFECT)
     steps: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -133,12 +134,7 @@ class Quantizer:
 class Calib:
     """``rows`` samples at each of ``timesteps`` timesteps, chosen by ``strategy``."""
 
-    name: str = field(metadata=WITHOUT_EFFECT)
-    timesteps: int
-    rows: int
+    name: Text = field(metadata=WITHOUT_EFFECT)
+    timesteps: Positive
+    rows: Positive
     strategy: Target
-
-    def __post_init__(self) -> None:
-        require(self.timesteps > 0, "calib.timesteps", self.timesteps, "choose at least 1")
-        require(self.rows > 0, "calib.rows", self.rows, "choose at least 1")
-        require("_target_" in self.strategy, "calib.strategy", self.strategy, "name the strategy's function as _target_")

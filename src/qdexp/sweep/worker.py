@@ -5,12 +5,12 @@ import os
 from collections.abc import Mapping
 
 import torch
-from omegaconf import OmegaConf
 
 from qdexp import device as devices
 from qdexp import meter
 from qdexp.cell import Cell, describe
 from qdexp.config import Config
+from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.layout import Layout
 from qdexp.stages.base import Sharded, Stage
@@ -101,7 +101,7 @@ def planned(sweep: manifest.Manifest, cell: manifest.CellEntry) -> Cell:
 
 def thaw(plain: Mapping[str, object]) -> Config:
     """A config as JSON held it."""
-    return Config.of(OmegaConf.create(dict(plain)))
+    return checked(Config, plain)
 
 
 def _fail_cells(job: Job, error: dict[str, str]) -> None:
