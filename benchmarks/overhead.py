@@ -18,7 +18,7 @@ from benchmarks.timing import Cost, seconds
 from qdexp import meter
 from qdexp.cell import Cell
 from qdexp.config import Config
-from qdexp.sweep.job import Job
+from qdexp.sweep.jobs import Job
 from qdexp.sweep.launch import Frozen
 
 HEADER = ["jobs of one cell", "whole, s (CPU)", "stages, s (CPU)", "qdexp's own, s (CPU)", "of one job at most, s (CPU)"]

@@ -23,8 +23,7 @@ from qdexp.sampling.shards import read_shards
 from qdexp.stages.calibration import read_rows
 from qdexp.stages.conditions import read_conditions
 from qdexp.store import Store
-from qdexp.sweep.estimate import disk_bytes
-from qdexp.sweep.plan import plan
+from qdexp.sweep.plan import disk_bytes, plan
 
 CellOf = Callable[..., Cell]
 

@@ -11,7 +11,7 @@ from slurm_helpers import LARGEST_ARRAY
 from trivial import Trivial
 
 from qdexp.config import Cluster, Resources
-from qdexp.sweep.graph import Node
+from qdexp.sweep.jobs import Node
 from qdexp.sweep.slurm import Slurm
 
 MODE = os.environ.get("SLURM_TESTS", "auto")

@@ -18,7 +18,7 @@ import torch
 from qdexp import files
 from qdexp.cell import Cell
 from qdexp.sweep import manifest
-from qdexp.sweep.job import Job
+from qdexp.sweep.jobs import Job
 from qdexp.sweep.launch import Frozen
 from qdexp.sweep.worker import work
 

@@ -127,7 +127,7 @@ def test_the_copy_makes_the_same_keys_whatever_was_edited_since(cell_of: CellOf,
         path.write_text("raise RuntimeError('edited')\n")
     script = (
         "import json, sys; from pathlib import Path; import qdexp; from qdexp import provenance; from qdexp.cell import Cell\n"
-        "from qdexp.sweep import manifest; from qdexp.sweep.worker import read_config\n"
+        "from qdexp.sweep import manifest; from qdexp.sweep.freeze import read_config\n"
         "sweep = manifest.read(Path(sys.argv[1]), 'trial'); (key,) = sweep.cells\n"
         "print(json.dumps([qdexp.__file__, Cell(read_config(sweep, key)).keys, provenance.commit()]))"
     )
@@ -161,7 +161,7 @@ def test_an_edit_of_a_method_changes_what_it_makes_and_nothing_before(cell_of: C
     path.write_text(path.read_text().replace("DAMPING = 0.01", "DAMPING = 0.02"))
     script = (
         "import json, sys; from pathlib import Path; from qdexp.cell import Cell\n"
-        "from qdexp.sweep import manifest; from qdexp.sweep.worker import read_config\n"
+        "from qdexp.sweep import manifest; from qdexp.sweep.freeze import read_config\n"
         "sweep = manifest.read(Path(sys.argv[1]), 'trial'); (key,) = sweep.cells\n"
         "print(json.dumps(Cell(read_config(sweep, key)).keys))"
     )

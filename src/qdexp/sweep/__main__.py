@@ -31,7 +31,7 @@ def status(sweep: Manifest, live: bool) -> None:
 
 
 def collect(sweep: Manifest) -> None:
-    from qdexp.sweep.collect import collect as work  # torch is loaded here, not for the others
+    from qdexp.sweep.results import collect as work  # torch is loaded here, not for the others
 
     work(sweep, Status(sweep, queue.Watcher(grace=0).states))
 

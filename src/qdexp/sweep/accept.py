@@ -28,8 +28,8 @@ from qdexp.stages.base import Stage
 from qdexp.stages.keys import short_hash
 from qdexp.store import Entry, Store
 from qdexp.sweep import manifest
-from qdexp.sweep.graph import RECORD
-from qdexp.sweep.worker import thaw
+from qdexp.sweep.freeze import thaw
+from qdexp.sweep.jobs import RECORD
 
 _BESIDE = ("made", "accepted")
 """What a manifest notes beside what the key is made of."""

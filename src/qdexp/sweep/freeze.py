@@ -1,6 +1,10 @@
-"""From overrides to frozen, checked configs. Hydra takes a good tenth of a second to compose one; what is equal is reused."""
+"""From overrides to frozen, checked configs, and back from what was frozen.
 
-from collections.abc import Callable, Iterable, Sequence
+Hydra takes a good tenth of a second to compose one; what is equal is reused.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from qdexp.cell import Cell, preflight
 from qdexp.config import Config
+from qdexp.config.checks import checked
 from qdexp.errors import NothingToSplitError, UserError
+from qdexp.layout import Layout
 from qdexp.methods.recipe import BEFORE
 from qdexp.overrides import STEPS
 from qdexp.sweep import idle
+from qdexp.sweep.jobs import Job
+from qdexp.sweep.manifest import CellEntry, Manifest
 
 PARTS = ("quantizer", "calib")
 """The groups that a method fixes."""
@@ -141,3 +149,18 @@ def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder:
         cells.setdefault(cell.key, (index, cell))
     idle.check(points, made)
     return list(cells.values())
+
+
+def read_config(place: Job | Manifest, cell: str) -> Config:
+    """The frozen config of a cell."""
+    return thaw(json.loads(Layout(place.out).sweep(place.sweep).config(cell).read_text()))
+
+
+def planned(sweep: Manifest, cell: CellEntry) -> Cell:
+    """A cell as it was submitted, whatever the code of this process."""
+    return Cell(read_config(sweep, cell.key), cell.keys)
+
+
+def thaw(plain: Mapping[str, object]) -> Config:
+    """A config as JSON held it."""
+    return checked(Config, plain)

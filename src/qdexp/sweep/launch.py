@@ -1,10 +1,10 @@
 """What our launchers do with the checked cells of a sweep."""
 
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,22 +23,17 @@ from qdexp.record import Record
 from qdexp.stages.base import Stage
 from qdexp.store import Store
 from qdexp.sweep import manifest, queue, results, snapshot
-from qdexp.sweep.collect import settle
-from qdexp.sweep.estimate import estimate
-from qdexp.sweep.graph import RECORD, Node
-from qdexp.sweep.job import Job
+from qdexp.sweep.jobs import RECORD, Job, Node
 from qdexp.sweep.local import Local
 from qdexp.sweep.manifest import CellEntry, Manifest, Registry
-from qdexp.sweep.plan import plan
+from qdexp.sweep.plan import estimate, plan
 from qdexp.sweep.slurm import Slurm
 from qdexp.sweep.status import Status
 
 
-@contextlib.contextmanager
-def planned_for(cluster: Any) -> Iterator[None]:
+def planned_for(cluster: Any) -> AbstractContextManager[None]:
     """Cells that are made within are those of the cluster's machines; ``auto``: those of this one."""
-    with contextlib.nullcontext() if cluster.device == "auto" else devices.elsewhere(cluster.device):
-        yield
+    return nullcontext() if cluster.device == "auto" else devices.elsewhere(cluster.device)
 
 
 def sequential(cells: Sequence[Cell]) -> list[Record]:
@@ -153,7 +148,7 @@ def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
     with snapshot.running(sweep.write()):
         Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
-    settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
+    results.settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]
     return results.end(cells, [cell.record for cell in cells], [cell.label for cell in incomplete])
 

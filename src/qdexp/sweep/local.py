@@ -7,7 +7,7 @@ from itertools import cycle
 import submitit
 
 from qdexp import progress
-from qdexp.sweep.graph import Node, dependents
+from qdexp.sweep.jobs import Node, dependents
 from qdexp.sweep.manifest import Registry
 from qdexp.sweep.queue import HERE
 

@@ -8,7 +8,7 @@ from typing import Any
 from qdexp import files
 from qdexp.errors import UserError
 from qdexp.layout import Layout, stage_and_key
-from qdexp.sweep.graph import Node
+from qdexp.sweep.jobs import Node
 
 FORMAT = 1
 

@@ -2,10 +2,11 @@
 
 import errno
 import json
+import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -28,7 +29,10 @@ from qdexp.report.grid import sample_grid
 from qdexp.report.rows import names
 from qdexp.store import Store
 from qdexp.sweep import idle
-from qdexp.sweep.freeze import freeze
+from qdexp.sweep.freeze import freeze, planned
+from qdexp.sweep.jobs import RECORD, Node
+from qdexp.sweep.manifest import CellEntry, Manifest
+from qdexp.sweep.status import BLOCKED, FAILED, Status
 from qdexp.tracking.mirror import TrackingError, mirror, written
 
 SHOWN = 14  # images in a row of the picture
@@ -144,6 +148,43 @@ def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> 
         names = ", ".join(failed)
         raise UserError(f"{len(failed)} of {len(cells)} cells failed: {names}; the same command runs only these again")
     return records
+
+
+def collect(sweep: Manifest, status: Status) -> Sequence[Record]:
+    """Shows what is finished, and settles what failed."""
+    os.chdir(sweep.cwd)
+    with devices.elsewhere(sweep.device):
+        cells = {key: planned(sweep, entry) for key, entry in sweep.cells.items()}
+    settle(sweep, status, cells)
+    paths = [cell.record for cell in cells.values() if cell.record.exists()]
+    found = read_records(paths)
+    if found:
+        show(next(iter(cells.values())), found)
+    print(status.summary(), flush=True)
+    return found
+
+
+def settle(sweep: Manifest, status: Status, cells: Mapping[str, Cell]) -> None:
+    """A cell whose job died without a word (killed, out of memory) gets its record of failure; every record gets its mirror."""
+    for key, cell in cells.items():
+        if status.cell(key) in (FAILED, BLOCKED):
+            cell.fail(_error(sweep, status, sweep.cells[key]))
+        mirror_late(cell)
+
+
+def _error(sweep: Manifest, status: Status, cell: CellEntry) -> dict[str, str]:
+    """Of the first of the cell's stages that failed."""
+    entries = [*cell.entries.values(), f"{RECORD}-{cell.name}"]
+    broken = [node for node in sweep.nodes if node.entry in entries and status.nodes[node.id].state == FAILED]
+    if not broken:
+        return {"stage": RECORD, "type": "Lost", "message": "its jobs are gone; submit the sweep again", "traceback": ""}
+    return status.registry.error(broken[0].id) or _word(broken[0], status)
+
+
+def _word(node: Node, status: Status) -> dict[str, str]:
+    log = status.registry.job(node.id).get("log", "")
+    message = f"{status.nodes[node.id].why}; its last words are in {log}" if log else status.nodes[node.id].why
+    return {"stage": node.stage, "type": "JobEnded", "message": message, "traceback": ""}
 
 
 def show(cell: Cell, records: Sequence[Record]) -> None:

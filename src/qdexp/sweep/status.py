@@ -15,7 +15,7 @@ from rich.text import Text
 
 from qdexp import record as records
 from qdexp.store import Store
-from qdexp.sweep.graph import RECORD, Node
+from qdexp.sweep.jobs import RECORD, Node
 from qdexp.sweep.manifest import Manifest, Registry
 from qdexp.sweep.queue import HERE, LIVE, LOST
 

@@ -1,23 +1,18 @@
 """One job of a sweep: a stage, a part of its shards, or the end of a cell, from its frozen config to the store."""
 
-import json
 import os
-from collections.abc import Mapping
 
 import torch
 
 from qdexp import device as devices
 from qdexp import meter
 from qdexp.cell import Cell, describe
-from qdexp.config import Config
-from qdexp.config.checks import checked
 from qdexp.errors import UserError
-from qdexp.layout import Layout
 from qdexp.stages.base import Sharded, Stage
 from qdexp.store import Store
 from qdexp.sweep import manifest
-from qdexp.sweep.graph import RECORD
-from qdexp.sweep.job import Job
+from qdexp.sweep.freeze import planned, read_config
+from qdexp.sweep.jobs import RECORD, Job
 from qdexp.sweep.results import finish
 
 
@@ -87,21 +82,6 @@ def _demand(stage: Stage, store: Store) -> None:
             _demand(needed, store)
     elif not (isinstance(stage, Sharded) and not stage.missing(store.work(stage.entry))):
         raise UserError(f"{stage.entry} is not in the store: the job that makes it has not succeeded; submit the sweep again")
-
-
-def read_config(place: Job | manifest.Manifest, cell: str) -> Config:
-    """The frozen config of a cell."""
-    return thaw(json.loads(Layout(place.out).sweep(place.sweep).config(cell).read_text()))
-
-
-def planned(sweep: manifest.Manifest, cell: manifest.CellEntry) -> Cell:
-    """A cell as it was submitted, whatever the code of this process."""
-    return Cell(read_config(sweep, cell.key), cell.keys)
-
-
-def thaw(plain: Mapping[str, object]) -> Config:
-    """A config as JSON held it."""
-    return checked(Config, plain)
 
 
 def _fail_cells(job: Job, error: dict[str, str]) -> None:

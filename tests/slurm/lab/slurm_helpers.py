@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from qdexp.sweep.graph import Node
+from qdexp.sweep.jobs import Node
 
 LARGEST_ARRAY = 6
 """MaxArraySize of the cluster of these tests."""

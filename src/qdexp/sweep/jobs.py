@@ -1,8 +1,12 @@
-"""The graph of jobs that a sweep needs: what is in the store is left out, and what cells share is there once."""
+"""The jobs of a sweep, as a graph, and what runs in one: light objects, which can be pickled. The work is in ``worker``."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdexp import permanent
 
 RECORD = "record"
 """The kind of the job that ends a cell: it makes what is quick, and the record."""
@@ -27,6 +31,29 @@ class Node:
     @property
     def part_name(self) -> str:
         return f"{self.part}-of-{self.parts}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Makes ``node`` from the frozen config of its cell. Idempotent: run again, it goes on where it stopped."""
+
+    out: Path
+    cwd: Path
+    sweep: str
+    node: Node
+    threads: int
+
+    def __call__(self) -> None:
+        with permanent.imports():
+            from qdexp.sweep.worker import work  # torch takes seconds to load
+
+        work(self)
+
+    def checkpoint(self) -> Any:
+        """What submitit queues after a preemption or a time-out: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
 
 def depths(nodes: Iterable[Node]) -> dict[str, int]:
