@@ -21,6 +21,8 @@ from qdexp import device as devices
 from qdexp import entries, files, meter
 from qdexp import record as records
 from qdexp.cell import Cell, protocol_of
+from qdexp.config import Config
+from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.layout import Layout, entry_name, records_in, stage_and_key
 from qdexp.record import Record, read_records
@@ -28,7 +30,6 @@ from qdexp.stages.base import Stage
 from qdexp.stages.keys import short_hash
 from qdexp.store import Entry, Store
 from qdexp.sweep import manifest
-from qdexp.sweep.freeze import thaw
 from qdexp.sweep.jobs import RECORD
 
 _BESIDE = ("made", "accepted")
@@ -106,7 +107,7 @@ def _finished(store: Store, path: Path) -> dict[str, _Finished] | None:
     if record["status"] != "complete":
         return None
     try:
-        stages = Cell(thaw(record["config"])).stages
+        stages = Cell(checked(Config, record["config"])).stages
         return dict(_compared(store, record, stages))
     except UserError as error:
         print(f"left as it is: {record['cell']}: {error}")
@@ -193,7 +194,7 @@ def _adopt(store: Store, one: _Finished) -> None:
 def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
     """The record under its new name, with the new keys; then the old one goes."""
     record = read_records([path])[0]
-    cell = Cell(thaw(record["config"]))
+    cell = Cell(checked(Config, record["config"]))
     names = {one.entry.folder.name: one.stage.entry for one in stages.values()}
     for role, one in stages.items():
         before = _key(one.entry)

@@ -4,7 +4,7 @@ Hydra takes a good tenth of a second to compose one; what is equal is reused.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -153,14 +153,9 @@ def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder:
 
 def read_config(place: Job | Manifest, cell: str) -> Config:
     """The frozen config of a cell."""
-    return thaw(json.loads(Layout(place.out).sweep(place.sweep).config(cell).read_text()))
+    return checked(Config, json.loads(Layout(place.out).sweep(place.sweep).config(cell).read_text()))
 
 
 def planned(sweep: Manifest, cell: CellEntry) -> Cell:
     """A cell as it was submitted, whatever the code of this process."""
     return Cell(read_config(sweep, cell.key), cell.keys)
-
-
-def thaw(plain: Mapping[str, object]) -> Config:
-    """A config as JSON held it."""
-    return checked(Config, plain)

@@ -15,6 +15,7 @@ from qdexp import models
 from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import UNTOUCHED, WEIGHTS, Config, Model
+from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.layout import Layout, records_in
 from qdexp.models.conditions import example_condition
@@ -24,7 +25,6 @@ from qdexp.stages.base import Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.steps import StepStage
 from qdexp.store import Store
-from qdexp.sweep.freeze import thaw
 from qdexp.sweep.jobs import RECORD, Node
 
 LOOKED_AT = 20
@@ -107,7 +107,7 @@ def _rates(layout: Layout) -> tuple[dict[str, float], int]:
     for path in paths:
         try:
             record = read_records([path])[0]
-            cell = Cell(thaw(record["config"]))
+            cell = Cell(checked(Config, record["config"]))
             stages = cell.stages if record["status"] == "complete" else {}
         except (UserError, OSError):
             continue  # of another version, or its weights are gone
