@@ -1,13 +1,14 @@
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from qdexp.config import Config
-from qdexp.config.checks import schema_of
+from qdexp.config.checks import STRICT, checked, schema_of
 from qdexp.errors import UserError
 from qdexp.paths import ZOO, conf_folder
 
@@ -132,6 +133,32 @@ def test_the_schema_tells_options_bounds_and_choices() -> None:
     }  # fmt: skip
     assert protocol["scheduler"]["required"] == ["_target_"]
     assert "Numbers of different protocols" in schema["$defs"]["Protocol"]["description"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """Options as a user's step may have them."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    either: int | str = 1
+    pairs: list[tuple[int, str]] = field(default_factory=list)
+    kind: DictConfig = field(default_factory=DictConfig)  # which JSON cannot say
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"either": [1]}, "mine.either=[1]: has to be a valid integer or has to be a valid string"),
+        ({"pairs": [[1, 2]]}, "mine.pairs[0]=2: has to be a valid string"),
+        ({"pair": 1}, "mine.pair: there is no such option, did you mean pairs?; there are either, pairs, kind"),
+        (3, "mine=3: has to be a mapping"),
+    ],
+)
+def test_a_mistake_in_an_option_of_any_type_is_one_line(options: object, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        checked(Own, options, "mine")
+    assert caught.value.args == (told,)
 
 
 def test_the_default_is_a_w4a8_cell() -> None:

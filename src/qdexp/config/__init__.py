@@ -60,13 +60,7 @@ __all__ = [
     "WeightLearning",
 ]
 
-
-def register_resolvers() -> None:
-    """``${zoo:PATH}`` in a config is a file that ships with qdexp."""
-    OmegaConf.register_new_resolver("zoo", lambda path: str(ZOO / path), replace=True)
-
-
-register_resolvers()
+OmegaConf.register_new_resolver("zoo", lambda path: str(ZOO / path), replace=True)  # ${zoo:PATH}: a file that ships with qdexp
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
@@ -82,51 +82,62 @@ def checked(kind: type[T], options: object, option: str = "") -> T:
         made: T = _adapter(kind).validate_json(json.dumps(options))
         return made
     except ValidationError as error:
-        schema = schema_of(kind)
-        raise UserError(*(_told(one, schema, option) for one in error.errors(include_url=False))) from error
+        schema, lines = schema_of(kind), dict[str, list[str]]()
+        for one in error.errors(include_url=False):
+            place, told = _told(one, schema, option)
+            lines.setdefault(place, []).append(told)
+        raise UserError(*(f"{place}: {' or '.join(told)}" for place, told in lines.items())) from error
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 """It takes milliseconds to be made."""
 
 
-class _Anything(GenerateJsonSchema):
+class _Lenient(GenerateJsonSchema):
+    """Leaves open what JSON cannot say: steps may have defaults of any type."""
+
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
         return {}
+
+    def emit_warning(self, kind: Any, detail: str) -> None: ...
 
 
 def schema_of(kind: type) -> dict[str, Any]:
     """The JSON schema of a dataclass."""
-    return _adapter(kind).json_schema(schema_generator=_Anything)
+    return _adapter(kind).json_schema(schema_generator=_Lenient)
 
 
-def _told(error: Mapping[str, Any], schema: dict[str, Any], option: str) -> str:
-    """A mistake in one line: the option, its value, and what to do."""
-    names, value = error["loc"], error["input"]
+def _told(error: Mapping[str, Any], schema: dict[str, Any], option: str) -> tuple[str, str]:
+    """The option that a mistake is in, with its value, and what to do."""
+    value, told = error["input"], error["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    part, depth = _part(schema, error["loc"])
+    unknown = error["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+    names = error["loc"] if unknown else error["loc"][:depth]  # what is left out are members of a union
     place = (option + "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in names)).lstrip(".")
     if error["type"] == "missing":
-        return f"{place}: is missing; give a value"
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = list(_part(schema, names[:-1])["properties"])
+        return place, "is missing; give a value"
+    if unknown:
+        known = list(part["properties"])
         meant = "".join(f", did you mean {near}?" for near in get_close_matches(str(names[-1]), known, 1))
-        return f"{place}: there is no such option{meant}; there are {', '.join(known) or 'none'}"
-    part, told = _part(schema, names), error["msg"].removeprefix("Value error, ").replace(" after validation", "")
+        return place, f"there is no such option{meant}; there are {', '.join(known) or 'none'}"
     if error["type"] == "value_error" and "properties" in part:
-        return f"{place}.{told}".lstrip(".")
+        inner, _, told = told.partition(": ")
+        return f"{place}.{inner}".lstrip("."), told
     told = re.sub(r"^\w+ should ", "has to ", told).replace("an object", "a mapping").replace("a valid array", "a list")
     more = f" ({part['description']})" if "description" in part and "properties" not in part else ""
-    return f"{place}={value if isinstance(value, str) else json.dumps(value)}: {told}{more}"
+    return f"{place}={value if isinstance(value, str) else json.dumps(value)}", f"{told}{more}"
 
 
-def _part(schema: dict[str, Any], names: tuple[int | str, ...]) -> dict[str, Any]:
-    """What a JSON schema says of the value at ``names``."""
-    found: Any = schema
-    for name in (None, *names):
-        if isinstance(name, int):
-            found = found["items"]
-        elif name is not None:
-            found = found.get("properties", {}).get(name) or found["additionalProperties"]
-        while "$ref" in found or "anyOf" in found:  # the first of several: the others say that it may be null
+def _part(schema: dict[str, Any], names: Sequence[int | str]) -> tuple[dict[str, Any], int]:
+    """What a JSON schema says of the value at ``names``, or as far along these as it goes, and how far that is."""
+    found, depth = schema, 0
+    while True:
+        while "$ref" in found or "anyOf" in found:  # the first of several: the others mostly say that it may be null
             said = {key: value for key, value in found.items() if key not in ("$ref", "anyOf")}
             found = (schema["$defs"][found["$ref"].rpartition("/")[2]] if "$ref" in found else found["anyOf"][0]) | said
-    return dict(found)
+        name = names[depth] if depth < len(names) else None
+        inner = found.get("items") if isinstance(name, int) else found.get("properties", {}).get(name)
+        inner = inner or (found.get("additionalProperties") if isinstance(name, str) else None)
+        if not isinstance(inner, dict):
+            return found, depth
+        found, depth = inner, depth + 1

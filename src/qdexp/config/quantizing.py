@@ -8,17 +8,7 @@ from annotated_types import Gt
 from pydantic import GetPydanticSchema
 from typing_extensions import TypedDict  # pydantic's of Python 3.11
 
-from qdexp.config.checks import (
-    ORDERED,
-    UNTOUCHED,
-    WITHOUT_EFFECT,
-    ActBits,
-    Positive,
-    SoftmaxBits,
-    Target,
-    Text,
-    WeightBits,
-)
+from qdexp.config.checks import ORDERED, UNTOUCHED, WITHOUT_EFFECT, ActBits, Positive, SoftmaxBits, Target, Text, WeightBits
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
 """What can be quantized."""
