@@ -7,7 +7,7 @@ learns from them.
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from benchmarks.subject import Subject
 from benchmarks.timing import Cost, interleaved, ratios, seconds
 from qdexp.config.learning import WeightLearning
 from qdexp.methods import recipe
-from qdexp.quant.blocks import Batch, Call, Rows, call, output
+from qdexp.quant.blocks import Batch, Call, Rows, call, outputs
 from qdexp.quant.streams import streaming
 from qdexp.recon.walk import Walk
 
@@ -37,7 +37,7 @@ class Feed(Protocol):
     def sizes(self) -> list[int]:
         """The rows of every batch."""
 
-    def advance(self, collect: bool = True) -> list[Tensor]:
+    def advance(self, collect: bool = True) -> list[tuple[Tensor, ...]]:
         """Go on to the next block; this one's outputs, if they are to be collected."""
 
 
@@ -68,15 +68,15 @@ class Restarts:
         """The rows of every batch."""
         return [len(batch[0]) for batch in self._batches]
 
-    def advance(self, collect: bool = True) -> list[Tensor]:
+    def advance(self, collect: bool = True) -> list[tuple[Tensor, ...]]:
         """Go on to the next block; this one's outputs, if they are to be collected, from passes that are stopped behind it."""
 
         def stop(_: nn.Module, args: Any, result: Any) -> None:
-            raise _Stopped(output(result))
+            raise _Stopped(outputs(result))
 
-        outputs = self._stopped(self._block.register_forward_hook(stop)) if collect else []
+        found = self._stopped(self._block.register_forward_hook(stop)) if collect else []
         self._position += 1
-        return outputs
+        return found
 
     @property
     def _block(self) -> nn.Module:
@@ -100,12 +100,15 @@ def restarting(network: nn.Module, blocks: Sequence[str], batches: Sequence[Batc
     yield Restarts(network, blocks, batches)
 
 
-def data_path(feeding: Feeding, full: nn.Module, network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch]) -> None:
+def data_path(
+    feeding: Feeding, full: nn.Module, network: nn.Module, blocks: Mapping[str, Sequence[bool]], batches: Sequence[Batch]
+) -> None:
     """Join the inputs and targets of every block, as the walk does, and learn nothing."""
-    with feeding(full, blocks, batches) as ahead, feeding(network, blocks, batches) as behind:
-        for _ in blocks:
-            torch.cat(ahead.advance())
-            Rows(behind.calls, behind.sizes)
+    with feeding(full, list(blocks), batches) as ahead, feeding(network, list(blocks), batches) as behind:
+        for has_rows in blocks.values():
+            for parts in zip(*ahead.advance(), strict=True):
+                torch.cat(parts)
+            Rows(behind.calls, has_rows, behind.sizes)
             behind.advance(collect=False)
 
 

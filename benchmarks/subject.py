@@ -5,7 +5,7 @@ overrides that it knows.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,7 @@ class Subject:
         """The full-precision network."""
         return models.build(self.config.model, self.config.sampling.channels_last).to(self.device)
 
-    def rounded(self, full: nn.Module) -> tuple[nn.Module, list[str]]:
+    def rounded(self, full: nn.Module) -> tuple[nn.Module, Mapping[str, Sequence[bool]]]:
         """A copy of `full` with weights rounded to nearest and activations not quantized yet; its blocks."""
         network = copy.deepcopy(full)
         work = self.work(network, frozenset({WEIGHTS}))
@@ -85,7 +85,7 @@ class Subject:
             step.apply(work)
             if rounding is not None:
                 break
-        return network, work.blocks
+        return network, work.adapter.blocks
 
     def work(self, network: nn.Module, what: frozenset[str]) -> Work:
         """What a step gets that quantizes ``what`` of the network."""

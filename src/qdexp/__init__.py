@@ -25,7 +25,7 @@ def load(checkpoint: str | Path, trust: Collection[str] = ()) -> "Module":
     Raises:
         qdexp.errors.UserError: The folder holds no whole checkpoint, or one that names what is not trusted.
     """
-    from qdexp.quant import checkpoint as checkpoints  # torch takes seconds to load
+    from qdexp.models import checkpoint as checkpoints  # torch takes seconds to load
 
     return checkpoints.load(checkpoint, {trust} if isinstance(trust, str) else trust)
 

@@ -9,7 +9,8 @@ from step_helpers import work_of
 from torch import nn
 
 from qdexp.cell import Cell
-from qdexp.quant import checkpoint, qparams_from_range
+from qdexp.models import checkpoint
+from qdexp.quant import qparams_from_range
 from qdexp.stages.calibration import read_rows
 from qdexp.store import Store
 

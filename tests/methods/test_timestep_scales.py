@@ -9,7 +9,7 @@ import torch
 import qdexp
 from qdexp.cell import Cell
 from qdexp.errors import UserError
-from qdexp.quant import checkpoint
+from qdexp.models import checkpoint
 from qdexp.quant.network import activation_quantizers
 from qdexp.quant.scheme import TimeGroups
 from qdexp.stages.calibration import read_rows

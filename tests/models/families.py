@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from qdexp.config import Model
 from qdexp.models.conditions import Condition, example_condition
 from qdexp.quant import network as networks
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
+from qdexp.quant.blocks import first_row
 from qdexp.quant.ranges import MinMax
-from qdexp.quant.shortcuts import split_sizes
+from qdexp.quant.shortcuts import chosen_sizes
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 8}
 WIDTHS: dict[str, Any] = {**SMALL, "block_out_channels": [16, 32]}
@@ -86,9 +88,10 @@ class Family:
         """The whole of post-training quantization."""
         network = self.network()
         batch = self.batch(network)
-        order = networks.execution_order(network, batch)
-        networks.split(network, split_sizes(network, batch, "skip" if split else "off"))
-        networks.convert(network, networks.plan_bits(network, order, weight_bits, act_bits))
+        adapter = Adapter(network, first_row(batch))
+        if split:
+            networks.split(network, chosen_sizes(adapter.concatenations, "skip"))
+        networks.convert(network, networks.plan_bits(network, adapter.layers, weight_bits, act_bits), adapter.sites)
         networks.quantize_weights(network, MinMax(), nearest)
         networks.observe_activations(network, [batch], MinMax())
         return network

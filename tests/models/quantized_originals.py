@@ -84,17 +84,12 @@ class Layer(nn.Module):
         return self.call(x, weight, self.bias, **self.options)
 
 
-def _softmax(weight: Tensor) -> Tensor:
-    """In single precision, where diffusers computes it so too."""
-    return torch.softmax(weight.float(), dim=-1).to(weight.dtype)
-
-
 def _self_attention(module: Any, x: Tensor) -> Tensor:
     flat, heads = x.flatten(2), module.heads
     q, k, v = module.qkv(module.norm(flat)).unflatten(1, (heads, 3, -1)).unbind(2)  # [n, heads, d, tokens]
     scale, qk, smv = 1 / math.sqrt(math.sqrt(q.shape[2])), module.attention.qkv_matmul, module.attention.smv_matmul
     weight = qk.act_quantizer_q(q * scale).mT @ qk.act_quantizer_k(k * scale)
-    weight = smv.act_quantizer_w(_softmax(weight))
+    weight = smv.act_quantizer_w(torch.softmax(weight, dim=-1))
     return (flat + module.proj_out((smv.act_quantizer_v(v) @ weight.mT).flatten(1, 2))).view_as(x)
 
 
@@ -110,7 +105,7 @@ def _pixel_attention(module: Any, x: Tensor) -> Tensor:
     h = module.norm(x)
     q, k, v = (layer(h).flatten(2) for layer in (module.q, module.k, module.v))
     weight = module.act_quantizer_q(q).mT @ module.act_quantizer_k(k) * q.shape[1] ** -0.5
-    weight = module.act_quantizer_w(_softmax(weight))
+    weight = module.act_quantizer_w(torch.softmax(weight, dim=-1))
     return x + module.proj_out((module.act_quantizer_v(v) @ weight.mT).view_as(x))
 
 

@@ -20,11 +20,13 @@ import qdexp
 from qdexp import models
 from qdexp.config import Model
 from qdexp.errors import UserError
+from qdexp.models import checkpoint
 from qdexp.models.bimodal import AmplifiedResnetBlock, BimodalUNet2DModel
 from qdexp.paths import conf_folder
-from qdexp.quant import checkpoint
 from qdexp.quant import network as networks
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize
+from qdexp.quant.blocks import first_row
 from qdexp.quant.ranges import MinMax
 
 BIMODAL = "qdexp.models.bimodal.BimodalUNet2DModel"
@@ -160,8 +162,8 @@ def test_a_checkpoint_holds_divided_weights_and_divides_no_more(
 ) -> None:
     model, example = at(unequal, 8), batch(unequal)
     network = build(model)
-    order = networks.execution_order(network, example)
-    networks.convert(network, networks.plan_bits(network, order, weight_bits, act_bits))
+    adapter = Adapter(network, first_row(example))
+    networks.convert(network, networks.plan_bits(network, adapter.layers, weight_bits, act_bits), adapter.sites)
     networks.quantize_weights(network, MinMax(), quantize)
     networks.observe_activations(network, [example], MinMax())
     checkpoint.save(tmp_path / "checkpoint", network, model.network)

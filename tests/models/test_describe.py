@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qdexp.config import Model, Quant
 from qdexp.errors import UserError
+from qdexp.models import checkpoint
 from qdexp.models.__main__ import main
 from qdexp.models.conditions import example_condition
 from qdexp.models.describe import describe
-from qdexp.quant import checkpoint
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
 from qdexp.quant.macs import count, macs_by_module
 from qdexp.quant.network import LayerBits
@@ -103,11 +103,12 @@ def test_bops_by_hand() -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_all_that_is_multiplied_is_quantized(family: Family) -> None:
     """What was made has the coverage that was foretold, of every family."""
-    foretold, network = describe(family.model).coverage(quant(4, 8)), family.quantized(4, 8)
+    network = family.quantized(4, 8)
     rows = tuple(pytree.tree_map(lambda part: part[:1], family.batch(network)))
-    wanted = Wanted(describe(family.model).plan(quant(4, 8)), LayerBits(4, 8), 8)
+    description = describe(family.model)
+    wanted = Wanted(description.plan(quant(4, 8)), description.sites, LayerBits(4, 8), 8)
     found = Coverage(network, count(network, rows), known_bits(network), wanted)
-    assert found.content() == foretold.content()
+    assert found.content() == description.coverage(quant(4, 8)).content()
     assert found.share("macs") == found.share("parameters") == 1
     assert found.macs["full"] == 0 and found.weights == 0
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from families import FAMILIES, Family
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 import qdexp
 from qdexp import models
 from qdexp.config import Config
+from qdexp.models import checkpoint
 from qdexp.models.networks import HeadsUNet2DModel, PixArtModel
 from qdexp.paths import conf_folder
-from qdexp.quant import checkpoint
-from qdexp.quant.blocks import blocks_of
-from qdexp.quant.network import activation_quantizers, attentions, quantized_layers
+from qdexp.quant.adapter import Adapter
+from qdexp.quant.attention import quantized_sites
+from qdexp.quant.blocks import first_row
+from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.sampling.conditions import estimate_noise
 
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -45,9 +48,10 @@ def test_all_layers_and_all_attentions_are_quantized(family: Family) -> None:
     layers = {name for name, _ in quantized_layers(network)}
     kinds = nn.Conv1d | nn.Conv2d | nn.Linear
     assert layers == {name for name, module in network.named_modules() if isinstance(module, kinds)}
-    products = [name for name, _ in activation_quantizers(network) if ".processor." in name]
-    assert len(products) == 4 * len(list(attentions(network))) > 0
-    blocks = blocks_of(network, list(layers))
+    products = [name for name, _ in activation_quantizers(network) if ".quantized_products." in name]
+    attentions = {name for name, module in network.named_modules() if isinstance(module, Attention)}
+    assert quantized_sites(network).keys() == attentions and len(products) == 4 * len(attentions) > 0
+    blocks = Adapter(network, first_row(family.batch(network))).blocks
     assert not [name for name in blocks if name.endswith(("to_q", "conv1"))], "they lie in blocks"
 
 
@@ -78,8 +82,9 @@ def test_heads_must_divide_the_channels() -> None:
     arguments = {key: value for key, value in church.architecture.items() if key != "_target_"}
     network = HeadsUNet2DModel(**arguments)
     assert network.config["num_heads"] == 4
-    assert {module.heads for _, module in attentions(network)} == {4}
-    assert {module.scale for _, module in attentions(network)} == {4**-0.5, 8**-0.5}
+    attentions = [module for module in network.modules() if isinstance(module, Attention)]
+    assert {module.heads for module in attentions} == {4}
+    assert {module.scale for module in attentions} == {4**-0.5, 8**-0.5}
     with pytest.raises(ValueError, match="num_heads=5: it does not divide the 16 channels"):
         HeadsUNet2DModel(**{**arguments, "num_heads": 5})
 

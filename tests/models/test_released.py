@@ -18,8 +18,7 @@ from qdexp import models
 from qdexp.cell import Cell
 from qdexp.config import Model, Quant
 from qdexp.errors import UserError
-from qdexp.models import released
-from qdexp.quant import checkpoint
+from qdexp.models import checkpoint, released
 from qdexp.quant.network import quantized_layers
 from qdexp.quant.scheme import Split
 

@@ -6,9 +6,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from qdexp.quant import NormSearch, Scheme, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.quant import NormSearch, Scheme, convert, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
+from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.network import split
+from qdexp.quant.shortcuts import chosen_sizes
 
 
 def conditional() -> nn.Module:
@@ -57,12 +60,18 @@ def batches(rows: int = 8, count: int = 2) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def split_sizes(network: nn.Module, example: Batch, scope: str) -> dict[str, tuple[int, ...]]:
+    """As the step chooses them."""
+    return chosen_sizes(Adapter(network, example).concatenations, scope)
+
+
 def quantized(network: nn.Module, weight_bits: int, act_bits: int, layers: Any = None, **options: Any) -> nn.Module:
     """The whole of post-training quantization, in place."""
     data = batches()
-    order = execution_order(network, data[0])
+    adapter = Adapter(network, first_row(data[0]))
+    plan = plan_bits(network, adapter.layers, weight_bits, act_bits, layers=layers)
     split(network, options.pop("splits", {}))
-    convert(network, plan_bits(network, order, weight_bits, act_bits, layers=layers), **options)
+    convert(network, plan, adapter.sites, **options)
     quantize_weights(network, NormSearch(), nearest)
     observe_activations(network, data, NormSearch())
     return network

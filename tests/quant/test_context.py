@@ -14,8 +14,9 @@ from quant_helpers import batches, quantized
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
-from qdexp.quant import MinMax, Scheme, convert, execution_order, observe_activations, plan_bits
-from qdexp.quant.blocks import Batch, blocks_of, call, output, run
+from qdexp.quant import MinMax, Scheme, convert, observe_activations, plan_bits
+from qdexp.quant.adapter import Adapter
+from qdexp.quant.blocks import Batch, call, first_row, outputs, run
 from qdexp.quant.context import UNKNOWN, CallContext, CallState, contexts, knowing, share, spread
 from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.memory import Memory
@@ -70,8 +71,8 @@ def shared(network: nn.Module | None = None) -> Any:
 
 def timed(network: nn.Module, data: list[Any], time: Time = THREE) -> Any:
     """Quantized, its activations observed, with grids of this kind."""
-    order = execution_order(network, data[0])
-    convert(network, plan_bits(network, order, 32, 4))
+    adapter = Adapter(network, first_row(data[0]))
+    convert(network, plan_bits(network, adapter.layers, 32, 4), adapter.sites)
     set_time(network, time)
     observe_activations(network, data, MinMax())
     return network
@@ -328,13 +329,14 @@ def test_a_pickled_network_has_a_context_of_its_own() -> None:
 
 
 def stopped(network: nn.Module, block: str, batch: Batch) -> Tensor:
-    """A block's output, in a pass of one batch from the start."""
+    """A block's one output, in a pass of one batch from the start."""
     seen: list[Tensor] = []
-    handle = network.get_submodule(block).register_forward_hook(lambda _, __, y: seen.append(output(y).clone()))
+    handle = network.get_submodule(block).register_forward_hook(lambda _, __, y: seen.extend(one.clone() for one in outputs(y)))
     with torch.no_grad():
         call(network, batch)
     handle.remove()
-    return seen[0]
+    (found,) = seen
+    return found
 
 
 def transformer() -> nn.Module:
@@ -359,7 +361,7 @@ def test_streams_are_the_passes_of_whole_networks(
     """Two streams side by side, of batches with other timesteps; and each block run alone with its rows."""
     data = batches(3, 3) if kind == "unet" else of_transformer()
     network: Any = tiny_unet if kind == "unet" else transformer()
-    names = blocks_of(network, execution_order(network, data[0]))
+    names = list(Adapter(network, first_row(data[0])).blocks)
     timed(network, data, time)
     assert len(names) > 2
     others = data[::-1]
@@ -370,11 +372,11 @@ def test_streams_are_the_passes_of_whole_networks(
     ):
         for name in names:
             states, sizes = stream.states, stream.sizes
-            alone = []
+            alone: list[Tensor] = []
             for state, (args, kwargs) in zip(states, stream.calls, strict=True):
                 with knowing(network, state) if limit is None else nullcontext(), torch.no_grad():
-                    alone.append(run(network.get_submodule(name), (args, kwargs)) if limit is None else torch.empty(0))
-            for batch, state, size, result, own in zip(data, states, sizes, stream.advance(), alone, strict=True):
+                    alone.extend(run(network.get_submodule(name), (args, kwargs)) if limit is None else [torch.empty(0)])
+            for batch, state, size, (result,), own in zip(data, states, sizes, stream.advance(), alone, strict=True):
                 assert len(batch[1]) == size
                 if time == THREE:
                     assert state.timestep is not None and state.timestep.tolist() == batch[1].tolist()
@@ -382,7 +384,7 @@ def test_streams_are_the_passes_of_whole_networks(
                 with memory.lent(result):
                     assert torch.equal(result, expected)
                 assert limit is not None or torch.equal(own, expected)
-            for batch, result in zip(others, beside.advance(), strict=True):
+            for batch, (result,) in zip(others, beside.advance(), strict=True):
                 assert torch.equal(result, stopped(network, name, batch))
         assert [context.state for context in contexts(network)] == ([UNKNOWN] if time == THREE else [])
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.folding import fold
-from qdexp.quant import MinMax, checkpoint, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.models import checkpoint
+from qdexp.quant import MinMax, convert, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import first_row
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
@@ -32,12 +34,13 @@ def quantized(
 ) -> Coverage:
     """Quantizes the network in place."""
     fold(network)
-    plan = plan_bits(network, execution_order(network, ROW), weight_bits, act_bits, layers=layers)
-    convert(network, plan, softmax_bits=softmax_bits)
+    adapter = Adapter(network, ROW)
+    plan = plan_bits(network, adapter.layers, weight_bits, act_bits, layers=layers)
+    convert(network, plan, adapter.sites, softmax_bits=softmax_bits)
     quantize_weights(network, MinMax(), nearest)
     verify_weights(network, ROW)
     observe_activations(network, batches(), MinMax())
-    wanted = Wanted(plan, LayerBits(weight_bits, act_bits), softmax_bits)
+    wanted = Wanted(plan, adapter.sites, LayerBits(weight_bits, act_bits), softmax_bits)
     return Coverage(network, count(network, ROW), known_bits(network), wanted)
 
 
@@ -190,21 +193,36 @@ def test_a_low_rank_branch_is_quantized_like_the_layer() -> None:
     assert quantized(Sandwich(foreign.LowRank())).share("macs") == 1
 
 
-@pytest.mark.parametrize("name", ATTENTION)
-def test_attention_by_hand_is_left_out(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(ATTENTION.keys() - {"one by one"}))
+def test_attention_by_hand_is_quantized(name: str) -> None:
     found = quantized(Sandwich(foreign.Attends(ATTENTION[name])))
-    assert found.macs["full"] == PRODUCTS
+    assert found.macs == {"w4a8": 64 * 8 * 24, "w8a8": 2 * ENDS, "a8a8": PRODUCTS}
+    assert "products of two activations" not in found.left_out and found.share("macs") == 1
+
+
+def test_attention_that_multiplies_as_often_as_there_are_rows_stays_in_full_precision_and_is_listed() -> None:
+    found = quantized(Sandwich(foreign.Attends(ATTENTION["one by one"])))
+    assert found.macs == {"w4a8": 64 * 8 * 24, "w8a8": 2 * ENDS, "full": PRODUCTS}
     assert list(found.left_out["products of two activations"].names) == ["mid"]
-    assert found.macs["w4a8"] == 64 * 8 * 24
+    assert found.share("macs") == pytest.approx(1 - PRODUCTS / total(found))
+
+
+def test_attention_whose_forward_somebody_has_set_stays_in_full_precision_and_is_listed() -> None:
+    network: Any = Sandwich(foreign.Attends(ATTENTION["fused"]))
+    attends = network.mid.forward
+    network.mid.forward = lambda x: attends(x)
+    found = quantized(network)
+    assert found.macs == {"w4a8": 64 * 8 * 24, "w8a8": 2 * ENDS, "full": PRODUCTS}
+    assert list(found.left_out["products of two activations"].names) == ["mid"]
+    assert found.share("macs") == pytest.approx(1 - PRODUCTS / total(found))
 
 
 def test_attention_of_torch_itself() -> None:
     """Its fast path would read the weights of layers without calling them."""
     network: Any = Sandwich(foreign.TorchAttention())
     found = quantized(network)
-    assert found.macs == {"w4a8": 2 * 64 * 8 * 16, "w8a8": 2 * ENDS, "full": PRODUCTS + 64 * 8 * 32}
+    assert found.macs == {"w4a8": 2 * 64 * 8 * 16, "w8a8": 2 * ENDS, "a8a8": PRODUCTS, "full": 64 * 8 * 32}
     assert {kind: which.macs for kind, which in found.left_out.items() if which.macs} == {
-        "products of two activations": PRODUCTS,
         "MultiheadAttention": 64 * 8 * 24,
         "NonDynamicallyQuantizableLinear, its weight used outside of it": 64 * 8 * 8,
     }
@@ -232,6 +250,7 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "logging": lambda: conv(foreign.Logging),
     "standardized": lambda: conv(foreign.Standardized),
     "transformer": foreign.TorchAttention,
+    "attention by hand": lambda: foreign.Attends(ATTENTION["einsum"]),
     "batch norm": lambda: nn.Sequential(conv(), nn.BatchNorm2d(8)),
 } | REPARAMETRIZED
 

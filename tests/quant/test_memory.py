@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.files import PART
-from qdexp.quant import execution_order
-from qdexp.quant.blocks import Rows, blocks_of
+from qdexp.quant.adapter import Adapter
+from qdexp.quant.blocks import Rows, first_row
 from qdexp.quant.filed import Filed
 from qdexp.quant.memory import Memory
 from qdexp.quant.streams import streaming
@@ -80,10 +80,15 @@ def outputs(network: nn.Module, data: Sequence[tuple[Tensor]], memory: Memory) -
     found = []
     with memory, streaming(network, LAYERS, data, memory) as stream:
         for _ in LAYERS:
-            joined = memory.join(stream.advance())
+            joined = memory.join(of_one(stream.advance()))
             found.append(joined[:].clone())
             del joined
     return found
+
+
+def of_one(results: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """What a block returned to each batch, where that is one tensor."""
+    return [result for (result,) in results]
 
 
 def equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
@@ -147,16 +152,17 @@ def live() -> dict[int, int]:
 def test_no_more_is_held_than_the_limit(tiny_unet: UNet2DModel, tmp_path: Path) -> None:
     """All tensors that are alive are counted, whoever holds them; storages of less than a page are left over."""
     data = batches(16, 4)
-    names = blocks_of(tiny_unet, execution_order(tiny_unet, data[0]))
+    blocks = Adapter(tiny_unet, first_row(data[0])).blocks
     gc.collect()
     known = live()
     gc.freeze()  # those that are there already are not looked at again
     held: dict[int | None, list[int]] = {}
     for limit in (None, 200_000, 1):
-        with Memory(limit, tmp_path, [tiny_unet]) as memory, streaming(tiny_unet, names, data, memory) as stream:
+        with Memory(limit, tmp_path, [tiny_unet]) as memory, streaming(tiny_unet, list(blocks), data, memory) as stream:
             held[limit] = []
-            for _ in names:
-                rows, targets = Rows(stream.calls, stream.sizes, memory), memory.join(stream.advance())
+            for has_rows in blocks.values():
+                rows = Rows(stream.calls, has_rows, stream.sizes, memory)
+                targets = memory.join(of_one(stream.advance()))
                 held[limit].append(sum(size for key, size in live().items() if key not in known))
                 del rows, targets
     gc.unfreeze()
@@ -209,7 +215,7 @@ def test_rows_come_first(tmp_path: Path) -> None:
     network, data = Chain(), rows_of()
     size = 2 * 3 * ROWS * WIDTH * 4  # of what a layer returned to all passes, and of copies for whom asks for its outputs
     with Memory(size, tmp_path, [network]) as memory, streaming(network, LAYERS, data, memory) as stream:
-        results = stream.advance()
+        results = of_one(stream.advance())
         assert not list(tmp_path.iterdir()), "exactly as much as there is room for"
         one = memory.join(results)
         assert isinstance(one, Tensor) and len(list(tmp_path.iterdir())) == 3
@@ -254,7 +260,7 @@ def test_a_file_that_is_not_what_it_was(tmp_path: Path, fault: str, reader: str)
         Memory(1, tmp_path, [network]) as memory,
         streaming(network, LAYERS, data, memory) as stream,
     ):
-        results = stream.advance()
+        results = of_one(stream.advance())
         for path in tmp_path.glob(f"{PART}*"):
             path.unlink() if fault == "gone" else path.write_bytes(path.read_bytes()[:-1])
         if reader == "pass":
@@ -275,7 +281,7 @@ def test_two_memories_in_one_folder_read_what_is_theirs(tmp_path: Path) -> None:
         streaming(network, LAYERS, data[0], one) as mine,
         streaming(network, LAYERS, data[1], other) as theirs,
     ):
-        results = [mine.advance(), theirs.advance()]
+        results = [of_one(mine.advance()), of_one(theirs.advance())]
         for memory, parts, batches in zip((one, other), results, data, strict=True):
             expected = torch.cat([network.first(x) for (x,) in batches])
             assert torch.equal(memory.join(parts)[:], expected)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from diffusers import UNet2DModel
-from quant_helpers import batches, output, quantized
+from quant_helpers import batches, output, quantized, split_sizes
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
@@ -24,11 +24,12 @@ from qdexp.quant import (
     qparams_from_range,
     quantize_weights,
 )
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
+from qdexp.quant.blocks import first_row
 from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
 from qdexp.quant.ranges import estimate
-from qdexp.quant.shortcuts import split_sizes
 
 
 def relative_error(network: nn.Module, reference: Tensor) -> float:
@@ -177,7 +178,8 @@ def test_splits_of_layers_left_in_floating_point_do_nothing(tiny_unet: UNet2DMod
 
 
 def test_every_pass_needs_batches(tiny_unet: UNet2DModel) -> None:
-    convert(tiny_unet, plan_bits(tiny_unet, execution_order(tiny_unet, batches()[0]), 8, 8))
+    adapter = Adapter(tiny_unet, first_row(batches()[0]))
+    convert(tiny_unet, plan_bits(tiny_unet, adapter.layers, 8, 8), adapter.sites)
     quantize_weights(tiny_unet, MinMax(), nearest)
 
     def once() -> Iterator[tuple[Tensor, Tensor]]:
@@ -203,7 +205,7 @@ def test_no_dropout_even_if_it_was_on(tiny_unet: UNet2DModel) -> None:
 
 def test_attention_follows_its_to_q(tiny_unet: UNet2DModel) -> None:
     quantized(tiny_unet, 8, 8, layers={"mid_block*to_q": {"act_bits": 32}}, softmax_bits=16)
-    names = [name for name, _ in activation_quantizers(tiny_unet) if ".processor." in name]
+    names = [name for name, _ in activation_quantizers(tiny_unet) if ".quantized_products." in name]
     assert names
     assert not any(name.startswith("mid_block") for name in names)
     bits = {quantizer.scheme.bits for name, quantizer in activation_quantizers(tiny_unet) if name.endswith("probability")}
@@ -213,7 +215,7 @@ def test_attention_follows_its_to_q(tiny_unet: UNet2DModel) -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_softmax_has_the_grid_of_zero_to_one_whatever_the_others_have(tiny_unet: UNet2DModel, symmetric: bool) -> None:
     quantized(tiny_unet, 8, 6, act_symmetric=symmetric)
-    inside = [(name, quantizer) for name, quantizer in activation_quantizers(tiny_unet) if ".processor." in name]
+    inside = [(name, quantizer) for name, quantizer in activation_quantizers(tiny_unet) if ".quantized_products." in name]
     assert len(inside) == 4 * 4
     for name, quantizer in inside:
         if name.endswith("probability"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
-from qdexp.quant.shortcuts import Concatenation, concatenations, split_sizes
+from qdexp.quant.shortcuts import Concatenation, chosen_sizes, concatenations
 
 DIRECT, THROUGH = Concatenation((2, 6), direct=True), Concatenation((2, 6), direct=False)
 
@@ -217,10 +217,9 @@ def test_a_convolution_that_runs_twice_must_read_the_same(first: Any, second: An
 
 def test_scopes(tiny_unet: UNet2DModel) -> None:
     found = concatenations(tiny_unet, example(1, 8, 8))
-    assert split_sizes(tiny_unet, example(1, 8, 8), "off") == {}
-    skip = split_sizes(tiny_unet, example(1, 8, 8), "skip")
+    skip = chosen_sizes(found, "skip")
     assert skip == {name: read.sizes for name, read in found.items() if name.endswith(".conv_shortcut")}
-    both = split_sizes(tiny_unet, example(1, 8, 8), "skip+conv1")
+    both = chosen_sizes(found, "skip+conv1")
     assert both == {name: read.sizes for name, read in found.items()}
     assert 0 < len(skip) < len(both)
 
@@ -229,6 +228,5 @@ def test_a_split_that_finds_nothing_is_reported() -> None:
     x = torch.randn(1, 8, 4, 4)
     for between, scope in ((lambda x: x, "skip"), (lambda x: x, "skip+conv1"), (lambda x: F.silu(joined(x)), "skip")):
         with pytest.raises(UserError, match=r"^quantizer\.steps\.split\.scope=skip.*set it to off$"):
-            split_sizes(Reader(between), [x], scope)
-    assert split_sizes(Reader(lambda x: x), [x], "off") == {}
-    assert split_sizes(Reader(lambda x: F.silu(joined(x))), [x], "skip+conv1") == {"conv": (2, 6)}
+            chosen_sizes(concatenations(Reader(between), [x]), scope)
+    assert chosen_sizes(concatenations(Reader(lambda x: F.silu(joined(x))), [x]), "skip+conv1") == {"conv": (2, 6)}

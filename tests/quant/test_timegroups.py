@@ -7,14 +7,15 @@ from itertools import combinations
 import pytest
 import torch
 from diffusers import UNet2DModel
-from quant_helpers import quantized
+from quant_helpers import quantized, split_sizes
 from torch import Tensor
 
 from qdexp.errors import UserError
-from qdexp.quant import NormSearch, convert, execution_order, observe_activations, plan_bits
+from qdexp.quant import NormSearch, convert, observe_activations, plan_bits
+from qdexp.quant.adapter import Adapter
+from qdexp.quant.blocks import first_row
 from qdexp.quant.network import activation_quantizers, split
 from qdexp.quant.scheme import TimeGroups
-from qdexp.quant.shortcuts import split_sizes
 from qdexp.quant.timegroups import choose_groups, find_groups, set_time
 
 STEPS = [3.0, 10.0, 11.0, 40.0, 80.0, 81.0, 200.0]
@@ -81,10 +82,10 @@ def test_groups_of_a_network(tiny_unet: UNet2DModel, count: int) -> None:
     t = torch.tensor(steps * 2)
     x = x * (1 + t.view(-1, 1, 1, 1) / 100)
     data = list(zip(x.split(4), t.split(4), strict=True))
-    order, splits = execution_order(tiny_unet, data[0]), split_sizes(tiny_unet, data[0], "skip")
+    adapter, splits = Adapter(tiny_unet, first_row(data[0])), split_sizes(tiny_unet, data[0], "skip")
     network = copy.deepcopy(tiny_unet)
     split(network, splits)
-    convert(network, plan_bits(network, order, 32, 6))
+    convert(network, plan_bits(network, adapter.layers, 32, 6), adapter.sites)
     read: dict[str, list[Tensor]] = {}
     for name, quantizer in activation_quantizers(network):
         if not quantizer.fixed:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.config import BlockWise, ScaleLearning, WeightLearning
-from qdexp.quant import NormSearch, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.quant import NormSearch, convert, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
-from qdexp.quant.blocks import blocks_of
+from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.network import activation_quantizers, quantized_layers, split
 from qdexp.quant.streams import streaming
 from qdexp.recon.walk import Walk
 
-Batches = Sequence[tuple[Tensor, ...]]
+Batches = Sequence[Batch]
 
 WEIGHTS = WeightLearning(
     batch=4, heldout=8, start="nearest", iterations=4, rate=0.1, regulariser=3.0, warmup=0.2, beta=[20, 2], balanced=True
@@ -56,7 +57,7 @@ class Pair:
 
     network: nn.Module
     full: nn.Module
-    blocks: list[str]
+    blocks: Mapping[str, Sequence[bool]]
     data: Batches
 
     def walk(self, folder: Path, options: Recon | None = None, seed: int = 0) -> "Walks":
@@ -106,12 +107,12 @@ class Walks:
 def pair(full: nn.Module, data: Batches, weight_bits: int, act_bits: int = 32, **options: Any) -> Pair:
     """Weights rounded to the nearest level; activations not quantized yet."""
     network = copy.deepcopy(full.requires_grad_(False))
-    order = execution_order(network, data[0])
-    layers = options.pop("layers", None)
+    adapter = Adapter(network, first_row(data[0]))
+    plan = plan_bits(network, adapter.layers, weight_bits, act_bits, layers=options.pop("layers", None))
     split(network, options.pop("splits", {}))
-    convert(network, plan_bits(network, order, weight_bits, act_bits, layers=layers), **options)
+    convert(network, plan, adapter.sites, **options)
     quantize_weights(network, NormSearch(), nearest)
-    return Pair(network, full, blocks_of(network, order), data)
+    return Pair(network, full, adapter.blocks, data)
 
 
 def table(folder: Path) -> list[dict[str, Any]]:
@@ -125,13 +126,19 @@ def table(folder: Path) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def joined(outputs: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """A block's outputs, all batches in one."""
+    return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
 def held_out_errors(pair: Pair, rows: int) -> dict[str, float]:
     """Every block's relative squared error on the last rows, inputs and outputs from passes through the finished networks."""
-    errors = {}
-    with streaming(pair.full, pair.blocks, pair.data) as full, streaming(pair.network, pair.blocks, pair.data) as network:
-        for name in pair.blocks:
-            ours, theirs = (torch.cat(stream.advance())[-rows:].double() for stream in (network, full))
-            errors[name] = float((ours - theirs).square().sum() / theirs.square().sum())
+    errors, names = {}, list(pair.blocks)
+    with streaming(pair.full, names, pair.data) as full, streaming(pair.network, names, pair.data) as network:
+        for name in names:
+            ours, theirs = ([one[-rows:].double() for one in joined(stream.advance())] for stream in (network, full))
+            missed = sum((one - other).square().sum() for one, other in zip(ours, theirs, strict=True))
+            errors[name] = float(missed / sum(one.square().sum() for one in theirs))
     return errors
 
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from diffusers import UNet2DModel
 from pytorch_lightning.callbacks import Callback
-from recon_helpers import batches, pair, recon
+from recon_helpers import batches, joined, pair, recon
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,7 +38,7 @@ def site(layer: nn.Module, x: Tensor, weight: Scheme | None = None, act: Scheme 
         quantized(x)
         observer.end_pass()
         quantized.input_quantizer.finish()
-    return Site(quantized, original, Rows([((x,), {})], [len(x)]), original(x))
+    return Site(quantized, original, Rows([((x,), {})], [True], [len(x)]), [original(x)])
 
 
 def conv_site(bits: int = 3, granularity: PerChannel | Split = PerChannel()) -> Site:  # noqa: B008 - frozen
@@ -79,7 +79,8 @@ def test_the_loss_of_weight_rounding(kind: str, balanced: bool, step: int) -> No
     low = (original.weight / scale).floor()
     soft = copy.deepcopy(original)
     soft.weight.data = ((low + h + zero_point).clamp(0, 7) - zero_point) * scale
-    ((x,), _), target = one.rows.take(index), one.targets[index]
+    ((x,), _), targets = one.rows.take(index), cast(Any, one.targets)
+    target = targets[0][index]
     difference = (soft(x) - target).double()
     squares, power = difference.square(), target.double().square().sum()
     rows = squares.numel() / squares.shape[channels]
@@ -113,7 +114,7 @@ def test_all_weights_of_a_block_are_learned_at_once(tiny_unet: UNet2DModel) -> N
     for name in ("up_blocks.0.resnets.0", "mid_block.attentions.0"):
         block, original = one.network.get_submodule(name), one.full.get_submodule(name)
         with streaming(one.full, [name], data) as stream:
-            rows, targets = Rows(stream.calls, stream.sizes), torch.cat(stream.advance())
+            rows, targets = Rows(stream.calls, one.blocks[name], stream.sizes), joined(stream.advance())
         module = WeightReconstruction(Site(block, original, rows, targets), recon(iterations=10).weights, start=1.0)
         layers: dict[str, Any] = dict(quantized_layers(block))
         assert [alpha.shape for alpha in module.parameters()] == [layer.weight.shape for layer in layers.values()]
@@ -137,7 +138,8 @@ def test_the_loss_of_scales(power: float) -> None:
     assert torch.allclose(log.exp(), layer.input_quantizer.scale)
     log.data += torch.tensor([0.2, -0.3])
     index = torch.tensor([0, 5, 2])
-    ((x,), _), target = one.rows.take(index), one.targets[index]
+    ((x,), _), targets = one.rows.take(index), cast(Any, one.targets)
+    target = targets[0][index]
     quantizer = layer.input_quantizer
     rounded = fake_quantize(x, QParams(log.detach().exp(), quantizer.zero_point), quantizer.scheme)
     expected = one.original(rounded)
@@ -159,7 +161,7 @@ def test_all_scales_of_a_block_are_learned_at_once(tiny_unet: UNet2DModel, softm
     for name in ("up_blocks.0.resnets.0", "mid_block.attentions.0"):
         block, original = one.network.get_submodule(name), one.full.get_submodule(name)
         with streaming(one.full, [name], data) as stream:
-            rows, targets = Rows(stream.calls, stream.sizes), torch.cat(stream.advance())
+            rows, targets = Rows(stream.calls, one.blocks[name], stream.sizes), joined(stream.advance())
         module = ScaleReconstruction(Site(block, original, rows, targets), recon().scales, start=1.0)
         quantizers = {name: quantizer for name, quantizer in activation_quantizers(block) if not quantizer.fixed}
         assert len(quantizers) == {"up_blocks.0.resnets.0": 4, "mid_block.attentions.0": 7}[name]
@@ -219,7 +221,7 @@ def test_targets_of_zero_leave_the_loss_finite(loss: str) -> None:
     """Some batch of a block may hold nothing else."""
     layer = nn.Conv2d(6, 4, 1)
     some = site(layer, torch.randn(ROWS, 6, 5, 5), Scheme(3, PerChannel()), Scheme(4))
-    one = replace(some, targets=torch.zeros(ROWS, 4, 5, 5))
+    one = replace(some, targets=[torch.zeros(ROWS, 4, 5, 5)])
     settings = recon(balanced=loss == "weights")
     module: WeightReconstruction | ScaleReconstruction
     if loss == "scales":

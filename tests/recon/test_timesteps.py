@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
-from recon_helpers import Batches, Pair, batches, differing, equal, held_out_errors, pair, recon, table
+from recon_helpers import Batches, Pair, batches, differing, equal, held_out_errors, joined, pair, recon, table
 from torch import nn
 
 from qdexp.quant import MinMax, QParams, fake_quantize, observe_activations
@@ -43,18 +43,18 @@ def test_rows_keep_their_timesteps(data: Batches) -> None:
     t = torch.cat([batch[1] for batch in data])
     states = [CallState(batch[1], None) for batch in data]
     calls: Any = [((batch[0],), {}) for batch in data]
-    learned, heldout = (Rows(calls, [9, 9, 6], rows=rows, states=states) for rows in (slice(-8), slice(-8, None)))
+    learned, heldout = (Rows(calls, [True], [9, 9, 6], rows=rows, states=states) for rows in (slice(-8), slice(-8, None)))
     index = torch.tensor([15, 0, 9, 9])
     assert learned.state(index).timestep is not None
     assert torch.equal(learned.state(index).timestep, t[index])  # type: ignore[arg-type]
     assert torch.equal(heldout.state(slice(2, 5)).timestep, t[18:21])  # type: ignore[arg-type]
     assert learned.state(index).branch is None
-    assert Rows(calls, [9, 9, 6]).state(index) == UNKNOWN
-    some = Rows(calls, [9, 9, 6], states=[*states[:2], UNKNOWN])
+    assert Rows(calls, [True], [9, 9, 6]).state(index) == UNKNOWN
+    some = Rows(calls, [True], [9, 9, 6], states=[*states[:2], UNKNOWN])
     assert some.state(index) == UNKNOWN
-    halves = Rows(calls, [9, 9, 6], dtype=torch.bfloat16, states=[CallState(batch[1] + 0.123) for batch in data])
+    halves = Rows(calls, [True], [9, 9, 6], dtype=torch.bfloat16, states=[CallState(batch[1] + 0.123) for batch in data])
     assert torch.equal(halves.state(index).timestep, t[index] + 0.123)  # type: ignore[arg-type]
-    told = Rows(calls, [9, 9, 6], states=[CallState(None, torch.arange(size) % 2 == 0) for size in (9, 9, 6)])
+    told = Rows(calls, [True], [9, 9, 6], states=[CallState(None, torch.arange(size) % 2 == 0) for size in (9, 9, 6)])
     assert told.state(index).branch.tolist() == [True, True, True, True]  # type: ignore[union-attr]
     assert told.state(slice(0, 3)).branch.tolist() == [True, False, True]  # type: ignore[union-attr]
 
@@ -65,7 +65,8 @@ def test_the_loss_of_scales_by_timestep(tiny_unet: UNet2DModel, data: Batches) -
     name = "up_blocks.0.resnets.0"
     block, original = one.network.get_submodule(name), one.full.get_submodule(name)
     with streaming(one.full, [name], data) as full, streaming(one.network, [name], data) as stream:
-        rows, targets = Rows(stream.calls, stream.sizes, states=stream.states), torch.cat(full.advance())
+        rows = Rows(stream.calls, one.blocks[name], stream.sizes, states=stream.states)
+        targets = joined(full.advance())
     module = ScaleReconstruction(Site(block, original, rows, targets), recon().scales, start=1.0)
     assert {log.shape for log in module.parameters()} == {(3, 1)}
     t = torch.cat([batch[1] for batch in data])
@@ -75,8 +76,8 @@ def test_the_loss_of_scales_by_timestep(tiny_unet: UNet2DModel, data: Batches) -
     parts = []
     for row in index.tolist():
         with knowing(block, CallState(t[row : row + 1])), torch.no_grad():
-            parts.append(run(block, rows.take(slice(row, row + 1))) - targets[row : row + 1])
-    naive = torch.cat(parts).double().square().sum() / targets[index].double().square().sum()
+            parts.append(run(block, rows.take(slice(row, row + 1)))[0] - targets[0][row : row + 1])
+    naive = torch.cat(parts).double().square().sum() / targets[0][index].double().square().sum()
     assert loss.item() == pytest.approx(naive.item(), rel=1e-4)
     loss.backward()
     seen = set(groups[index].tolist())
@@ -106,9 +107,9 @@ def test_a_block_of_one_layer_learns_each_group_by_its_own_rows() -> None:
     layer: Any = one.network.get_submodule("layer")
     quantizer, (x, t) = layer.input_quantizer, data[0]
     with streaming(one.network, ["layer"], data) as stream:
-        rows = Rows(stream.calls, stream.sizes, states=stream.states)
+        rows = Rows(stream.calls, one.blocks["layer"], stream.sizes, states=stream.states)
     original: Any = one.full.get_submodule("layer")
-    module = ScaleReconstruction(Site(layer, original, rows, original(x)), recon().scales, start=1.0)
+    module = ScaleReconstruction(Site(layer, original, rows, [original(x)]), recon().scales, start=1.0)
     (log,) = module.parameters()
     log.data += torch.tensor([[0.3], [-0.4], [0.1]])
     index = torch.randperm(24)[:10]
@@ -181,8 +182,9 @@ def test_second_order_rounding_reads_what_its_rows_are_rounded_to(tiny_unet: UNe
     name = "up_blocks.0.resnets.0"
     block, original = one.network.get_submodule(name), one.full.get_submodule(name)
     with streaming(one.full, [name], data) as full, streaming(one.network, [name], data) as stream:
-        exact = Rows(full.calls, full.sizes)
-        rows, targets = Rows(stream.calls, stream.sizes, states=stream.states), torch.cat(full.advance())
+        exact = Rows(full.calls, one.blocks[name], full.sizes)
+        rows = Rows(stream.calls, one.blocks[name], stream.sizes, states=stream.states)
+        targets = joined(full.advance())
     states = [round_block(Site(copy.deepcopy(block), original, rows, targets, exact), batch, 0) for batch in (24, 1)]
     same = [(one == other).float().mean() for one, other in zip(states[0].values(), states[1].values(), strict=True)]
     assert min(same) > 0.97, "but for the order of sums"
@@ -194,7 +196,7 @@ def test_a_compiled_block_is_told_the_timesteps(
     compiled = torch.compile(inner._replaced, dynamic=False, fullgraph=True, backend="aot_eager")
     monkeypatch.setattr(inner, "_compiled", lambda: compiled)
     plain = timed(tiny_unet, data)
-    plain.blocks = ["mid_block.attentions.0"]
+    plain.blocks = {name: rows for name, rows in plain.blocks.items() if name == "mid_block.attentions.0"}
     other = copy.deepcopy(plain)
     for one, options in ((plain, recon(iterations=6)), (other, recon(iterations=6, compile=True))):
         one.walk(tmp_path / str(options.scales.compile), options).learn_scales(data)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
-from quant_helpers import conditional
+from quant_helpers import conditional, split_sizes
 from recon_helpers import Batches, Pair, Recon, batches, differing, equal, held_out_errors, pair, recon, table
 from torch import Tensor, nn
 
@@ -25,7 +25,6 @@ from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.layers import to_quantized
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.ranges import estimate
-from qdexp.quant.shortcuts import split_sizes
 from qdexp.recon.learning import Site
 from qdexp.recon.second_order import round_block
 
@@ -50,7 +49,7 @@ def test_learned_rounding_beats_nearest_on_rows_that_it_has_not_seen(tiny_unet: 
     learned.walk(tmp_path, recon(batch=8, heldout=16, iterations=60)).learn_weights(data)
 
     rows = table(tmp_path)
-    assert [row["block"] for row in rows] == start.blocks
+    assert [row["block"] for row in rows] == list(start.blocks)
     assert all(row["kept"] == (row["learned"] < row["before"]) for row in rows)
     assert sum(row["kept"] for row in rows) >= 14
     for name, error in held_out_errors(learned, 16).items():
@@ -75,7 +74,7 @@ def test_second_order_rounding_beats_nearest_in_every_block_and_is_resumed(tiny_
     start, learned, again = (pair(tiny_unet, data, 4, splits=splits) for _ in range(3))
     learned.walk(tmp_path, recon(heldout=16)).round_weights(data)
     rows = table(tmp_path)
-    assert [row["block"] for row in rows] == start.blocks
+    assert [row["block"] for row in rows] == list(start.blocks)
     for name, error in held_out_errors(learned, 16).items():
         row = next(row for row in rows if row["block"] == name)
         assert error == pytest.approx(min(row["before"], row["learned"]), rel=1e-3)
@@ -131,8 +130,8 @@ def test_second_order_rounding_of_a_layer_that_runs_twice() -> None:
         qparams = qparams_from_range(*estimate(layer.weight, scheme, MinMax()), scheme)
         layer.set_weight(nearest(layer.weight, qparams, scheme), qparams)
     before = copy.deepcopy(block)
-    rows, paired = (Rows([((values,), {})], [24]) for values in (x, exact))
-    state = round_block(Site(block, original, rows, original(exact), paired), batch=8, seed=0)
+    rows, paired = (Rows([((values,), {})], [True], [24]) for values in (x, exact))
+    state = round_block(Site(block, original, rows, [original(exact)], paired), batch=8, seed=0)
 
     moments = InputMoments(original.layer, 24, seed=0)
     moments.observe(x, exact)
@@ -157,7 +156,7 @@ def test_learned_scales_never_lose_and_stay_positive(tiny_unet: UNet2DModel, dat
     learned = copy.deepcopy(start)
     learned.walk(tmp_path, recon(batch=8, iterations=40, rate=0.02)).learn_scales(data)
     rows = table(tmp_path)
-    assert [row["block"] for row in rows] == start.blocks
+    assert [row["block"] for row in rows] == list(start.blocks)
     assert sum(row["kept"] for row in rows) > 4
     for name, error in held_out_errors(learned, 8).items():
         row = next(row for row in rows if row["block"] == name)
@@ -186,7 +185,7 @@ def test_what_makes_a_block_worse_is_not_used(
     rows = table(tmp_path)
     assert not any(row["kept"] for row in rows)
     title = {"weights": "weight rounding", "scales": "activation scales"}[what]
-    stayed = ", ".join([*one.blocks[:3], "..."])
+    stayed = ", ".join([*list(one.blocks)[:3], "..."])
     assert capsys.readouterr().out == f"  {title}: no gain in 18 of 18 blocks, which stay as they were: {stayed}\n"
 
 

@@ -8,8 +8,11 @@ import torch
 from diffusers import UNet2DModel
 
 from qdexp.config import Model, Protocol
-from qdexp.quant import MinMax, checkpoint, convert, execution_order, observe_activations, plan_bits, quantize_weights
+from qdexp.models import checkpoint
+from qdexp.quant import MinMax, convert, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
+from qdexp.quant.blocks import first_row
 
 
 @pytest.fixture
@@ -36,7 +39,8 @@ def saved_w4a8(tiny_unet: UNet2DModel, tiny_architecture: dict[str, Any], tmp_pa
     generator = torch.Generator().manual_seed(1)
     rows = [(torch.randn(8, 1, 8, 8, generator=generator), torch.full((8,), t)) for t in (999, 500, 0)]
     network = tiny_unet.to(memory_format=torch.channels_last)
-    convert(network, plan_bits(network, execution_order(network, rows[0]), weight_bits=4, act_bits=8))
+    adapter = Adapter(network, first_row(rows[0]))
+    convert(network, plan_bits(network, adapter.layers, weight_bits=4, act_bits=8), adapter.sites)
     quantize_weights(network, MinMax(), nearest)
     observe_activations(network, rows, MinMax())
     checkpoint.save(tmp_path / "checkpoint", network, tiny_architecture)

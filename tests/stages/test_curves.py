@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qdexp.cell import Cell
-from qdexp.quant import checkpoint
+from qdexp.models import checkpoint
 from qdexp.sampling.noise import generators
 from qdexp.sampling.sampler import Sampler
 from qdexp.store import Store

@@ -22,7 +22,7 @@ from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.methods import Step, Work
 from qdexp.methods.recipe import NamedStep
-from qdexp.quant import checkpoint
+from qdexp.models import checkpoint
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.recon.walk import Walk
 from qdexp.stages.steps import StepStage

@@ -21,8 +21,9 @@ from torch import nn
 
 from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Model, Quant
 from qdexp.config.checks import STRICT
-from qdexp.quant.blocks import Batch, blocks_of, first_row
-from qdexp.quant.network import LayerBits, execution_order, plan_bits
+from qdexp.quant.adapter import Adapter
+from qdexp.quant.blocks import Batch, first_row
+from qdexp.quant.network import LayerBits, plan_bits
 
 OPTION = "quantizer.steps"
 """What the options of steps begin with."""
@@ -56,16 +57,15 @@ class Work:
     build: Callable[[], nn.Module]
 
     @cached_property
+    def adapter(self) -> Adapter:
+        """What there is to know about the network's architecture."""
+        return Adapter(self.network, self.example)
+
+    @cached_property
     def plan(self) -> dict[str, LayerBits]:
         """The bits of every layer that can be quantized, in execution order."""
-        quant = self.quant
-        order = execution_order(self.network, self.example)
-        return plan_bits(self.network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
-
-    @property
-    def blocks(self) -> list[str]:
-        """The names of the blocks that are learned one at a time, in execution order."""
-        return blocks_of(self.network, self.plan)
+        quant, layers = self.quant, self.adapter.layers
+        return plan_bits(self.network, layers, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
 
     def first(self, rows: int | None) -> list[Batch]:
         """The first ``rows`` of the calibration set (None: all), ``least`` at least."""

@@ -20,7 +20,7 @@ BACKWARD = 3
 def _walk(work: Work, options: BlockWise) -> "Walk":
     from qdexp.recon.walk import Walk  # late: it loads Lightning, which takes seconds
 
-    return Walk(work.network, work.build(), work.blocks, options, work.seed, work.folder)
+    return Walk(work.network, work.build(), work.adapter.blocks, options, work.seed, work.folder)
 
 
 def _check_arithmetic(config: Config, options: Iterations) -> None:

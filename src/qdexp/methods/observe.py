@@ -47,7 +47,8 @@ class Observe(RangeEstimation):
 
     def apply(self, work: Work) -> None:
         plan = {name: LayerBits(UNTOUCHED, bits.act) for name, bits in work.plan.items()}
-        networks.convert(work.network, plan, act_symmetric=work.quant.act.symmetric, softmax_bits=work.quant.softmax_bits)
+        symmetric, softmax = work.quant.act.symmetric, work.quant.softmax_bits
+        networks.convert(work.network, plan, work.adapter.sites, act_symmetric=symmetric, softmax_bits=softmax)
         if work.quant.act.time == "dynamic":
             set_time(work.network, "dynamic")
         self.observe(work)

@@ -7,7 +7,7 @@ from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Quant
 from qdexp.methods.base import Step, Work
 from qdexp.models.describe import description_of
 from qdexp.quant.network import split
-from qdexp.quant.shortcuts import chosen_sizes, split_sizes
+from qdexp.quant.shortcuts import chosen_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,4 +35,4 @@ class SplitShortcuts(Step):
             chosen_sizes(description.reads, self.scope)
 
     def apply(self, work: Work) -> None:
-        split(work.network, split_sizes(work.network, work.example, self.scope))
+        split(work.network, chosen_sizes(work.adapter.concatenations, self.scope))

@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from qdexp import models, overrides
 from qdexp.config import Config, Model, Quant
 from qdexp.errors import UserError, one_line
+from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import Block, Description, describe
 from qdexp.paths import conf_folder
-from qdexp.quant.checkpoint import nominal_bytes
 from qdexp.quant.coverage import Coverage
 
 

@@ -20,14 +20,14 @@ from qdexp.folding import fold
 from qdexp.models import skeleton
 from qdexp.models.conditions import example_row
 from qdexp.quant import network as networks
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import QParams
-from qdexp.quant.attention import is_known
-from qdexp.quant.blocks import blocks_of
+from qdexp.quant.attention import Site, site_of
 from qdexp.quant.coverage import Coverage, Wanted
 from qdexp.quant.macs import FULL, Product, count
 from qdexp.quant.network import LayerBits
 from qdexp.quant.packing import packed_bytes
-from qdexp.quant.shortcuts import Concatenation, concatenations
+from qdexp.quant.shortcuts import Concatenation
 
 T = TypeVar("T")
 
@@ -50,12 +50,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Description:
-    """``network``: with all its quantizers; ``order``: the layers that can be quantized, in execution order; ``products``: what
-    it multiplies in one forward pass of one sample; ``reads``: the layers that read a concatenation."""
+    """``network``: with all its quantizers; ``order``: the layers that can be quantized, in execution order; ``sites``: the
+    modules that multiply activations; ``products``: what it multiplies in one forward pass of one sample; ``reads``: the layers
+    that read a concatenation."""
 
     network: nn.Module
     parameters: int
     order: Sequence[str]
+    sites: Mapping[str, Site]
     reads: Mapping[str, Concatenation]
     products: Sequence[Product]
     blocks: Sequence[Block]
@@ -66,16 +68,14 @@ class Description:
         return sum(product.macs for product in self.products)
 
     def plan(self, quant: Quant) -> dict[str, LayerBits]:
-        """The bits of every layer. Raises UserError where ``quant.layers`` names none, or an attention cannot have its bits."""
-        plan = networks.plan_bits(
+        """The bits of every layer. Raises UserError where ``quant.layers`` names none."""
+        return networks.plan_bits(
             self.network, self.order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers
         )
-        networks.check_attentions(self.network, plan)
-        return plan
 
     def coverage(self, quant: Quant) -> Coverage:
         """What is quantized, what stays in full precision, and the bit operations of one forward pass of one sample."""
-        wanted = Wanted(self.plan(quant), LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
+        wanted = Wanted(self.plan(quant), self.sites, LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
         return Coverage(self.network, self.products, self._known(quant), wanted)
 
     def stored_bytes(self, quant: Quant) -> int:
@@ -97,9 +97,9 @@ class Description:
         known = {f"{name}.weight": bits.weight for name, bits in plan.items()}
         known |= {f"{name}.input_quantizer": bits.act for name, bits in plan.items()}
         for name, quantizer in networks.activation_quantizers(self.network):
-            attention, inside, _ = name.partition(".processor.")
-            if inside:
-                act = plan[f"{attention}.to_q"].act
+            site = site_of(name)
+            if site is not None:
+                act = plan[self.sites[site].layer].act
                 known[name] = quant.softmax_bits if quantizer.fixed and act != FULL else act
         return known
 
@@ -118,7 +118,7 @@ def per_architecture(look: Callable[[Model], T]) -> Callable[[Model], T]:
 
     @wraps(look)
     def looked(model: Model) -> T:
-        key = json.dumps([model.network, model.shape], sort_keys=True, default=str)
+        key = json.dumps([model.network, model.shape, model.example], sort_keys=True, default=str)
         if key not in known:
             known[key] = look(model)
         return known[key]
@@ -132,17 +132,18 @@ def describe(model: Model) -> Description:
     network = skeleton(model).to("meta").requires_grad_(False)
     fold(network)
     try:
-        example = example_row(network, model.shape)
-        order, reads = networks.execution_order(network, example), concatenations(network, example)
+        example = example_row(network, model)
+        adapter = Adapter(network, example)
+        order, sites, reads = adapter.layers, adapter.sites, adapter.concatenations
         parameters = sum(value.numel() for value in network.parameters())
-        blocks = [_block(network, name, reads) for name in blocks_of(network, order)]
-        _place_quantizers(network, order)
+        blocks = [_block(network, name, reads) for name in adapter.blocks]
+        _place_quantizers(network, order, sites)
         products = count(network, example)
     except Exception as error:  # whatever the forward of anybody's network does not like about shapes without values
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.network: it cannot run on shapes alone ({why}); only such networks are described") from error
     blocks = [replace(one, macs=sum(p.macs for p in products if _lies_in(p.module, one.name))) for one in blocks]
-    return Description(network, parameters, order, reads, products, blocks)
+    return Description(network, parameters, order, sites, reads, products, blocks)
 
 
 def _block(network: nn.Module, name: str, reads: Mapping[str, Concatenation]) -> Block:
@@ -151,12 +152,9 @@ def _block(network: nn.Module, name: str, reads: Mapping[str, Concatenation]) ->
     return Block(name, type(module).__name__, sum(p.numel() for p in module.parameters()), 0, own)
 
 
-def _place_quantizers(network: nn.Module, order: Sequence[str]) -> None:
+def _place_quantizers(network: nn.Module, order: Sequence[str], sites: Mapping[str, Site]) -> None:
     """All that there can be, without any value."""
-    plan = dict.fromkeys(order, PLACED)
-    special = (f"{name}.to_q" for name, attention in networks.attentions(network) if not is_known(attention))
-    plan |= {name: replace(PLACED, act=FULL) for name in special if name in plan}
-    networks.convert(network, plan)
+    networks.convert(network, dict.fromkeys(order, PLACED), sites)
     for _, layer in networks.quantized_layers(network):
         assert layer.weight_scheme is not None
         groups = torch.ones(sum(layer.weight_scheme.granularity.groups(layer.weight.shape)), device="meta")

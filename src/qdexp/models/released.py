@@ -30,9 +30,9 @@ from qdexp.models.compvis import unet_origin
 from qdexp.models.names import Origin, levels_of, pixel_name
 from qdexp.models.weights import WeightFiles
 from qdexp.quant.affine import QParams
-from qdexp.quant.attention import quantize_attention
+from qdexp.quant.attention import ATTENTION, QuantizedAttention, quantize_attention
 from qdexp.quant.layers import kind_of, to_quantized
-from qdexp.quant.network import attentions, set_activation_mode
+from qdexp.quant.network import set_activation_mode
 from qdexp.quant.scheme import Granularity, PerChannel, PerTensor, Scheme, Split, Whole
 
 ACT, WEIGHT = ".act_quantizer", ".weight_quantizer"
@@ -85,8 +85,9 @@ class _Import:
         for name, module in list(self.network.named_modules()):
             if kind_of(module) is not None:
                 self._layer(module, self.origins[f"{name}.weight"])
-        for name, attention in attentions(self.network) if self.acts else ():
-            self._attention(attention, self.origins[f"{name}.to_q.weight"])
+        for name, attention in list(self.network.named_modules()) if self.acts else ():
+            if isinstance(attention, Attention):
+                self._attention(attention, self.origins[f"{name}.to_q.weight"])
         for name, value in self.network.state_dict().items():
             value.copy_(self._take(self.origins[name], value.shape))
         set_activation_mode(self.network, "on")
@@ -134,9 +135,9 @@ class _Import:
         places = ("attention.qkv_matmul", "attention.smv_matmul") if joined else ("", "")
         act = Scheme(self.quant.act_bits, PerTensor(), self.symmetric)
         softmax = Scheme(self.quant.softmax_bits, PerTensor(), self.symmetric and not joined)
-        quantize_attention(attention, act, softmax, known=False)
-        processor: Any = attention.processor
-        quantizers = {"q": processor.query, "k": processor.key, "w": processor.probability, "v": processor.value}
+        (found,) = quantize_attention(attention, [ATTENTION], act, softmax, known=False).quantized_products
+        assert isinstance(found, QuantizedAttention)
+        quantizers: dict[str, Any] = {"q": found.query, "k": found.key, "w": found.probability, "v": found.value}
         for letter, quantizer in quantizers.items():
             inner = ".".join(filter(None, (stem, places[letter in "vw"])))
             grid = self._grid(replace(SCALAR, key=f"{inner}{ACT}_{letter}"), 1, quantizer.scheme.bits)

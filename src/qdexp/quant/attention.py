@@ -1,105 +1,340 @@
-"""Attention with the softmax in the open.
+"""Attention: products of two activations, quantized wherever a network computes them.
 
-    P = softmax(s Q K^T + mask),  y = W_out P V
+    scores = s Q K^T + mask,  P = softmax(scores),  y = P V
 
-Diffusers' own processors hand Q, K and V to a fused kernel in which P never exists. Here Q, K, V and P each pass a quantizer.
+Who computes them is found by tracing: a *site* is the innermost module in whose forward two activations are multiplied, by
+torch's fused attention (in which P never exists: here it does), or by matrix products by hand, with a softmax between them or,
+in linear attention, without. A site changes class, as layers do; its forward runs under a function mode, which hands each of
+these products to quantizers of its own. Nothing depends on the names or classes of anybody's modules.
+
 P lies in [0, 1], so its grid is known: unsigned, z = 0, scale 1 / (2^b - 1); a network that was quantized elsewhere may have
 another.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, wraps
+from types import FunctionType
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qdexp.errors import UserError
+from qdexp.quant.blocks import Batch, call, with_another
 from qdexp.quant.layers import quantizer_or_identity
+from qdexp.quant.macs import SOFTMAX, Tracer
 from qdexp.quant.scheme import Scheme
 
+FUSED = F.scaled_dot_product_attention
+PRODUCTS: Mapping[Any, tuple[int, tuple[str, str]]] = {
+    FUSED: (0, ("query", "key")),
+    **dict.fromkeys((torch.matmul, torch.linalg.matmul, Tensor.matmul), (0, ("input", "other"))),
+    **dict.fromkeys((Tensor.__matmul__, Tensor.__rmatmul__), (0, ("self", "other"))),
+    **dict.fromkeys((torch.mm, torch.bmm, Tensor.mm, Tensor.bmm), (0, ("input", "mat2"))),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), (1, ("batch1", "batch2"))),
+    torch.einsum: (1, ("", "")),
+}
+"""The functions that multiply two tensors, the place of the first among their arguments, and the names of both."""
 
-class QuantizedAttentionProcessor(nn.Module):
-    """A processor for diffusers' `Attention`, which holds it as its submodule `processor`.
+ACT, PROBABILITY = "act", "probability"
+ATTENTION = ("attention",)
+Product = tuple[str, ...]
+"""How a site multiplies: ``ATTENTION`` by torch's fused attention, or the kinds of both factors; empty: nothing that is
+quantized here, such as a product with a weight."""
 
-    Takes what diffusers' default processors take: tokens [n, tokens, c] or images [n, c, h, w], optionally a context
-    [n, context, c] to attend to, and an attention mask, additive (or boolean, True = attend), [n, 1 or tokens, context].
-    ``known``: P has the grid of [0, 1]; else one that is set like those of Q, K and V.
+CHILD = "quantized_products"
+"""What a site calls the quantizers of its products."""
+
+
+def _open(function: Any) -> FunctionType:
+    """A function of torch that asks whether a function mode is active, and then leaves all of its work to that: a copy that
+    does not ask, so that the mode sees what it calls."""
+    names = function.__globals__ | {"has_torch_function": lambda _: False}
+    opened = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    opened.__kwdefaults__ = function.__kwdefaults__
+    return opened
+
+
+OPENED: Mapping[Any, Any] = {F.multi_head_attention_forward: _open(F.multi_head_attention_forward)}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module that multiplies activations. ``products``: what its forward multiplies, in this order; ``layer``: that whose
+    activation bits it follows, the first one in it, or else the last one before it."""
+
+    products: tuple[Product, ...]
+    layer: str
+
+
+def attention_sites(network: nn.Module, example: Batch, layers: Sequence[str]) -> dict[str, Site]:
+    """The sites of a network by their names, in the order in which they first run.
+
+    Left out are modules whose calls multiply differently, those in which another site lies, and those on which somebody has
+    set another forward.
+
+    Args:
+        network: In full precision.
+        example: One row; may be on the meta device.
+        layers: The names of the layers that can be quantized.
     """
+    tracer = Tracer(network)
+    looker = _Looker(tracer)
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            for handle in looker.watch(name, module, name in layers):
+                stack.callback(handle.remove)
+        with torch.no_grad(), tracer.running(), looker:
+            for batch in (example, with_another(example)):  # a loop over rows multiplies as often as there are rows
+                call(network.eval(), batch)
+    same = {name: calls[0] for name, calls in looker.calls.items() if len(set(calls)) == 1 and any(calls[0])}
+    found = {name: products for name, products in same.items() if "forward" not in vars(network.get_submodule(name))}
+    inner = {name for name in found if any(other != name and _lies_in(other, name) for other in found)}
+    return {name: Site(products, looker.layer[name]) for name, products in found.items() if name not in inner}
 
-    def __init__(self, act: Scheme | None, softmax: Scheme | None, known: bool = True) -> None:
+
+class _Opening(TorchFunctionMode):
+    """Hands each product that torch's functions are asked for to ``multiply``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in PRODUCTS:
+            return self.multiply(func, args, kwargs)
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def multiply(self, func: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Looker(_Opening):
+    """Writes down what the modules that run multiply."""
+
+    def __init__(self, tracer: Tracer) -> None:
         super().__init__()
-        self.query = quantizer_or_identity(act)
-        self.key = quantizer_or_identity(act)
-        self.value = quantizer_or_identity(act)
-        self.probability = quantizer_or_identity(softmax, fixed_range=(0.0, 1.0) if known else None)
+        self.tracer = tracer
+        self.calls: dict[str, list[tuple[Product, ...]]] = defaultdict(list)
+        """By module: the products of each of its calls."""
+        self.layer: dict[str, str] = {}
+        self._running: list[tuple[str, list[Product], int]] = []
+        self._ran: list[str] = []
 
-    def __call__(  # not `forward`: Attention reads this signature to see which arguments it may pass on
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """The attention of `attn`: [n, tokens, c] or [n, c, h, w], as `hidden_states`."""
-        residual = hidden_states
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        tokens = hidden_states.flatten(2).transpose(1, 2) if hidden_states.ndim == 4 else hidden_states
-        if attn.group_norm is not None:
-            tokens = attn.group_norm(tokens.transpose(1, 2)).transpose(1, 2)
-        if encoder_hidden_states is None:
-            context = tokens
+    def watch(self, name: str, module: nn.Module, is_layer: bool) -> Sequence[Any]:
+        """Hooks of one module."""
+
+        def enter(*_: Any) -> None:
+            if is_layer:
+                self._ran.append(name)
+            self._running.append((name, [], len(self._ran)))
+
+        def leave(*_: Any) -> None:
+            products = self._running.pop()[1]
+            if products:
+                self.calls[name].append(tuple(products))
+
+        return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
+
+    def multiply(self, func: Any, args: Any, kwargs: Any) -> Any:
+        kinds = self._kinds(func, args, kwargs)
+        for _, outer, _ in self._running[:-1]:
+            outer.append(())
+        site, products, before = self._running[-1]
+        products.append(kinds)
+        if kinds:
+            self.layer.setdefault(site, self._ran[min(before, len(self._ran) - 1)])
+        return func(*args, **kwargs)
+
+    def _kinds(self, func: Any, args: Any, kwargs: Any) -> Product:
+        factors = _factors(func, args, kwargs)
+        sources = [self.tracer.source(one) for one in factors]
+        if len(factors) != 2 or not self._ran or any(source is not None and not source.activation for source in sources):
+            return ()
+        return ATTENTION if func is FUSED else tuple(PROBABILITY if source is SOFTMAX else ACT for source in sources)
+
+
+def _factors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """What is multiplied, as it was handed over."""
+    first, names = PRODUCTS[func]
+    if func is torch.einsum:
+        return list(args[1] if isinstance(args[1], list | tuple) else args[1:])
+    return [kwargs[name] if name in kwargs else args[first + place] for place, name in enumerate(names)]
+
+
+def _exchanged(func: Any, args: Any, kwargs: Any, factors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments with other factors."""
+    first, names = PRODUCTS[func]
+    if func is torch.einsum:
+        return [args[0], *factors], kwargs
+    args, kwargs = list(args), dict(kwargs)
+    for place, (name, factor) in enumerate(zip(names, factors, strict=True)):
+        if name in kwargs:
+            kwargs[name] = factor
         else:
-            context = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
-
-        tokens = self._attend(attn, tokens, context, attention_mask)
-        for module in attn.to_out:  # a Linear and a Dropout
-            tokens = module(tokens)
-        if residual.ndim == 4:
-            tokens = tokens.transpose(1, 2).reshape(residual.shape)
-        if attn.residual_connection:
-            tokens = tokens + residual
-        return tokens / attn.rescale_output_factor
-
-    def _attend(self, attn: Attention, tokens: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens [n, tokens, c] and context [n, context, c] -> [n, tokens, heads * head_dim]."""
-        query, key, value = attn.to_q(tokens), attn.to_k(context), attn.to_v(context)
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        query = self.query(query if attn.norm_q is None else attn.norm_q(query))
-        key = self.key(key if attn.norm_k is None else attn.norm_k(key))
-        value = self.value(value)
-
-        if attn.upcast_attention:
-            query, key = query.float(), key.float()
-        scores = query @ key.transpose(-1, -2) * attn.scale
-        if mask is not None:
-            mask = attn.prepare_attention_mask(mask, context.shape[1], len(tokens))
-            scores = _masked(scores, mask.view(len(tokens), attn.heads, -1, mask.shape[-1]))
-        if attn.upcast_softmax:
-            scores = scores.float()
-        probability = self.probability(scores.softmax(-1).to(value.dtype))
-        return (probability @ value).transpose(1, 2).flatten(2)
+            args[first + place] = factor
+    return args, kwargs
 
 
-def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+class QuantizedProduct(nn.Module):
+    """Both factors of a product by hand, each with a quantizer: ``left`` and ``right``."""
+
+    def __init__(self, kinds: Product, act: Scheme | None, softmax: Scheme | None, known: bool) -> None:
+        super().__init__()
+        self.left, self.right = (_quantizer(kind, act, softmax, known) for kind in kinds)
+
+    def multiply(self, func: Any, args: Any, kwargs: Any) -> Any:
+        left, right = _factors(func, args, kwargs)
+        args, kwargs = _exchanged(func, args, kwargs, (self.left(left), self.right(right)))
+        return func(*args, **kwargs)
 
 
-def is_known(attn: Attention) -> bool:
-    """Whether it computes what our processor computes, quantizers aside."""
-    return type(attn.processor) in (AttnProcessor, AttnProcessor2_0, QuantizedAttentionProcessor)
+class QuantizedAttention(nn.Module):
+    """Torch's fused attention with the softmax in the open: Q, K, V and P each pass a quantizer."""
+
+    def __init__(self, act: Scheme | None, softmax: Scheme | None, known: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (_quantizer(ACT, act, softmax, known) for _ in range(3))
+        self.probability = _quantizer(PROBABILITY, act, softmax, known)
+
+    def multiply(self, _: Any, args: Any, kwargs: Any) -> Tensor:
+        return self.attend(*args, **kwargs)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """As ``torch.nn.functional.scaled_dot_product_attention``: [..., heads, tokens, d] -> the same shape."""
+        query, key, value = self.query(query), self.key(key), self.value(value)
+        if enable_gqa:
+            key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+        scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        probability = _softmax(scores, attn_mask).to(value.dtype)
+        return self.probability(F.dropout(probability, dropout_p) if dropout_p else probability) @ value
 
 
-def require_known(attn: Attention) -> None:
-    """Raises UserError for special kinds of attention."""
-    if not is_known(attn):
-        kind = type(attn.processor).__name__
-        raise UserError(f"attention of kind {kind} cannot be quantized: give its to_q act_bits 32 in quant.layers")
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """As in fused kernels: in float32 at least; a query that may attend to nothing attends with zeros."""
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    if mask is None:
+        return scores.softmax(-1, precise)
+    return torch._safe_softmax(
+        scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask, -1, precise
+    )
 
 
-def quantize_attention(attn: Attention, act: Scheme | None, softmax: Scheme | None, known: bool = True) -> None:
-    """Make `attn` compute with a processor of ours, its quantizers off. Raises UserError for special kinds of attention."""
-    require_known(attn)
-    processor: Any = QuantizedAttentionProcessor(act, softmax, known)
-    attn.set_processor(processor.to(attn.to_q.weight.device))
+def _quantizer(kind: str, act: Scheme | None, softmax: Scheme | None, known: bool) -> nn.Module:
+    """``known``: P has the grid of [0, 1]; else one that is set like the others."""
+    if kind == ACT:
+        return quantizer_or_identity(act)
+    return quantizer_or_identity(softmax, fixed_range=(0.0, 1.0) if known else None)
+
+
+class _Multiplying(_Opening):
+    """One call of a site."""
+
+    def __init__(self, site: "QuantizedSite") -> None:
+        super().__init__()
+        self.site, self.done = site, 0
+
+    def multiply(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.site.require(self.done < len(self.site.products))
+        product, quantizers = self.site.products[self.done], self.site.quantized_products[self.done]
+        self.done += 1
+        if not product:
+            return func(*args, **kwargs)
+        self.site.require((func is FUSED) == (product == ATTENTION))
+        return quantizers.multiply(func, args, kwargs)  # type: ignore[operator]
+
+
+class QuantizedSite(nn.Module):
+    """What every site has beside its own class: ``products``, and a module with the quantizers of each."""
+
+    products: tuple[Product, ...]
+    quantized_products: nn.ModuleList
+
+    def quantizers(self) -> Iterator[tuple[str, nn.Module]]:
+        """The kind of each factor of a product, ``ACT`` or ``PROBABILITY``, and its quantizer, or identity."""
+        for product, own in zip(self.products, self.quantized_products, strict=True):
+            yield from zip((ACT, ACT, ACT, PROBABILITY) if product == ATTENTION else product, own.children(), strict=True)
+
+    def require(self, ok: bool) -> None:
+        """Raises UserError where a call does not multiply what the traced one did."""
+        if not ok:
+            raise UserError(f"model.network: the attention in {type(self).__name__} does not multiply the same tensors at each "
+                            f"call; give its layers act_bits 32 in quant.layers")  # fmt: skip
+
+
+@cache
+def _quantized_class(own: type[nn.Module]) -> type[QuantizedSite]:
+    """Of sites of class `own`, of which it stays a subclass, whose forward has the same signature."""
+
+    original = own.forward  # looked up here: a compiler does not look up what a class has
+
+    @wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        mode = _Multiplying(self)
+        with mode:
+            result = original(self, *args, **kwargs)
+        self.require(mode.done == len(self.products))
+        return result
+
+    return type(f"Quantized{own.__name__}", (QuantizedSite, own), {"forward": forward})
+
+
+def quantize_attention(
+    module: nn.Module, products: Sequence[Product], act: Scheme | None, softmax: Scheme | None, known: bool = True
+) -> QuantizedSite:
+    """Make a module quantize the products of its forward from now on, its quantizers off.
+
+    Args:
+        module: The object itself changes class; all that it has stays.
+        products: Those of its site.
+        act: The grid of activations; None: they stay as they are.
+        softmax: The grid of softmaxes.
+        known: The latter lies on [0, 1]; else it is found, or set, like all others.
+    """
+    device = next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+    def quantizers(product: Product) -> nn.Module:
+        if product == ATTENTION:
+            return QuantizedAttention(act, softmax, known)
+        return QuantizedProduct(product, act, softmax, known) if product else nn.Module()
+
+    site: Any = module
+    if not isinstance(module, QuantizedSite):
+        own: Any = type(module)
+        site.__class__ = _quantized_class(own)
+    site.products = tuple(map(tuple, products))
+    site.quantized_products = nn.ModuleList(map(quantizers, site.products)).to(device)
+    result: QuantizedSite = site
+    return result
+
+
+def quantized_sites(network: nn.Module) -> dict[str, QuantizedSite]:
+    """Those whose products are quantized, by name, in definition order."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, QuantizedSite)}
+
+
+def site_of(quantizer: str) -> str | None:
+    """The name of the site to which the activation quantizer of this name belongs; None: to a layer."""
+    site, inside, _ = f".{quantizer}".partition(f".{CHILD}.")
+    return site.removeprefix(".") if inside else None
+
+
+def _lies_in(name: str, outer: str) -> bool:
+    return not outer or name.startswith(f"{outer}.")

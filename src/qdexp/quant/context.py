@@ -6,7 +6,7 @@ what it has to know. It is a plain object: it survives `torch.compile(fullgraph=
 deep copy of a network has a context of its own. A network that runs in two threads at once is not provided for; two copies are.
 
 The timestep is the network's second argument or the one named `timestep`. The branch is what `cache_context` was told, with
-which diffusers' pipelines name each call under guidance ("cond", "uncond"), and qdexp's sampler too.
+which pipelines and qdexp's sampler name each call under guidance ("cond", "uncond").
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from qdexp.errors import UserError
 from qdexp.quant.scheme import TimeGroups
 
 BRANCHES = {"cond": True, "uncond": False}
-"""The names of branches in diffusers. Others, such as "cond_uncond", name calls with rows of both."""
+"""The names of branches. Others, such as "cond_uncond", name calls with rows of both."""
 
 
 class CallState(NamedTuple):
@@ -152,7 +152,7 @@ def share(network: nn.Module) -> None:
 
 @contextmanager
 def _cache_context(network: nn.Module, context: CallContext, name: str, **details: Any) -> Iterator[None]:
-    """What diffusers' pipelines open around each call of a network, which may have such a method itself."""
+    """What pipelines open around each call of a network, which may have such a method itself."""
     method = getattr(type(network), "cache_context", None)
     before, context.told = context.told, BRANCHES.get(name)
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from qdexp.errors import UserError
+from qdexp.quant.attention import QuantizedSite, Site
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.macs import FULL, Product, bit_operations
 from qdexp.quant.network import LayerBits, activation_quantizers, quantized_layers
@@ -21,24 +22,27 @@ ENOUGH = 0.95
 """Of what is asked for; where less is quantized, one line warns."""
 NAMES = 3
 """Names that are told of each kind."""
+UNSEEN = "operator"
+"""What the kind begins with of what is multiplied where nobody sees it."""
 UNTOUCHED = LayerBits(FULL, FULL)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The bits that are asked for: of the layers in ``plan``, of the softmax, and of all that is in no plan."""
+    """The bits that are asked for: of the layers in ``plan``, of the softmax, and of all that is in no plan. ``sites``: which
+    layer a product of two activations follows."""
 
     plan: Mapping[str, LayerBits]
+    sites: Mapping[str, Site]
     rest: LayerBits
     softmax: int
 
     def of(self, product: Product) -> LayerBits:
-        """Of the factors of a product, where it is one of two activations their ``act``: an attention follows its to_q."""
+        """Of the factors of a product, where it is one of two activations their ``act``."""
         if product.weight is not None:
             return self.plan.get(_layer(product.weight.name), self.rest)
-        parts = product.module.split(".")
-        queries = (".".join([*parts[:end], "to_q"]) for end in range(len(parts), 0, -1))
-        return LayerBits(FULL, next((self.plan[name] for name in queries if name in self.plan), self.rest).act)
+        site = self.sites.get(product.module)
+        return LayerBits(FULL, self.rest.act if site is None else self.plan.get(site.layer, self.rest).act)
 
     def met(self, product: Product, known: Mapping[str, int]) -> bool:
         """Whether all factors are quantized that ought to be."""
@@ -81,6 +85,9 @@ class Coverage:
         self._told = set[str]()
         factors, asked = set[str](), set[str]()
         for product in products:
+            if product.operator:
+                self._leave_out(*_kind(network, product))
+                continue
             names = self._factors(product)
             factors |= names
             asked |= names if wanted.of(product).weight != FULL else set()
@@ -112,7 +119,12 @@ class Coverage:
         """One line, where much less is quantized than the bits, ``label``, say."""
         shares = {"MACs": self.share("macs"), "parameters": self.share("parameters")}
         low = " and ".join(f"{share:.1%} of the {what}" for what, share in shares.items() if share < ENOUGH)
-        return f"of what {label} asks for, only {low} are quantized; left out: {self._shortly()}" if low else None
+        unseen = "; ".join(f"{kind}: {found}" for kind, found in self.left_out.items() if kind.startswith(UNSEEN))
+        told = [f"of what {label} asks for, only {low} are quantized; left out: {self._shortly()}"] if low else []
+        return (
+            "; ".join([*told, f"operators that are not torch's own stay in full precision: {unseen}"] if unseen else told)
+            or None
+        )
 
     def _shortly(self) -> str:
         return "; ".join(f"{kind}: {found}" for kind, found in self.left_out.items() if found.macs) or "it multiplies nothing"
@@ -199,12 +211,14 @@ def _class(network: nn.Module, name: str) -> str:
     """Of a module, as it was before it was quantized."""
     module = network.get_submodule(name)
     kind = type(module).__name__
-    return kind.removeprefix("Quantized") if isinstance(module, QuantizedLayer) else kind
+    return kind.removeprefix("Quantized") if isinstance(module, QuantizedLayer | QuantizedSite) else kind
 
 
 def _kind(network: nn.Module, product: Product) -> tuple[str, str]:
     """What a product in full precision is of, and a name for it."""
     weight, runs = product.weight, _class(network, product.module)
+    if product.operator:
+        return f"{UNSEEN} {product.operator}", product.module or runs
     if weight is None:
         return "products of two activations", product.module or runs
     if not weight.names:

@@ -2,8 +2,9 @@
 
 Counted below all layers and functions, where every convolution and matrix product of torch arrives as one of a few operators,
 whoever called it: layers never seen before, weights used without their layer, attention by hand. What is multiplied is known by
-following tensors through views and copies: the output of an activation quantizer, a parameter or buffer, what is computed of
-these alone. Runs on the meta device too.
+following tensors through views and copies: the output of an activation quantizer or of a softmax, a parameter or buffer, what
+is computed of these alone. What operators that are not torch's own multiply is not known: they are listed. Runs on the meta
+device too.
 """
 
 from collections import Counter
@@ -36,8 +37,11 @@ COPIES = {
     *(aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad1d, aten.replication_pad2d),
 }
 """What hands out the values that it is given, and zeros at most, which are on every grid."""
+SOFTMAXES = {aten._softmax, aten._safe_softmax}
 FULL = 32
 """Bits of what is not quantized."""
+TORCH = {"aten", "prim", "prims"}
+"""The namespaces of torch's own operators."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,21 @@ class Source:
         return next(iter(self.names)) if self.exact else ""
 
 
+SOFTMAX = Source(frozenset(["a softmax"]), exact=True, activation=True)
+
+
 @dataclass(frozen=True)
 class Product:
     """All MACs of one kind. ``module``: the innermost one that runs; ``factors``: what is multiplied, None for an activation
-    that no quantizer has rounded."""
+    that no quantizer has rounded.
+
+    ``operator``: of an operator that is not torch's own its name; what it multiplies is not known, and no MACs are counted.
+    """
 
     module: str
     factors: tuple[Source | None, Source | None]
     macs: int
+    operator: str = ""
 
     @property
     def weight(self) -> Source | None:
@@ -94,39 +105,50 @@ def macs_by_module(products: Sequence[Product]) -> Counter[str]:
 @torch.no_grad()
 def count(network: nn.Module, example: Batch) -> list[Product]:
     """The products of one pass, in the order in which they first happen. ``example`` has one row."""
-    counter = _Counter(network)
-    with counter.inside_modules(network), sdpa_kernel(SDPBackend.MATH), counter:  # fused attention hides what it multiplies
+    counter = Tracer(network)
+    with counter.running():
         call(network.eval(), example)
-    return [Product(module, factors, macs) for (module, factors), macs in counter.macs.items()]
+    return counter.products
 
 
-class _Counter(TorchDispatchMode):
+class Tracer(TorchDispatchMode):
     """Adds up MACs, and knows the sources of the tensors that are alive, by their storages."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.macs: Counter[tuple[str, tuple[Source | None, Source | None]]] = Counter()
+        self._network = network
+        self._macs: Counter[tuple[str, tuple[Source | None, Source | None]]] = Counter()
+        self._foreign: dict[tuple[str, str], None] = {}
         self._sources: dict[int, tuple[StorageWeakRef, Source]] = {}
-        self._modules = [""]
+        self.modules = [""]
+        """The names of those that run, the innermost last."""
         for name, value in (*network.named_parameters(), *network.named_buffers()):
-            if self._source(value) is None:  # of what has two names, the first
+            if self.source(value) is None:  # of what has two names, the first
                 self._mark(value, Source(frozenset([name]), exact=True))
 
+    @property
+    def products(self) -> list[Product]:
+        """In the order in which they first happened."""
+        own = [Product(module, factors, macs) for (module, factors), macs in self._macs.items()]
+        return own + [Product(module, (None, None), 0, operator) for module, operator in self._foreign]
+
     @contextmanager
-    def inside_modules(self, network: nn.Module) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """While the network runs: which of its modules does, and what activation quantizers hand out."""
 
         def leave(name: str, module: nn.Module, _: Any, output: Any) -> None:
-            self._modules.pop()
+            self.modules.pop()
             if isinstance(module, ActivationQuantizer) and module.mode == "on":
                 self._mark(output, Source(frozenset([name]), exact=True, activation=True))
 
         handles: list[Any] = []
-        for name, module in network.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._modules.append(name)))
-            handles.append(module.register_forward_hook(partial(leave, name)))
+        for name, module in self._network.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name), prepend=True))
+                handles.append(module.register_forward_hook(partial(leave, name)))
         try:
-            yield
+            with sdpa_kernel(SDPBackend.MATH), self:  # fused attention hides what it multiplies
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -141,6 +163,8 @@ class _Counter(TorchDispatchMode):
         result = func(*args, **kwargs)
         if operator in PRODUCTS or operator in flop_registry:
             self._count(operator, args, kwargs, result)
+        elif isinstance(func, torch._ops.OpOverload) and func.namespace not in TORCH and len(_factors((args, kwargs))) > 1:
+            self._foreign[self.modules[-1], func.name()] = None
         self._follow(operator, args, kwargs, result)
         return result
 
@@ -150,7 +174,7 @@ class _Counter(TorchDispatchMode):
             macs = first.numel() * (second.shape[-1] if second.ndim > 1 else 1)
         else:
             macs = flop_registry[operator](*args, **kwargs, out_val=result) // 2
-        self.macs[self._modules[-1], (self._source(first), self._source(second))] += macs
+        self._macs[self.modules[-1], (self.source(first), self.source(second))] += macs
 
     def _follow(self, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Marks what an operator has made or changed. A view has its storage in common with what it is of."""
@@ -159,15 +183,18 @@ class _Counter(TorchDispatchMode):
         known = set() if changes else {id_of(tensor) for tensor in given}
         made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and id_of(leaf) not in known]
         if operator in COPIES:
-            source = self._source(args[1] if operator is aten.copy_ else args[0])
+            source = self.source(args[1] if operator is aten.copy_ else args[0])
+        elif operator in SOFTMAXES:
+            source = SOFTMAX
         else:
-            sources = [self._source(tensor) for tensor in given]
+            sources = [self.source(tensor) for tensor in given]
             fixed = [source for source in sources if source is not None and not source.activation]
             source = Source(frozenset().union(*(one.names for one in fixed))) if len(fixed) == len(given) else None
         for tensor in made:
             self._mark(tensor, source)
 
-    def _source(self, tensor: Tensor) -> Source | None:
+    def source(self, tensor: Tensor) -> Source | None:
+        """What it is made of; None: of activations."""
         reference, source = self._sources.get(id_of(tensor), (None, None))
         return None if reference is None or reference.expired() else source
 
@@ -176,6 +203,11 @@ class _Counter(TorchDispatchMode):
             self._sources.pop(id_of(tensor), None)
         else:
             self._sources[id_of(tensor)] = StorageWeakRef(tensor.untyped_storage()), source
+
+
+def _factors(given: Any) -> list[Tensor]:
+    """What an operator that nobody knows may multiply."""
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def id_of(tensor: Tensor) -> int:

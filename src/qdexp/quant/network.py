@@ -1,9 +1,9 @@
 """A whole network: which layers get how many bits, and the steps from float to quantized.
 
-    order = execution_order(network, example)
-    plan  = plan_bits(network, order, weight_bits=4, act_bits=8)
-    split(network, split_sizes(network, example, "skip"))  # perhaps: convolutions that are quantized in parts
-    convert(network, plan)                            # layers and attention change class, nothing is rounded yet
+    adapter = Adapter(network, example)
+    plan = plan_bits(network, adapter.layers, weight_bits=4, act_bits=8)
+    split(network, chosen_sizes(adapter.concatenations, "skip"))  # perhaps: convolutions that are quantized in parts
+    convert(network, plan, adapter.sites)             # layers and attention change class, nothing is rounded yet
     quantize_weights(network, estimator, quantize)
     observe_activations(network, batches, estimator)  # with the weights already quantized
 
@@ -15,15 +15,15 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.quant.affine import QParams, dequantize, qparams_from_range
-from qdexp.quant.attention import quantize_attention, require_known
+from qdexp.quant.attention import Site, quantize_attention
 from qdexp.quant.blocks import Batch, call
 from qdexp.quant.layers import ActivationQuantizer, Mode, QuantizedLayer, arithmetic, is_plain, kind_of, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
@@ -53,8 +53,8 @@ def execution_order(network: nn.Module, example: Batch) -> list[str]:
     """Names of the layers that are or can be quantized in the order in which the network first runs them: Conv1d, Conv2d and
     Linear, and subclasses that compute the same.
 
-    Definition order is not execution order: diffusers' U-Nets register the middle block last, and a block's attentions before
-    its convolutions. Layers that do not run are left out.
+    Definition order is not execution order: U-Nets may register the middle block last, and a block's attentions before its
+    convolutions. Layers that do not run are left out.
     """
     order: dict[str, None] = {}
     others: set[str] = set()
@@ -123,16 +123,18 @@ def _why_unmatched(network: nn.Module, pattern: str, order: Sequence[str]) -> st
 def convert(
     network: nn.Module,
     plan: Mapping[str, LayerBits],
+    sites: Mapping[str, Site] = MappingProxyType({}),
     *,
     weight_granularity: Whole = PER_OUTPUT_CHANNEL,
     weight_symmetric: bool = False,
     act_symmetric: bool = False,
     softmax_bits: int = 8,
 ) -> None:
-    """Give every layer of the plan its schemes, and every attention whose to_q has quantized inputs a processor of ours.
+    """Give every layer of the plan its schemes, and every product of activations in `sites` quantizers.
 
-    Such an attention quantizes Q, K and V with the act_bits of its to_q, and the softmax with `softmax_bits` (2 to 16, or 32).
-    What has schemes already and stays in floating point by the plan keeps them: weights and activations may be converted apart.
+    A site follows a layer: it quantizes what it multiplies with the act_bits of that, where these are not 32, and softmaxes
+    with `softmax_bits` (2 to 16, or 32). What has schemes already and stays in floating point by the plan keeps them: weights
+    and activations may be converted apart.
     """
     network.eval()
     for name, bits in plan.items():
@@ -142,23 +144,17 @@ def convert(
             weight = _scheme(bits.weight, weight_granularity, weight_symmetric, sizes)
             act = _scheme(bits.act, PerTensor(), act_symmetric, sizes)
             to_quantized(layer, weight, act)
-    for name, attention in attentions(network):
-        bits = plan.get(f"{name}.to_q", LayerBits(FLOAT, FLOAT))
+    for name, site in sites.items():
+        bits = plan.get(site.layer, LayerBits(FLOAT, FLOAT))
         if bits.act != FLOAT:
-            quantize_attention(attention, _scheme(bits.act, PerTensor(), act_symmetric), _scheme(softmax_bits, PerTensor()))
+            act, softmax = _scheme(bits.act, PerTensor(), act_symmetric), _scheme(softmax_bits, PerTensor())
+            quantize_attention(network.get_submodule(name), site.products, act, softmax)
 
 
 def split(network: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """The convolutions named are to be quantized in parts of these numbers of input channels, see `shortcuts`."""
     for name, parts in sizes.items():
         to_quantized(network.get_submodule(name)).parts = parts
-
-
-def check_attentions(network: nn.Module, plan: Mapping[str, LayerBits]) -> None:
-    """Raises UserError where an attention would have to be quantized that cannot be."""
-    for name, attention in attentions(network):
-        if plan.get(f"{name}.to_q", LayerBits(FLOAT, FLOAT)).act != FLOAT:
-            require_known(attention)
 
 
 def _scheme(bits: int, whole: Whole, symmetric: bool = False, sizes: tuple[int, ...] | None = None) -> Scheme | None:
@@ -246,8 +242,3 @@ def quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]
 def activation_quantizers(network: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
     """(name, quantizer) of all activation quantizers, in definition order."""
     return ((name, module) for name, module in network.named_modules() if isinstance(module, ActivationQuantizer))
-
-
-def attentions(network: nn.Module) -> Iterator[tuple[str, Attention]]:
-    """(name, module) of all of diffusers' attention modules, in definition order."""
-    return ((name, module) for name, module in network.named_modules() if isinstance(module, Attention))

@@ -74,14 +74,6 @@ def concatenations(network: nn.Module, example: Batch) -> dict[str, Concatenatio
     return {name: read for name, read in same.items() if read is not None}
 
 
-def split_sizes(network: nn.Module, example: Batch, scope: str) -> dict[str, tuple[int, ...]]:
-    """The layers that are to be split, and the numbers of input channels of their parts; none where ``scope`` is "off".
-
-    Raises NothingToSplitError as ``chosen_sizes`` does.
-    """
-    return {} if scope == "off" else chosen_sizes(concatenations(network, example), scope)
-
-
 def chosen_sizes(found: Mapping[str, Concatenation], scope: str) -> dict[str, tuple[int, ...]]:
     """The layers among those ``found`` that are to be split, and the numbers of input channels of their parts.
 

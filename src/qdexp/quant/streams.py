@@ -22,24 +22,28 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from qdexp.errors import UserError
-from qdexp.quant.blocks import Batch, Call, call, output
+from qdexp.quant.blocks import Batch, Call, call, outputs
 from qdexp.quant.context import UNKNOWN, CallState, contexts, know
 from qdexp.quant.memory import UNLIMITED, Memory
 
 
 class _Pass(greenlet):
-    """One batch's forward pass. `call` is set while it stands at an entrance, `output` once the block has run. `states`: of the
-    stream's contexts, while it stands still."""
+    """One batch's forward pass. `call` is set while it stands at an entrance, `outputs` once the block has run. While it stands
+    still, `states` are those of the stream's contexts, and `modes` the function modes that it has entered: torch keeps one
+    stack of these a thread, not one a greenlet."""
 
     def __init__(self, stream: "Stream", network: nn.Module, batch: Batch) -> None:
         super().__init__(lambda: call(network, batch))
         self.stream, self.rows = stream, len(batch[0])
         self.entrance = ""
         self.call: Call = ((), {})
-        self.output: Tensor | None = None
+        self.outputs: tuple[Tensor, ...] | None = None
         self.states = [UNKNOWN] * len(stream.contexts)
+        self.modes: list[TorchFunctionMode] = []
 
 
 class Stream:
@@ -71,7 +75,7 @@ class Stream:
             if self._owns(now) and now.entrance == name:
                 now.entrance = ""
                 if self._collects:
-                    now.output = output(result).clone()  # what follows may work in place
+                    now.outputs = tuple(one.clone() for one in outputs(result))  # what follows may work in place
 
         yield block.register_forward_pre_hook(enter, with_kwargs=True)
         yield block.register_forward_hook(leave)
@@ -97,16 +101,16 @@ class Stream:
         """What the network knows of every batch's rows; nothing, if none of its layers wants to know."""
         return [each.states[0] if each.states else UNKNOWN for each in self._passes]
 
-    def advance(self, collect: bool = True) -> list[Tensor]:
-        """Run the block with every batch and go on to the next entrance, or to the end. Returns the block's outputs, if they
-        are to be collected."""
+    def advance(self, collect: bool = True) -> list[tuple[Tensor, ...]]:
+        """Run the block with every batch and go on to the next entrance, or to the end. Returns the block's outputs for each
+        batch, if they are to be collected."""
         self._position += 1
         self._collects = collect
         self._go_on()
-        outputs = [each.output for each in self._passes]
+        found = [each.outputs for each in self._passes]
         for each in self._passes:
-            each.output = None
-        return [value for value in outputs if value is not None]
+            each.outputs = None
+        return [value for value in found if value is not None]
 
     @torch.no_grad()
     def _go_on(self) -> None:
@@ -124,12 +128,16 @@ class Stream:
 
     @contextmanager
     def _inside(self, each: _Pass) -> Iterator[None]:
-        """While a pass runs: the contexts are in its state."""
-        outside = [context.state for context in self.contexts]
+        """While a pass runs: the contexts are in its state, and it is in its function modes."""
+        outside, depth = [context.state for context in self.contexts], _len_torch_function_stack()
         know(self.contexts, each.states)
+        while each.modes:
+            _push_mode(each.modes.pop())
         try:
             yield
         finally:
+            while _len_torch_function_stack() > depth:
+                each.modes.append(_pop_mode())
             each.states = [context.state for context in self.contexts]
             know(self.contexts, outside)
 

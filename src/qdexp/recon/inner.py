@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.config.learning import Iterations
-from qdexp.quant.blocks import Call, output, run
+from qdexp.quant.blocks import Call, outputs, run
 
-Run = Callable[[Call, Mapping[str, Tensor]], Tensor]
-"""The block's output for a call, with some of its parameters and buffers replaced."""
+Run = Callable[[Call, Mapping[str, Tensor]], tuple[Tensor, ...]]
+"""The block's outputs for a call, with some of its parameters and buffers replaced."""
 
 
 @contextmanager
@@ -40,16 +40,16 @@ class _Bare(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return output(self.block.forward(*args, **kwargs))
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return outputs(self.block.forward(*args, **kwargs))
 
 
-def _run_compiled(bare: _Bare, call: Call, overrides: Mapping[str, Tensor]) -> Tensor:
+def _run_compiled(bare: _Bare, call: Call, overrides: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return _compiled()(bare, {f"block.{name}": value for name, value in overrides.items()}, *call)
 
 
 @cache
-def _compiled() -> Callable[..., Tensor]:
+def _compiled() -> Callable[..., tuple[Tensor, ...]]:
     """One for all blocks: those of the same kind and shape share the code. Every other one is a recompilation, of which torch
     would allow eight and then run the block uncompiled."""
     import torch._dynamo  # late: it takes seconds
@@ -58,6 +58,8 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_replaced, dynamic=False)
 
 
-def _replaced(block: nn.Module, overrides: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    result: Tensor = torch.func.functional_call(block, dict(overrides), args, kwargs)
+def _replaced(
+    block: nn.Module, overrides: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    result: tuple[Tensor, ...] = torch.func.functional_call(block, dict(overrides), args, kwargs)
     return result

@@ -1,7 +1,7 @@
 """What is learned of one block, as Lightning modules.
 
-Both minimise the distance between the block's output, for the inputs that the network quantized so far hands to it, and the
-output of the same block in the full-precision network (BRECQ, Li et al. 2021, arXiv 2102.05426, equation 10): first the
+Both minimise the distance between the block's outputs, for the inputs that the network quantized so far hands to it, and the
+outputs of the same block in the full-precision network (BRECQ, Li et al. 2021, arXiv 2102.05426, equation 10): first the
 rounding of the weights, with activations in full precision; then, in a second walk with all weights rounded, the scales of the
 activations.
 
@@ -10,7 +10,7 @@ A block's *state* is what is learned of it: integers of the weights or scales of
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -32,14 +32,25 @@ State = dict[str, Tensor]
 
 @dataclass
 class Site:
-    """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...];
-    `exact`: what it is called with in the full-precision network, until it was rounded by that."""
+    """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...] each,
+    None for one that has no entry for each row; `exact`: what it is called with in the full-precision network, until it was
+    rounded by that."""
 
     block: nn.Module
     original: nn.Module
     rows: Rows
-    targets: Tensor | Filed
+    targets: Sequence[Tensor | Filed | None]
     exact: Rows | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are needed."""
+        return next(target.device for target in self.targets if target is not None)
+
+    def measured(self, found: Sequence[Tensor], rows: Tensor | slice) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of what the block gives for these rows and its target, float32."""
+        pairs = zip(found, self.targets, strict=True)
+        return [(one.float(), target[rows].float()) for one, target in pairs if target is not None]
 
 
 class Reconstruction(pl.LightningModule):
@@ -78,14 +89,14 @@ class Reconstruction(pl.LightningModule):
     def learned(self) -> State:
         """The state that was learned."""
 
-    def difference(self, index: Tensor, overrides: State) -> tuple[Tensor, Tensor]:
-        """The block's output less its target, and the target, for rows of the calibration set."""
+    def differences(self, index: Tensor, overrides: State) -> tuple[list[Tensor], list[Tensor]]:
+        """The block's outputs less their targets, and the targets, for rows of the calibration set."""
         (site,) = self._site
-        target = site.targets[index].float()
         with knowing(site.block, site.rows.state(index)):
-            difference = self.run(site.rows.take(index), overrides).float() - target
-        self.error = relative(difference.detach().square().sum(), target.square().sum())
-        return difference, target
+            found = site.measured(self.run(site.rows.take(index), overrides), index)
+        differences, targets = [one - target for one, target in found], [target for _, target in found]
+        self.error = relative(total(one.detach().square() for one in differences), total(one.square() for one in targets))
+        return differences, targets
 
 
 class WeightReconstruction(Reconstruction):
@@ -126,19 +137,20 @@ class WeightReconstruction(Reconstruction):
         return torch.optim.Adam(self.parameters(), lr=self.settings.rate, fused=True)
 
     def training_step(self, index: Tensor, step: int) -> Tensor:
-        """The loss of one batch; where it is not balanced, summed over the channels and the mean over the rest."""
+        """The loss of one batch; where it is not balanced, of each output summed over the channels and the mean over the
+        rest."""
         choices = [rounding.h() for rounding in self._roundings]
         parts = zip(self._names, self._roundings, choices, strict=True)
         overrides = {_parameter(name, "weight"): rounding.weight(h) for name, rounding, h in parts}
-        difference, target = self.difference(index, overrides)
+        differences, targets = self.differences(index, overrides)
         if self.settings.balanced:
-            loss = relative(difference.square().sum(), target.square().sum()) / self.start
+            loss = relative(total(one.square() for one in differences), total(one.square() for one in targets)) / self.start
         else:
-            loss = difference.square().sum(self._channels(difference)).mean()
+            loss = torch.stack([one.square().sum(self._channels(one)).mean() for one in differences]).sum()
         return loss + self._regulariser(choices, step)
 
     def _channels(self, output: Tensor) -> int:
-        """The dimension of the block's output along which its channels lie."""
+        """The dimension of an output of the block along which its channels lie."""
         (site,) = self._site
         if isinstance(site.block, nn.Linear):
             return -1
@@ -189,9 +201,14 @@ class ScaleReconstruction(Reconstruction):
     def training_step(self, index: Tensor, step: int) -> Tensor:
         """The loss of one batch."""
         overrides = {_parameter(name, "scale"): log.exp() for name, log in zip(self._names, self.logs, strict=True)}
-        difference, target = self.difference(index, overrides)
+        differences, targets = self.differences(index, overrides)
         power = self.settings.power
-        return relative(difference.abs().pow(power).sum(), target.abs().pow(power).sum())
+        return relative(total(one.abs().pow(power) for one in differences), total(one.abs().pow(power) for one in targets))
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of all elements of all of them."""
+    return torch.stack([part.sum() for part in parts]).sum()
 
 
 def relative(error: Tensor, target: Tensor) -> Tensor:

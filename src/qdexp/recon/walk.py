@@ -8,7 +8,7 @@ same bits.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,13 +64,19 @@ class _Way:
 
 
 class Walk:
-    """Walks through a network whose `blocks` are in execution order. `full`: the full-precision network; `folder`: keeps the
-    blocks that are finished."""
+    """Walks through a network whose `blocks` are in execution order, see `blocks_of`. `full`: the full-precision network;
+    `folder`: keeps the blocks that are finished."""
 
     def __init__(
-        self, network: nn.Module, full: nn.Module, blocks: Sequence[str], options: BlockWise, seed: int, folder: Path
+        self,
+        network: nn.Module,
+        full: nn.Module,
+        blocks: Mapping[str, Sequence[bool]],
+        options: BlockWise,
+        seed: int,
+        folder: Path,
     ) -> None:
-        self.network, self.full, self.blocks = network, full, list(blocks)
+        self.network, self.full, self.blocks = network, full, blocks
         self.options, self.seed, self.folder = options, seed, folder
 
     def learn_weights(self, batches: Batches) -> None:
@@ -106,8 +112,8 @@ class Walk:
         with (
             BlockProgress(way.kind.title, len(self.blocks)) as progress,
             Memory(limit, self.folder, (self.full, self.network)) as memory,
-            streaming(self.full, self.blocks, batches, memory) as full,
-            streaming(self.network, self.blocks, batches, memory) as quantized,
+            streaming(self.full, list(self.blocks), batches, memory) as full,
+            streaming(self.network, list(self.blocks), batches, memory) as quantized,
         ):
             for number, name in enumerate(self.blocks):
                 progress.enter(name)
@@ -128,14 +134,22 @@ class Walk:
     def _sites(self, way: _Way, name: str, full: Stream, quantized: Stream, memory: Memory) -> tuple[Site, Site]:
         """The rows that are learned from, floats as the way wants them, and those that only judge. The full-precision stream
         goes on for them; what it has collected is let go here, before anything is learned."""
-        block, original = self.network.get_submodule(name), self.full.get_submodule(name)
+        block, original, has_rows = self.network.get_submodule(name), self.full.get_submodule(name), self.blocks[name]
         learned, heldout = slice(-self.options.heldout), slice(-self.options.heldout, None)
-        exact = Rows(full.calls, full.sizes, memory, learned) if way.paired else None
-        outputs = full.advance()
-        kept = [
-            (Rows(quantized.calls, quantized.sizes, memory, rows, kind, quantized.states), memory.join(outputs, rows, kind))
-            for rows, kind in ((learned, way.dtype), (heldout, None))
-        ]
+        try:
+            exact = Rows(full.calls, has_rows, full.sizes, memory, learned) if way.paired else None
+            outputs = [_of_rows(parts, full.sizes) for parts in zip(*full.advance(), strict=True)]
+            if not any(outputs):
+                raise ValueError("returns no tensor that has an entry for each row")
+            kept = [
+                (
+                    Rows(quantized.calls, has_rows, quantized.sizes, memory, rows, kind, quantized.states),
+                    [None if parts is None else memory.join(parts, rows, kind) for parts in outputs],
+                )
+                for rows, kind in ((learned, way.dtype), (heldout, None))
+            ]
+        except ValueError as error:
+            raise UserError(f"model.network: {name} {error}; it cannot be reconstructed block by block") from error
         return Site(block, original, *kept[0], exact), Site(block, original, *kept[1])
 
     def _learn(self, way: _Way, site: Site, heldout: Site, name: str, progress: BlockProgress) -> tuple[State, BlockErrors]:
@@ -157,7 +171,7 @@ class Walk:
 
     def _fit(self, kind: type[Reconstruction], settings: Settings, task: _Task) -> State:
         """What the iterations of `kind` learn of a block."""
-        site, device = task.site, task.site.targets.device
+        site, device = task.site, task.site.device
         devices.require_arithmetic(device, settings.precision, settings.compile)  # a sweep may be planned elsewhere
         module = kind(site, settings, task.start)
         with running(site.block, settings) as module.run:
@@ -182,15 +196,21 @@ class Walk:
     @torch.no_grad()
     def _error(self, site: Site) -> float:
         """The block's relative squared error on the site's rows, as it is."""
-        sums = torch.zeros(2, dtype=torch.float64, device=site.targets.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=site.device)
         for start in range(0, len(site.rows), self.options.batch):
             part = slice(start, start + self.options.batch)
-            target = site.targets[part].float()
             with knowing(site.block, site.rows.state(part)):
-                difference = run(site.block, site.rows.take(part)) - target
-            sums += torch.stack([difference.double().square().sum(), target.double().square().sum()])
+                found = run(site.block, site.rows.take(part))
+            for one, target in site.measured(found, part):
+                sums += torch.stack([(one - target).double().square().sum(), target.double().square().sum()])
         error, power = sums.tolist()
         return error / power if power else error
+
+
+def _of_rows(parts: tuple[Tensor, ...], sizes: Sequence[int]) -> list[Tensor] | None:
+    """An output of all batches, where it has an entry for each of their rows; a loss beside it has none."""
+    fits = all(part.ndim > 0 and len(part) == size for part, size in zip(parts, sizes, strict=True))
+    return list(parts) if fits else None
 
 
 def _dtype(options: Settings) -> torch.dtype:

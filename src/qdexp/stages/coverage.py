@@ -6,14 +6,15 @@ from pathlib import Path
 
 from qdexp import files, models
 from qdexp.config import Config, Model, Quant
+from qdexp.models import checkpoint
+from qdexp.models.architecture import named
 from qdexp.models.conditions import example_row, has_example
 from qdexp.models.describe import description_of
-from qdexp.quant import checkpoint
-from qdexp.quant.architecture import named
+from qdexp.quant.adapter import Adapter
 from qdexp.quant.blocks import Batch
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
 from qdexp.quant.macs import count
-from qdexp.quant.network import LayerBits, execution_order, plan_bits
+from qdexp.quant.network import LayerBits, plan_bits
 from qdexp.stages.base import Results, Stage
 from qdexp.stages.calibration import CalibrationStage, read_batches
 from qdexp.stages.steps import StepStage
@@ -45,13 +46,13 @@ class CoverageStage(Stage):
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(self.model.network)).to(self.device)
-        example: Batch = example_row(network, self.model.shape)
+        example: Batch = example_row(network, self.model)
         if self.calibration is not None:
             (example,) = read_batches(inputs["calibration"], 1, self.device, rows=1)
         quant = self.quant
-        order = execution_order(network, example)
-        plan = plan_bits(network, order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
-        wanted = Wanted(plan, LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
+        adapter = Adapter(network, example)
+        plan = plan_bits(network, adapter.layers, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
+        wanted = Wanted(plan, adapter.sites, LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
         found = Coverage(network, count(network, example), known_bits(network), wanted)
         found.require_any(quant.label)
         if description_of(self.model) is None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from qdexp import files
-from qdexp.quant import checkpoint
-from qdexp.quant.architecture import named
+from qdexp.models import checkpoint
+from qdexp.models.architecture import named
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, read_shards
 from qdexp.stages.base import Results, Stage

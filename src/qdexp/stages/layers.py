@@ -10,8 +10,8 @@ import torch
 from qdexp import files, models
 from qdexp.config import Config, Model, Sampling
 from qdexp.metrics.inspection import layer_errors
-from qdexp.quant import checkpoint
-from qdexp.quant.architecture import named
+from qdexp.models import checkpoint
+from qdexp.models.architecture import named
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.macs import count, macs_by_module

@@ -8,8 +8,8 @@ import torch
 
 from qdexp import device as devices
 from qdexp.config import Config
-from qdexp.quant import checkpoint
-from qdexp.quant.architecture import named
+from qdexp.models import checkpoint
+from qdexp.models.architecture import named
 from qdexp.stages.base import Results
 from qdexp.stages.conditions import conditions_of
 from qdexp.stages.samples import SamplesStage, first_stage_files, noise_stream

@@ -8,8 +8,8 @@ from pathlib import Path
 from qdexp import device as devices
 from qdexp import files, models
 from qdexp.config import UNTOUCHED, Config, Model
+from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import description_of
-from qdexp.quant.checkpoint import nominal_bytes
 from qdexp.stages.base import Results, Stage
 
 FILE = "size.json"

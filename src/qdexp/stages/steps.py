@@ -13,10 +13,10 @@ from qdexp import models
 from qdexp.config import NAMES_CODE, RANDOM, WITHOUT_EFFECT, Config, Model, Quant, Sampling
 from qdexp.errors import UserError
 from qdexp.methods.base import NamedStep, Step, Work
+from qdexp.models import checkpoint
+from qdexp.models.architecture import named
 from qdexp.models.conditions import example_row, has_example
-from qdexp.quant import checkpoint
-from qdexp.quant.architecture import named
-from qdexp.quant.blocks import Batch, call, first_row, output
+from qdexp.quant.blocks import Batch, call, first_row, outputs
 from qdexp.recon import result
 from qdexp.stages.base import Results, Stage
 from qdexp.stages.calibration import CalibrationStage, read_batches
@@ -92,7 +92,7 @@ class StepStage(Stage):
         if self.calibration is not None:
             batches = read_batches(inputs["calibration"], self.sampling.batch, self.device)
             least = self.calibration.calib.timesteps * self.calibration.trajectory.sampler.branches
-        example = first_row(batches[0]) if batches else example_row(network, self.model.shape)
+        example = first_row(batches[0]) if batches else example_row(network, self.model)
         work = Work(
             network=network,
             quant=self.quant,
@@ -130,7 +130,7 @@ def keep(folder: Path, network: nn.Module, model: Model, example: Batch) -> None
     checkpoint.save(folder / checkpoint.FOLDER, network, model.network)
     again: Any = checkpoint.load(folder / checkpoint.FOLDER, named(model.network)).to(example[0].device)
     with torch.inference_mode():
-        made, read = (output(call(one, example)).float() for one in (network, again))
+        made, read = (torch.cat([part.flatten() for part in outputs(call(one, example))]).float() for one in (network, again))
     if (made - read).norm() > SAME * made.norm():
         raise UserError(f"model.network: {type(network).__name__} computes something else when it is read from its checkpoint: "
                         f"it keeps values that are neither parameters nor buffers; register these as buffers")  # fmt: skip

@@ -8,10 +8,9 @@ goes unread is said: scripts share their options between commands, too.
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from qdexp import models
 from qdexp.cell import Cell
 from qdexp.errors import UserError
-from qdexp.quant.network import attentions
+from qdexp.models.describe import description_of
 from qdexp.sampling.effects import refuse_idle_options
 
 Point = Sequence[str]
@@ -69,4 +68,5 @@ def _name(override: str) -> str:
 
 
 def _attends(cell: Cell) -> bool:
-    return next(iter(attentions(models.skeleton(cell.config.model))), None) is not None
+    description = description_of(cell.config.model)
+    return description is None or bool(description.sites)

@@ -16,7 +16,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from qdexp import files
 from qdexp.errors import UserError
-from qdexp.quant import NormSearch, checkpoint, convert, execution_order, observe_activations, plan_bits
+from qdexp.models import checkpoint
+from qdexp.quant import NormSearch, convert, observe_activations, plan_bits
+from qdexp.quant.adapter import Adapter
+from qdexp.quant.blocks import first_row
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
 from qdexp.quant.scheme import Time, TimeGroups
 from qdexp.quant.timegroups import set_time
@@ -39,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 GROUPS = TimeGroups((250.5, 600.0))
 READ = """
 import sys, torch
-from qdexp.quant import NormSearch, checkpoint, convert, execution_order, observe_activations, plan_bits
+from qdexp.models import checkpoint
 inputs = torch.load(sys.argv[1] + "/inputs.pt", weights_only=True)
 network = checkpoint.load(sys.argv[1])
 assert not network.training
@@ -106,9 +109,9 @@ def timed(network: nn.Module, time: Time) -> nn.Module:
 
 def test_q_k_and_v_of_one_attention_have_one_scheme(tiny_unet: UNet2DModel, tiny_architecture: Any, tmp_path: Path) -> None:
     network = quantized(tiny_unet, 4, 8)
-    processor: Any = network.get_submodule("mid_block.attentions.0.processor")
-    processor.key.set_time("dynamic")
-    processor.key.mode = "on"
+    key: Any = network.get_submodule("mid_block.attentions.0.quantized_products.0.key")
+    key.set_time("dynamic")
+    key.mode = "on"
     with pytest.raises(ValueError, match="different schemes"):
         checkpoint.save(tmp_path, network, tiny_architecture)
 
@@ -167,8 +170,8 @@ def test_a_loaded_transformer_in_a_pipeline_under_guidance(tmp_path: Path, time:
     labels = [{"class_labels": torch.randint(0, 1000, (8,))} for _ in range(2)]
     t = torch.arange(8) * 125
     data = [(torch.randn(8, 4, 4, 4), t, label) for label in labels]
-    order = execution_order(original, data[0])
-    convert(original, plan_bits(original, order, 32, 6))
+    adapter = Adapter(original, first_row(data[0]))
+    convert(original, plan_bits(original, adapter.layers, 32, 6), adapter.sites)
     set_time(original, time)
     observe_activations(original, data, NormSearch())
     target = {"_target_": "diffusers.DiTTransformer2DModel", **architecture, "num_embeds_ada_norm": 1000}

@@ -3,17 +3,9 @@
     checkpoint.json         format, architecture, schemes, memory format, digests of the other file and of its own content
     checkpoint.safetensors  everything else
 
-What quantization adds is joined into five tensors, since a tensor's entry in the file costs about a hundred bytes:
-
-    quantized.weight             uint8, every layer's integers less qmin, packed at that layer's bits, layer after layer
-    quantized.weight_scale       float32 [groups of all layers]
-    quantized.weight_zero_point  uint8 [groups of all layers]; int32 where one lies outside 0 .. 255
-    quantized.act_scale          float32 [groups of all activation quantizers with an observed range, in each group of
-                                 timesteps where there are such]
-    quantized.act_zero_point     uint8, likewise
-
-in definition order of the layers. Biases, norms and layers left in floating point keep their own names and dtypes; a buffer
-that is not persistent goes by `not_persistent.NAME`, and only where the constructor does not make it again.
+What quantization adds is joined into five tensors, see `qdexp.quant.packed`. Biases, norms and layers left in floating point
+keep their own names and dtypes; a buffer that is not persistent goes by `not_persistent.NAME`, and only where the constructor
+does not make it again.
 """
 
 import warnings
@@ -30,13 +22,19 @@ from torch import Tensor, nn
 from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.folding import fold
-from qdexp.quant import architecture as architectures
-from qdexp.quant.affine import QParams
-from qdexp.quant.attention import QuantizedAttentionProcessor, quantize_attention
+from qdexp.models import architecture as architectures
+from qdexp.quant.attention import (
+    ACT,
+    ATTENTION,
+    PROBABILITY,
+    QuantizedSite,
+    quantize_attention,
+    quantized_sites,
+)
 from qdexp.quant.context import share
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
-from qdexp.quant.network import FLOAT, activation_quantizers, attentions, quantized_layers
-from qdexp.quant.packing import pack, packed_bytes, unpack
+from qdexp.quant.network import FLOAT, quantized_layers
+from qdexp.quant.packed import WEIGHT, fill, packed_tensors
 from qdexp.quant.scheme import PerTensor, Scheme, Split, TimeGroups
 
 FOLDER = "checkpoint"
@@ -44,7 +42,7 @@ FOLDER = "checkpoint"
 FORMAT = 1
 JSON, TENSORS = "checkpoint.json", "checkpoint.safetensors"
 DRAWN = "not_persistent."
-_PACKED = "quantized.weight"
+PRODUCTS = {(), ATTENTION, (ACT, ACT), (ACT, PROBABILITY), (PROBABILITY, ACT), (PROBABILITY, PROBABILITY)}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -59,15 +57,17 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(network) | {name: value.detach().cpu().clone() for name, value in _drawn(network, architecture).items()}
-    files.write_tensors(folder / TENSORS, tensors)
+    tensors = packed_tensors(network) | network.state_dict() | _drawn(network, architecture)
+    # copies: a module that is registered under two names has one memory for both, which safetensors refuses
+    copies = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    files.write_tensors(folder / TENSORS, copies)
     content = {
         "format": FORMAT,
         "architecture": dict(architecture),
         "dtype": str(_dtype(network)).removeprefix("torch."),
         "channels_last": _is_channels_last(network),
         "layers": _grouped((name, _layer_schemes(x), x.parts) for name, x in quantized_layers(network)),
-        "attentions": _grouped((name, _schemes(x), None) for name, x in _processors(network)),
+        "attentions": _grouped((name, _site_schemes(x), x.products) for name, x in quantized_sites(network).items()),
         "digest": files.sha256(folder / TENSORS),
     }
     files.write_sealed(folder / JSON, content)
@@ -96,9 +96,8 @@ def load(folder: Path | str, trust: Collection[str] = ()) -> nn.Module:
 
 
 def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collection[str]) -> nn.Module:
-    found = list(_ungrouped(content["layers"]))
-    layers = {name: schemes for name, schemes, _ in found}
-    attended = {name: schemes for name, schemes, _ in _ungrouped(content["attentions"])}
+    found, sites = list(_ungrouped(content["layers"])), list(_ungrouped(content["attentions"]))
+    layers, attended = ({name: schemes for name, schemes, _ in each} for each in (found, sites))
     _check_times(tensors, [*layers.values(), *attended.values()])
     stored, count = _full_bytes(tensors, layers), len(tensors) + len(layers) + len(attended)
     network = _constructed(content["architecture"], _DTYPES[content["dtype"]], trust, stored, count)
@@ -106,13 +105,20 @@ def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collect
         layer = network.get_submodule(name)
         _check_fit(layer, schemes)
         to_quantized(layer, schemes["weight"], schemes["act"]).parts = parts
-    for name, schemes in attended.items():
+    for name, schemes, cut in sites:
         if not all(scheme is None or isinstance(scheme.granularity, PerTensor) for scheme in schemes.values()):
             raise ValueError(f"{name} is quantized in parts, which attention is not")
+        products = [tuple(product) for product in cut or [ATTENTION]]  # of before there were others
+        if not set(products) <= PRODUCTS:
+            raise ValueError(f"{name} multiplies {products}")
         softmax = schemes.get("softmax", schemes.get("softmax_with_grid"))
-        quantize_attention(network.get_submodule(name), schemes["act"], softmax, known="softmax" in schemes)
+        quantize_attention(network.get_submodule(name), products, schemes["act"], softmax, known="softmax" in schemes)
     share(network)
-    _fill(network, tensors)
+    fill(network, tensors)
+    for name in [name for name in tensors if name.startswith(DRAWN)]:
+        owner, _, own = name.removeprefix(DRAWN).rpartition(".")
+        network.get_submodule(owner).register_buffer(own, tensors.pop(name), persistent=False)
+    network.load_state_dict(tensors, assign=True)
     return network.to(memory_format=torch.channels_last) if content["channels_last"] else network
 
 
@@ -139,29 +145,6 @@ def nominal_bytes(parameters: int, bits: int, left_out: int = 0) -> float:
     `left_out`: weights of convolutions and products, of these parameters, that stay in full precision; they count 32 bits.
     """
     return ((parameters - left_out) * bits + left_out * FLOAT) / 8
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    parts: dict[str, list[Tensor]] = defaultdict(list)
-    for name, layer in quantized_layers(network):
-        if layer.weight_scheme is None:
-            continue
-        if layer.weight_int is None or layer.weight_qparams is None:
-            raise ValueError(f"the weight of {name} is not quantized yet")
-        parts["weight"].append(pack(layer.weight_int.int() - layer.weight_scheme.qmin, layer.weight_scheme.bits))
-        parts["weight_scale"].append(layer.weight_qparams.scale)
-        parts["weight_zero_point"].append(layer.weight_qparams.zero_point)
-    for name, quantizer in activation_quantizers(network):
-        if quantizer.mode != "on":
-            raise ValueError(f"the activation quantizer {name} is not on")
-        if quantizer.observed:
-            parts["act_scale"].append(quantizer.scale.flatten())
-            parts["act_zero_point"].append(quantizer.zero_point.flatten())
-    joined = {f"quantized.{name}": torch.cat(tensors) for name, tensors in parts.items()}
-    joined |= {name: _narrow(values) for name, values in joined.items() if name.endswith("_zero_point")}
-    contents = {name: tensor.detach().cpu() for name, tensor in (joined | network.state_dict()).items()}
-    # copies: a module that is registered under two names has one memory for both, which safetensors refuses
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in contents.items()}
 
 
 def _drawn(network: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -192,68 +175,16 @@ def _dtype(network: nn.Module) -> torch.dtype:
     return next(chain(network.parameters(), (layer.weight for _, layer in quantized_layers(network)))).dtype
 
 
-def _narrow(values: Tensor) -> Tensor:
-    """Integers as bytes if all of them are."""
-    fits = bool(((values >= 0) & (values < 256)).all())
-    return values.to(torch.uint8 if fits else torch.int32)
-
-
-def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `_tensors`."""
-    cursors = {name: _Cursor(tensors.pop(name)) for name in list(tensors) if name.startswith("quantized.")}
-    schemes = [(layer, layer.weight_scheme) for _, layer in quantized_layers(network)]
-    needed = sum(packed_bytes(layer.weight.numel(), scheme.bits) for layer, scheme in schemes if scheme is not None)
-    if needed != (len(cursors[_PACKED].tensor) if _PACKED in cursors else 0):
-        raise ValueError("the packed weights are not those of the architecture")
-    for layer, scheme in schemes:
-        if scheme is not None:
-            count, shape = layer.weight.numel(), layer.weight.shape
-            values = unpack(cursors[_PACKED].take(packed_bytes(count, scheme.bits)), scheme.bits, count)
-            groups = sum(scheme.granularity.groups(shape))
-            layer.set_weight((values + scheme.qmin).to(scheme.dtype).view(shape), _take_qparams(cursors, "weight", groups))
-    for _, quantizer in activation_quantizers(network):
-        if quantizer.observed:
-            taken = _take_qparams(cursors, "act", quantizer.scale.numel())
-            quantizer.set_qparams(QParams(*(values.view_as(quantizer.scale) for values in taken)))
-        quantizer.mode = "on"
-    if any(cursor.position < len(cursor.tensor) for cursor in cursors.values()):
-        raise ValueError("a tensor is longer than the schemes say")
-    for name in [name for name in tensors if name.startswith(DRAWN)]:
-        owner, _, own = name.removeprefix(DRAWN).rpartition(".")
-        network.get_submodule(owner).register_buffer(own, tensors.pop(name), persistent=False)
-    network.load_state_dict(tensors, assign=True)
-
-
-def _take_qparams(cursors: Mapping[str, "_Cursor"], kind: str, groups: int) -> QParams:
-    scale, zero_point = (cursors[f"quantized.{kind}_{name}"].take(groups) for name in ("scale", "zero_point"))
-    return QParams(scale, zero_point.int())
-
-
-class _Cursor:
-    """Reads a joined tensor part by part."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.position = tensor, 0
-
-    def take(self, count: int) -> Tensor:
-        start, self.position = self.position, self.position + count
-        if self.position > len(self.tensor):
-            raise ValueError("a tensor is shorter than the schemes say")
-        return self.tensor[start : self.position].clone()
-
-
-def _processors(network: nn.Module) -> Iterable[tuple[str, QuantizedAttentionProcessor]]:
-    named = ((name, attention.processor) for name, attention in attentions(network))
-    return ((name, processor) for name, processor in named if isinstance(processor, QuantizedAttentionProcessor))
-
-
-def _schemes(processor: QuantizedAttentionProcessor) -> dict[str, Scheme | None]:
+def _site_schemes(site: QuantizedSite) -> dict[str, Scheme | None]:
     """By their names in checkpoint.json, where a softmax with a grid of its own, kept like any other, goes by another name."""
-    observed = isinstance(processor.probability, ActivationQuantizer) and not processor.probability.fixed
-    act, *others = (_act_scheme(quantizer) for quantizer in (processor.query, processor.key, processor.value))
-    if any(other != act for other in others):
-        raise ValueError("Q, K and V of one attention have different schemes")
-    return {"act": act, "softmax_with_grid" if observed else "softmax": _act_scheme(processor.probability)}
+    found: dict[str, list[nn.Module]] = {ACT: [], PROBABILITY: []}
+    for kind, quantizer in site.quantizers():
+        found[kind].append(quantizer)
+    act, softmax = ({_act_scheme(quantizer) for quantizer in of_kind} or {None} for of_kind in found.values())
+    if len(act) > 1 or len(softmax) > 1:
+        raise ValueError("what one attention multiplies has different schemes")
+    observed = any(isinstance(one, ActivationQuantizer) and not one.fixed for one in found[PROBABILITY])
+    return {"act": act.pop(), "softmax_with_grid" if observed else "softmax": softmax.pop()}
 
 
 def _layer_schemes(layer: QuantizedLayer) -> dict[str, Scheme | None]:
@@ -264,11 +195,12 @@ def _act_scheme(quantizer: nn.Module) -> Scheme | None:
     return quantizer.scheme if isinstance(quantizer, ActivationQuantizer) else None
 
 
-Parts = tuple[int, ...] | None
+Parts = tuple[Any, ...] | None
 
 
 def _grouped(named: Iterable[tuple[str, Mapping[str, Scheme | None], Parts]]) -> list[dict[str, Any]]:
-    """Modules with equal schemes together: [{**schemes, "names": [...]}, ...]; ``parts`` where they are quantized in parts."""
+    """Modules with equal schemes together: [{**schemes, "names": [...]}, ...]; ``parts``: the channels of a layer that is
+    quantized in parts, or what an attention multiplies."""
     groups: dict[tuple[tuple[tuple[str, Scheme | None], ...], Parts], list[str]] = defaultdict(list)
     for name, schemes, parts in named:
         groups[tuple(schemes.items()), parts].append(name)
@@ -290,7 +222,7 @@ def _ungrouped(groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, dict[
 def _full_bytes(tensors: Mapping[str, Tensor], layers: Mapping[str, Mapping[str, Scheme | None]]) -> int:
     """What all tensors take in full precision, at most."""
     bits = [scheme.bits for schemes in layers.values() if (scheme := schemes["weight"]) is not None]
-    packed = len(tensors.get(_PACKED, ()))
+    packed = len(tensors.get(WEIGHT, ()))
     others = sum(value.numel() * max(4, value.element_size()) for value in tensors.values())
     return others + (4 * packed * 8 // min(bits) if bits else 0)
 

@@ -19,8 +19,8 @@ from torch import nn
 import qdexp
 from qdexp import files
 from qdexp.errors import UserError
+from qdexp.models import architecture, checkpoint
 from qdexp.paths import conf_folder
-from qdexp.quant import architecture, checkpoint
 
 TINY_UNET: dict[str, Any] = {
     "_target_": "diffusers.UNet2DModel",
@@ -191,7 +191,7 @@ import json, resource, sys, time
 import qdexp
 from qdexp import files
 from qdexp.errors import UserError
-from qdexp.quant import checkpoint
+from qdexp.models import checkpoint
 qdexp.load(sys.argv[1])
 content = checkpoint.metadata(sys.argv[1])
 told = {}
