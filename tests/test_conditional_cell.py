@@ -1,4 +1,5 @@
-"""Conditional models through whole cells: a diffusion transformer, and a U-Net with cross-attention."""
+"""Conditional models through whole cells: a diffusion transformer, a U-Net with cross-attention, and a network of diffusers
+that no config of ours names, which predicts the velocity of a flow."""
 
 import json
 from collections.abc import Callable
@@ -49,6 +50,28 @@ NETWORKS = {
 """,
 }
 
+STABLE_DIFFUSION_3 = """\
+name: tiny_sd3
+weights: random
+shape: [1, 28, 28]
+schedule: {num_train_timesteps: 1000, shift: 3.0, prediction_type: flow_prediction}
+condition: {_target_: texts.MadeUpTexts, tokens: 5, width: 6, pooled: 4}
+example: {encoder_hidden_states: [5, 6], pooled_projections: [4]}
+network:
+  _target_: diffusers.SD3Transformer2DModel
+  sample_size: 28
+  patch_size: 4
+  in_channels: 1
+  out_channels: 1
+  num_layers: 2
+  num_attention_heads: 2
+  attention_head_dim: 4
+  joint_attention_dim: 6
+  caption_projection_dim: 8
+  pooled_projection_dim: 4
+  pos_embed_max_size: 7
+"""
+
 
 @pytest.fixture
 def conditional(tmp_path: Path) -> str:
@@ -57,6 +80,7 @@ def conditional(tmp_path: Path) -> str:
     folder.mkdir(parents=True)
     for name, network in NETWORKS.items():
         (folder / f"{name}.yaml").write_text(MODEL.format(name=name) + network)
+    (folder / "tiny_sd3.yaml").write_text(STABLE_DIFFUSION_3)
     return f"hydra.searchpath=[file://{folder.parent}]"
 
 
@@ -131,3 +155,23 @@ def test_the_embedded_transformer_draws_what_it_is_asked_for(cell_of: CellOf) ->
     logits = load_file(cell.out / "store" / cell.stages["evaluation"].entry / "features.safetensors")["logits"]
     seen = (logits.argmax(1) == torch.arange(40) % 10).double().mean()
     assert seen > 0.25  # chance: 0.1
+
+
+def test_a_network_that_no_config_of_ours_names(cell_of: CellOf, conditional: str) -> None:
+    """It is called by the name of its timestep, walked on a flow, described before any work, learned block by block."""
+    options = (conditional, "model=tiny_sd3", "sampler=flow_euler", "protocol.steps=4", "protocol.guidance=2")
+    record = cell_of(*options, "method=reconstruction").run()
+    assert record["status"] == "complete"
+    assert all(0 < error < 1 for error in record["curves"]["teacher_forced"])
+    assert record["coverage"]["quantized"] == {"macs": 1.0, "parameters": 1.0}
+    blocks = record["reconstruction"]["weights"]["block"]
+    assert [name for name in blocks if "blocks" in name] == ["transformer_blocks.0", "transformer_blocks.1"]
+    dynamic = cell_of(*options, "method=ptq", "quant.act.time=dynamic").run()
+    assert dynamic["status"] == "complete", "its timestep is known by its name"
+
+
+def test_a_flow_is_told_from_a_diffusion(cell_of: CellOf, conditional: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^protocol\.scheduler=\S+DDIM: .*flow.*choose a sampler of flows, such as sampler=flow_euler$"
+    ):
+        cell_of(conditional, "model=tiny_sd3", "sampler=ddim", "protocol.steps=4")

@@ -16,9 +16,9 @@ from qdexp.layout import Layout
 from qdexp.methods import recipe
 from qdexp.methods.base import NamedStep
 from qdexp.models import checks
-from qdexp.quant.architecture import check_plain
+from qdexp.models.architecture import check_plain
 from qdexp.record import Record
-from qdexp.sampling.effects import refuse_bounds
+from qdexp.sampling.effects import refuse_bounds, refuse_other_paths
 from qdexp.sampling.sampler import Sampler
 from qdexp.stages import alignment, conditions, coverage, evaluation, perceptual
 from qdexp.stages.base import Stage
@@ -238,6 +238,7 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     devices.resolve(config.device)
     check(lambda: checks.weights(model), "weights", model)
     check(lambda: identity(model.network), "network", model)  # it can be imported
+    check(lambda: refuse_other_paths(model, protocol), "path", protocol, model)
     check(lambda: _check_protocol(config), "protocol", protocol, config.trajectory, model)
     if config.inspection.lpips:
         weights = Path(config.inspection.lpips)

@@ -186,6 +186,21 @@ class Mine(nn.Module):
         super().__init__()
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}, ""), ({"_class_name":
+        "FlowMatchEulerDiscreteScheduler", "shift": 1.0}, "says shift=1.0, model.schedule.shift is 3.0"), ({"_class_name":
+        "DDIMScheduler", "prediction_type": "epsilon"}, "prediction_type=epsilon, model.schedule.prediction_type"),
+    ],
+)  # fmt: skip
+def test_the_schedule_of_a_flow(model_of: Callable[..., Model], tmp_path: Path, said: dict[str, Any], expected: str) -> None:
+    write(tmp_path, {"scheduler/scheduler_config.json": said, "unet/config.json": {"_class_name": "UNet2DModel"}})
+    schedule = {"num_train_timesteps": 1000, "shift": 3.0, "prediction_type": "flow_prediction"}
+    model = replace(model_of("model=ddpm_fashion"), schedule=schedule, weights=str(tmp_path), subfolder="unet")
+    assert expected in told(model) and bool(expected) == bool(told(model))
+
+
 def test_of_a_network_of_ones_own_only_the_schedule_is_compared(saved: Change) -> None:
     model = replace(saved(UNET, {"act_fn": "relu"}), network={"_target_": f"{__name__}.Mine", "act_fn": "silu"})
     assert told(model) == ""

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qdexp import files
-from qdexp.sampling.conditions import EMPTY, PIECE, Asked, Conditions, flatten, piece_path, unflatten
+from qdexp.sampling.conditions import EMPTY, PIECE, Asked, Conditions, estimate_noise, flatten, piece_path, unflatten
 
 CPU = torch.device("cpu")
 
@@ -38,6 +40,37 @@ def test_guidance_is_the_formula() -> None:
     eps = conditions(0, 1, 2, guidance=3.0).of([0, 1, 2], CPU).estimate(Labelled(), x_t, t)
     asked, empty = (torch.tensor(c).view(3, 1, 1, 1) * x_t + t.view(3, 1, 1, 1) for c in ([0, 1, 2], [9, 9, 9]))
     torch.testing.assert_close(eps, empty + 3 * (asked - empty))
+
+
+class TextFirst(nn.Module):
+    """Takes its timestep third; returns the noise and a variance, in whatever ``pack`` makes of them."""
+
+    def __init__(self, pack: Any) -> None:
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x_t: Tensor, text: Tensor, timestep: Tensor) -> Any:
+        eps = x_t + text.view(-1, 1, 1, 1) * timestep.view(-1, 1, 1, 1)
+        return self.pack(torch.cat([eps, torch.ones_like(eps)], dim=1))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda x: x,
+        lambda x: (x, None),
+        lambda x: {"sample": x, "more": None},
+        lambda x: UNet2DOutput(sample=x),
+        lambda x: Transformer2DModelOutput(sample=x),
+    ],
+)
+def test_a_network_is_called_by_the_name_of_its_timestep_and_returns_what_it_likes(pack: Any) -> None:
+    x_t, t, text = torch.randn(2, 3, 4, 4), torch.tensor([5, 6]), torch.tensor([2.0, 3.0])
+    network = TextFirst(pack)
+    expected = x_t + torch.tensor([10.0, 18.0]).view(-1, 1, 1, 1)
+    compiled: Any = torch.compile(network, backend="eager")
+    for called in (network, compiled):
+        assert torch.equal(estimate_noise(called, x_t, t, text=text), expected)
 
 
 def test_without_guidance_the_network_is_called_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from qdexp.config import FirstStage, Model, Protocol
 from qdexp.errors import UserError
-from qdexp.sampling.effects import refuse_bounds, refuse_idle_options
+from qdexp.sampling.effects import refuse_bounds, refuse_idle_options, refuse_other_paths
 from qdexp.sampling.sampler import Sampler
 
 OURS = "qdexp.sampling.schedulers.DDIM"
@@ -67,6 +67,36 @@ def test_whatever_bounds_latents_is_refused_with_the_option_that_frees_them(
     for switch in switches if name not in BACKWARDS | DEAF else ():
         told = bounds(latent, replace(ddim, scheduler=free | {switch: True}))
         assert "tiny samples latents" in told and f"protocol.scheduler.{switch}=false" in told
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "options", "schedule", "along"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {}, {"shift": 3.0}, True),
+        ("FlowMatchHeunDiscreteScheduler", {}, {"shift": 3.0}, True),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0}, {}, True),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, {}, True),
+        ("DPMSolverMultistepScheduler", {}, {}, False),
+        ("DDIMScheduler", {}, {}, False),
+        ("DDPMScheduler", {}, {"shift": 3.0}, False),
+    ],
+)
+def test_a_model_of_a_flow_wants_a_sampler_that_walks_along_it(
+    latent: Model, ddim: Protocol, name: str, options: dict[str, Any], schedule: dict[str, Any], along: bool
+) -> None:
+    flow = replace(latent, schedule={"num_train_timesteps": 1000, "prediction_type": "flow_prediction", **schedule})
+    protocol = replace(ddim, scheduler={"_target_": f"diffusers.{name}", **options})
+    if along:
+        refuse_other_paths(flow, protocol)
+        assert bounds(flow, protocol) == ""
+        return
+    with pytest.raises(UserError, match=rf"{name}: tiny predicts the velocity of a flow, .* such as sampler=flow_euler$"):
+        refuse_other_paths(flow, protocol)
+
+
+def test_other_models_may_walk_as_they_like(latent: Model, ddim: Protocol) -> None:
+    refuse_other_paths(latent, ddim)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])

@@ -30,7 +30,8 @@ class Model:
 
     ``weights``: a file, a diffusers folder, a name on the Hugging Face hub, or ``random``; ``subfolder``: where they lie in a
     folder; ``publisher``: where they can be had. ``shape`` is that of x_t: of latents where there is a first stage.
-    ``condition``: what the network is asked for beside x_t and t; null for an unconditional one.
+    ``condition``: what the network is asked for beside x_t and t; null for an unconditional one. ``example``: the shape of one
+    row of each of its named inputs, [] of an integer: for networks of your own, which can then be described before any work.
     ``guidance``, ``prompts``: what protocols take where they say nothing else; a file of prompts, which protocols with a
     reference do not take, since they need those of its images.
     """
@@ -44,6 +45,7 @@ class Model:
     publisher: Text | None = field(default=None, metadata=WITHOUT_EFFECT)
     first_stage: FirstStage | None = None
     condition: Target | None = None
+    example: dict[str, list[int]] | None = None
     guidance: float | None = field(default=None, metadata=WITHOUT_EFFECT)  # the protocol's counts
     prompts: Text | None = field(default=None, metadata=WITHOUT_EFFECT)
 

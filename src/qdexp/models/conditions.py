@@ -1,29 +1,40 @@
 """What a network is called with beside x_t and t, as tensors of the right shapes and no meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from hydra.utils import get_object
 from torch import Tensor, nn
 
 from qdexp.config import Model
 from qdexp.models.networks import ClassUNet2DConditionModel
 
-CLIP_TOKENS, T5_TOKENS = 77, 120
-"""Tokens of a prompt: of Stable Diffusion's text encoders, and of PixArt-alpha's."""
+CLIP_TOKENS, T5_TOKENS, SD3_TOKENS = 77, 120, 333
+"""Tokens of a prompt: of Stable Diffusion's text encoders, of PixArt-alpha's, and of all of Stable Diffusion 3's."""
 
-_KNOWN = (DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel)
+_KNOWN = (DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel)
 
 Condition = dict[str, Tensor | dict[str, Tensor]]
 """Named arguments of a network's call; entries lie along dimension 0, one a row."""
 
 
-def example_condition(network: nn.Module, rows: int = 1) -> Condition:
-    """A condition that ``network`` accepts: zeros (masks: true), on its device; empty for unconditional and unknown classes."""
+def example_condition(network: nn.Module, rows: int = 1, stated: Mapping[str, Sequence[int]] | None = None) -> Condition:
+    """A condition that ``network`` accepts: zeros (masks: true), on its device; empty for unconditional and unknown classes.
+
+    stated: ``model.example``: by name the shape of one row, [] for an integer.
+    """
     device = next(network.parameters()).device
     options = getattr(network, "config", {})
+    if stated is not None:
+        kinds = {name: torch.float32 if shape else torch.int64 for name, shape in stated.items()}
+        return {name: torch.zeros(rows, *shape, dtype=kinds[name], device=device) for name, shape in stated.items()}
+    if isinstance(network, SD3Transformer2DModel):
+        return {
+            "encoder_hidden_states": torch.zeros(rows, SD3_TOKENS, options["joint_attention_dim"], device=device),
+            "pooled_projections": torch.zeros(rows, options["pooled_projection_dim"], device=device),
+        }
     if isinstance(network, DiTTransformer2DModel | ClassUNet2DConditionModel):
         return {"class_labels": torch.zeros(rows, dtype=torch.int64, device=device)}
     if isinstance(network, PixArtTransformer2DModel):
@@ -44,13 +55,15 @@ def example_condition(network: nn.Module, rows: int = 1) -> Condition:
 
 
 def has_example(model: Model) -> bool:
-    """Whether the model's network can be called with ``example_row``: not where it takes conditions of its own kind."""
+    """Whether the model's network can be called with ``example_row``: not where it takes conditions of its own kind, and
+    ``model.example`` does not say of which shapes."""
     kind = get_object(model.network["_target_"])
-    return model.condition is None or (isinstance(kind, type) and issubclass(kind, _KNOWN))
+    known = isinstance(kind, type) and issubclass(kind, _KNOWN)
+    return model.condition is None or model.example is not None or known
 
 
-def example_row(network: nn.Module, shape: Sequence[int]) -> tuple[Any, ...]:
-    """One row that ``network`` can be called with: x_t of ``shape``, t and, if it takes one, a condition; all zeros."""
+def example_row(network: nn.Module, model: Model) -> tuple[Any, ...]:
+    """One row that ``network`` can be called with: x_t, t and, if it takes one, a condition; all zeros."""
     device = next(network.parameters()).device
-    x_t, t = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    return x_t, t, example_condition(network)
+    x_t, t = torch.zeros(1, *model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    return x_t, t, example_condition(network, stated=model.example)

@@ -18,6 +18,7 @@ import torch
 from diffusers import DDPMScheduler, ModelMixin
 from torch import nn
 
+from qdexp.calling import FLOW
 from qdexp.config import RANDOM, FirstStage, Model, Target
 from qdexp.errors import UserError
 from qdexp.files import read_text
@@ -190,12 +191,17 @@ def _is_plain(value: Any) -> bool:
 
 
 def _of_schedule(file: str, said: Mapping[str, Any], schedule: Mapping[str, Any]) -> Iterator[Contradiction]:
-    """Betas are compared by their numbers, which several options may give; the others by their values."""
+    """Betas are compared by their numbers, which several options may give; the others by their values, as all of a flow's."""
     ours = DDPMScheduler(**{key: schedule[key] for key in BETAS if key in schedule})
     kind = getattr(diffusers, str(said.get("_class_name")).removeprefix("Flax"), DDPMScheduler)
     if not kind.__module__.startswith("diffusers.schedulers"):  # stands for one whose requirements are not installed
         kind = DDPMScheduler
     takes = inspect.signature(kind).parameters
+    if schedule.get("prediction_type") == FLOW:
+        for key in schedule.keys() & said.keys():
+            if said[key] != schedule[key]:
+                yield Contradiction(file, f"{key}={_shown(said[key])}", f"model.schedule.{key}", _shown(schedule[key]))
+        return
     if "beta_schedule" not in takes:
         yield Contradiction(file, f"_class_name={kind.__name__}, which has no betas", "model.schedule", dict(schedule))
         return

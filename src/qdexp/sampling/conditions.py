@@ -9,7 +9,7 @@ guidance g the noise is estimated twice (Ho and Salimans, arXiv 2207.12598, in t
 so g = 1 is the conditional network alone, which is then called once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from qdexp.calling import call
 
 Named = dict[str, Any]
 """Tensors by their names, dicts of such inside."""
@@ -30,12 +32,14 @@ PIECES, EMPTY = "asked-*.safetensors", "empty.safetensors"
 
 
 def estimate_noise(network: nn.Module, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
-    """eps(x_t, t): x_t [n, c, h, w], t [n]; of a tuple or a diffusers output, the first element.
+    """eps(x_t, t): x_t [n, c, h, w], t [n]; of a tuple, a dict or a diffusers output, the first element.
 
     Networks that learned a variance too answer with twice the channels: the first are the noise.
     """
-    output = network(x_t, t, **condition)
-    answer: Tensor = output if isinstance(output, Tensor) else output[0]
+    output = call(network, x_t, t, condition)
+    if not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    answer: Tensor = output
     return answer[:, : x_t.shape[1]]
 
 

@@ -16,6 +16,7 @@ from diffusers import DDPMScheduler
 from hydra.utils import get_object
 from torch import Tensor
 
+from qdexp.calling import FLOW
 from qdexp.config import Model, Protocol
 from qdexp.errors import UserError
 from qdexp.sampling.noise import generators
@@ -40,6 +41,20 @@ def refuse_bounds(model: Model, protocol: Protocol) -> None:
             break
     raise UserError(f"protocol.scheduler={given['_target_']}: bounds x_0, and {model.name} samples latents, which have no "
                     f"bounds; {fix}")  # fmt: skip
+
+
+def refuse_other_paths(model: Model, protocol: Protocol) -> None:
+    """Raises UserError where the model predicts the velocity of a flow, and the sampler does not walk along it: a network whose
+    x_0 is 1 everywhere has to lead there."""
+    if model.schedule.get("prediction_type") != FLOW:
+        return
+    try:
+        x_0 = Sampler(model, protocol).walk(_constant(model, 1.0), *_start(), (4, 2, 2))
+    except Exception:  # it may be the user's own
+        x_0 = torch.zeros(1)
+    if not torch.allclose(x_0, torch.ones_like(x_0), atol=1e-2):
+        raise UserError(f"protocol.scheduler={protocol.scheduler['_target_']}: {model.name} predicts the velocity of a flow, "
+                        f"along which it does not walk; choose a sampler of flows, such as sampler=flow_euler")  # fmt: skip
 
 
 def refuse_idle_options(samplers: Iterable[tuple[Model, Protocol]]) -> None:
@@ -83,7 +98,11 @@ def _goes_far(model: Model, protocol: Protocol) -> bool:
 
 
 def _constant(model: Model, x_0: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a network answers whose estimate of x_0 is the same everywhere: x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps."""
+    """What a network answers whose estimate of x_0 is the same everywhere: x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, or, on a
+    flow, (1 - s) x_0 + s eps."""
+    if model.schedule.get("prediction_type") == FLOW:
+        last = model.schedule.get("num_train_timesteps", 1000)
+        return lambda x_t, t: (x_t - x_0) * (last / t.clamp_min(1e-3)).view(-1, 1, 1, 1).to(x_t.dtype)
     known = inspect.signature(DDPMScheduler).parameters
     schedule = DDPMScheduler(**{name: value for name, value in model.schedule.items() if name in known})
     abar = schedule.alphas_cumprod.double()

@@ -1,20 +1,22 @@
 """The reverse process: x_T -> x_0 with any diffusers scheduler.
 
 At each of the scheduler's timesteps t the network estimates the noise eps(x_t, t), and the scheduler makes x_{t-1} from both.
+What it estimates instead is up to the model (``model.schedule.prediction_type``): v, x_0, or the velocity of a flow.
 Schedulers may call the network more than once a step, and at timesteps between the whole ones: a *call* is what counts here.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from torch import Tensor
 
-from qdexp.config import Model, SamplerOptions
+from qdexp.calling import FLOW
+from qdexp.config import Model, SamplerOptions, Target
 from qdexp.errors import UserError
 from qdexp.sampling.conditions import Asked
 from qdexp.sampling.noise import draw, generators
@@ -42,7 +44,7 @@ class Sampler:
         self.shape = tuple(model.shape)
         self._wanted = options.steps
         self._name = options.scheduler["_target_"]
-        self._scheduler = lambda: instantiate(options.scheduler, **model.schedule)
+        self._scheduler = lambda: instantiate(options.scheduler, **_taken(options.scheduler, model.schedule))
         exact = [float(t) for t in self._ready().timesteps]
         whole = [int(t) for t in exact]
         self.timesteps: list[int] | list[float] = whole if whole == exact else exact
@@ -102,14 +104,23 @@ class Sampler:
         timesteps = torch.tensor(self.timesteps, device=device)
         takes_noise = "generator" in inspect.signature(scheduler.step).parameters
         noise = {"generator": sources} if takes_noise else {}
-        x_t = (draw(sources, shape) * scheduler.init_noise_sigma).to(device)
+        scaled = getattr(scheduler, "scale_model_input", lambda x_t, _: x_t)  # schedulers of flows have neither
+        x_t = (draw(sources, shape) * getattr(scheduler, "init_noise_sigma", 1.0)).to(device)
         for position, t in enumerate(scheduler.timesteps):
-            seen = scheduler.scale_model_input(x_t, t)
+            seen = scaled(x_t, t)
             eps = estimate(seen, timesteps[position].expand(len(seen)))
             if observe is not None:
                 observe(position, seen, eps)
             x_t = scheduler.step(eps, t, x_t, return_dict=False, **noise)[0]
         return x_t
+
+
+def _taken(scheduler: Target, schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's schedule as a scheduler takes it: those of flows alone know of no other prediction, and are not told."""
+    told = "prediction_type" in inspect.signature(get_object(scheduler["_target_"])).parameters
+    if not told and schedule.get("prediction_type") == FLOW:
+        return {name: value for name, value in schedule.items() if name != "prediction_type"}
+    return dict(schedule)
 
 
 def to_images(x_0: Tensor, pixels: str = "round") -> Tensor:

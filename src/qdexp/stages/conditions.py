@@ -77,7 +77,7 @@ def check(config: Config) -> None:
     if model.condition is not None:
         conditioning_of(model).check(config)
         return
-    wanted = example_condition(models.skeleton(model))
+    wanted = example_condition(models.skeleton(model), stated=model.example)
     if wanted:
         raise UserError(f"model.condition=null: {model.name} must be asked for {' and '.join(wanted)}; name a condition that "
                         f"gives them, as the models in conf/model do")  # fmt: skip

@@ -137,7 +137,7 @@ def _macs(model: Model) -> float:
 @per_architecture
 def _condition_numbers(model: Model) -> int:
     """How many numbers tell the network what one row is asked for."""
-    return sum(part[0].numel() for part in pytree.tree_leaves(example_condition(models.skeleton(model))))
+    return sum(part[0].numel() for part in pytree.tree_leaves(example_condition(models.skeleton(model), stated=model.example)))
 
 
 def multiplications(config: Config, stage: Stage) -> float:
