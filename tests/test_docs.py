@@ -90,7 +90,7 @@ SCRIPTS = re.findall(r"```bash\n(.*?)```", EXTENDING, flags=re.DOTALL)
 
 def test_the_examples_are_short() -> None:
     blocks = re.findall(r"`mine/\S+\.py`\n\n```python\n(.*?)```", EXTENDING, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert all(block.count("\n") <= 60 for block in blocks)
 
 
@@ -104,11 +104,26 @@ def test_the_example_of_own_model_estimator_and_strategy(checkout: Path) -> None
     assert (done.returncode, done.stdout) == (0, "TinyNet\n"), done.stderr
 
 
+def test_the_example_of_a_network_of_a_new_kind(checkout: Path) -> None:
+    """Quantized wholly, but for what the docs name, and learned block by block."""
+    run(checkout, SCRIPTS[1].replace("python -m qdexp", "python -m qdexp calib.timesteps=4"))
+    (path,) = (checkout / "outputs" / "records").glob("transformer-reconstruction-w4a8-*.json")
+    record = json.loads(path.read_text())
+    assert record["status"] == "complete" and record["coverage"]["quantized"] == {"macs": 1.0, "parameters": 1.0}
+    assert {one["kind"] for one in record["coverage"]["left_out"]} == {
+        "parameters outside layers",
+        "biases",
+        "Embedding",
+        "LayerNorm",
+    }
+    assert record["reconstruction"]["weights"]["block"] == ["patches", "time", "blocks.0", "blocks.1", "last"]
+
+
 def test_the_example_of_a_step_of_ones_own(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a sweep, shared step by step, with what it changes in the checkpoint; it stands in table and page."""
     run(
         checkout,
-        SCRIPTS[1].replace(
+        SCRIPTS[2].replace(
             "calib=uniform", "calib=uniform model=mine calib.rows=8 calib.timesteps=4 quantizer.steps.act.rows=16"
         ),
     )
