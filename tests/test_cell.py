@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import qdexp as package
 from qdexp import files
-from qdexp.cell import Cell, protocol_of
+from qdexp.cell import Cell
 from qdexp.models.describe import describe
+from qdexp.protocol import protocol_of
 from qdexp.record import FORMAT, read_complete
 
 CellOf = Callable[..., Cell]
@@ -62,9 +63,13 @@ def test_record_holds_all_that_is_said_of_it(finished: CellOf) -> None:
     assert record["config"] | {"out": str(cell.out)} == asdict(cell.config)
     assert record["identity"] == cell.identity
     assert record["files"] == {
-        name: {"path": str(path), "sha256": files.sha256(Path(path))}
-        for name, path in (("weights", cell.config.model.weights), ("reference", cell.config.protocol.reference))
+        "weights": {"path": cell.config.model.weights, "sha256": files.sha256(Path(cell.config.model.weights))}
     }
+    reference = cell.config.protocol.reference
+    measures = record["measures"]
+    assert list(measures) == [name for name, node in cell.config.metric.items() if node and name not in ("clip", "lpips")]
+    assert measures["fid"]["files"] == {"reference": {"path": reference, "sha256": files.sha256(Path(reference))}}
+    assert {key for told in measures.values() for key in told["numbers"]} == record["metrics"].keys()
     assert "${" not in json.dumps(record["config"])
     assert record["config"]["protocol"]["n"] == 20
     assert record["keys"] == {name: stage.key for name, stage in cell.stages.items()}
@@ -117,7 +122,8 @@ def test_curves_have_a_value_for_every_step(cell_of: CellOf) -> None:
 def test_full_precision_record(cell_of: CellOf) -> None:
     cell = cell_of("method=fp")
     record = cell.run()
-    assert record["keys"].keys() == {"samples", "size", "evaluation"}
+    scored = {"features_fashion-cnn", "fid", "kid", "isc", "precision_recall"}
+    assert record["keys"].keys() == {"samples", "size", "distance", "sizes"} | scored
     assert record["artifacts"].keys() == {"samples"}
     assert "curves" not in record
     axes = {name: record["axes"][name] for name in ("method", "quant", "quantizer", "calib", "weight_bits", "act_bits")}
@@ -160,7 +166,7 @@ def test_second_run_executes_nothing(finished: CellOf, cell_of: CellOf, executed
     path = cell_of().out / "records" / f"{cell_of().name}.json"
     before, entries, modified = path.read_bytes(), executed(), path.stat().st_mtime_ns
     again = cell_of().run()
-    assert len(entries) == 11
+    assert len(entries) == len(cell_of().stages) == 19
     assert executed() == entries
     assert path.read_bytes() == before
     assert path.stat().st_mtime_ns == modified
@@ -195,7 +201,7 @@ def test_changed_entry_is_made_again(cell_of: CellOf, executed: Executed, capsys
     raw[-1] ^= 1
     shard.write_bytes(raw)
     cell_of("method=fp").run()
-    assert executed()[3:] == [folder.name]
+    assert executed()[len(cell.stages) :] == [folder.name]
     assert digests(folder) == kept
     assert f"{folder} is corrupt" in capsys.readouterr().out
 
@@ -270,7 +276,8 @@ def test_a_failing_cell_stops_no_other(
     assert all(record["status"] == "complete" for record in mended.values())
     assert {name: records[name] for name in records.keys() - failed} == {name: mended[name] for name in records.keys() - failed}
     made = executed()[len(before) :]
-    again = ["act", "coverage", "curves", "samples", "evaluation", "fidelity"]
+    again = ["act", "coverage", "curves", "samples", "features", "fid", "kid", "isc", "precision_recall"]
+    again += ["noise_error", "distance", "ssim", "sizes", "quantized"]
     assert sorted(entry.split("-")[0] for entry in made) == sorted(2 * again)
 
 

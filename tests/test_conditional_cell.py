@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qdexp.cell import Cell, protocol_of
+from qdexp.cell import Cell
 from qdexp.errors import UserError
+from qdexp.protocol import protocol_of
 from qdexp.stages.calibration import read_rows
 
 CellOf = Callable[..., Cell]
@@ -152,7 +153,7 @@ def test_the_embedded_transformer_draws_what_it_is_asked_for(cell_of: CellOf) ->
     options = ("protocol.guidance=2", "protocol.n=40", "protocol.steps=10", "sampling.batch=20")
     cell = cell_of("model=dit_fashion", "method=fp", *options)
     cell.run()
-    logits = load_file(cell.out / "store" / cell.stages["evaluation"].entry / "features.safetensors")["logits"]
+    logits = load_file(cell.out / "store" / cell.stages["features_fashion-cnn"].entry / "features.safetensors")["logits"]
     seen = (logits.argmax(1) == torch.arange(40) % 10).double().mean()
     assert seen > 0.25  # chance: 0.1
 

@@ -11,16 +11,14 @@ import pytest
 import qdexp
 from qdexp.cell import Cell
 from qdexp.stages.activations import ActivationsStage
-from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
 from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.coverage import CoverageStage
 from qdexp.stages.curves import CurvesStage
-from qdexp.stages.evaluation import EvaluationStage
-from qdexp.stages.fidelity import FidelityStage
+from qdexp.stages.features import FeaturesStage
 from qdexp.stages.layers import LayersStage
-from qdexp.stages.perceptual import PerceptualStage
+from qdexp.stages.metric import MetricStage
 from qdexp.stages.quantized_samples import QuantizedSamplesStage
 from qdexp.stages.samples import SamplesStage
 from qdexp.stages.size import SizeStage
@@ -40,10 +38,8 @@ INPUTS: dict[type[Stage], set[type[Stage]]] = {
     SamplesStage: {ConditionsStage},
     QuantizedSamplesStage: {StepStage, ConditionsStage, SamplesStage},
     CurvesStage: {StepStage, TrajectoryStage, ConditionsStage},
-    EvaluationStage: {SamplesStage, QuantizedSamplesStage},
-    AlignmentStage: {SamplesStage, QuantizedSamplesStage, ConditionsStage},
-    FidelityStage: {SamplesStage, QuantizedSamplesStage},
-    PerceptualStage: {SamplesStage, QuantizedSamplesStage},
+    FeaturesStage: {SamplesStage, QuantizedSamplesStage},
+    MetricStage: {SamplesStage, QuantizedSamplesStage, FeaturesStage, CurvesStage, CoverageStage, StepStage, SizeStage},
     ActivationsStage: {TrajectoryStage, ConditionsStage},
     LayersStage: {StepStage, TrajectoryStage, ConditionsStage},
 }

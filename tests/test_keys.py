@@ -19,13 +19,15 @@ from qdexp.stages.keys import identity
 
 CellOf = Callable[..., Cell]
 
-AFTER = {"coverage", "curves", "samples", "evaluation", "fidelity"}
+FEATURES = {"features_fashion-cnn", "fid", "kid", "isc", "precision_recall"}
+SEEN = FEATURES | {"distance", "ssim"}
+AFTER = {"coverage", "curves", "samples", "noise_error", "sizes", "quantized"} | SEEN
 ACT = {"act"} | AFTER
 WEIGHTS = {"weights"} | ACT
 CALIBRATION = {"calibration"} | ACT
 TRAJECTORY = {"trajectory"} | CALIBRATION
-IMAGES = {"full_precision", "samples", "evaluation", "fidelity"}
-HELDOUT = {"heldout", "curves"}
+IMAGES = {"full_precision", "samples"} | SEEN
+HELDOUT = {"heldout", "curves", "noise_error"}
 ALL = TRAJECTORY | WEIGHTS | IMAGES | HELDOUT
 NONE: set[str] = set()
 
@@ -143,9 +145,23 @@ def test_rounding_without_iterations_does_not_mind_their_arithmetic(cell_of: Cel
     assert cell_of("quantizer=gptq").key == cell_of("quantizer=gptq", "recon.compile=true").key
 
 
-@pytest.mark.parametrize("option", ["seed=1", "quant=w8a8", "calib=last", "trajectory.samples=17", "protocol.heldout=9"])
+@pytest.mark.parametrize("option", ["seed=1", "quant=w8a8", "calib=last", "trajectory.samples=17"])
 def test_full_precision_depends_on_nothing_of_quantization(cell_of: CellOf, option: str) -> None:
     assert cell_of("method=fp").key == cell_of("method=fp", option).key
+
+
+@pytest.mark.parametrize("option", ["protocol.heldout=9", "protocol.extractor=none"])
+def test_a_cell_under_another_protocol_is_another_though_its_images_are_the_same(cell_of: CellOf, option: str) -> None:
+    one, other = cell_of("method=fp"), cell_of("method=fp", option)
+    assert one.stages["samples"].key == other.stages["samples"].key
+    assert one.key != other.key
+
+
+@pytest.mark.parametrize("option", ["metric.fid=null", "metric.kid.seed=3", "metric=[]"])
+def test_a_cell_is_the_same_whatever_is_measured_of_it(cell_of: CellOf, option: str) -> None:
+    one, other = cell_of("seed=1"), cell_of("seed=1", option)
+    assert one.keys != other.keys
+    assert (one.key, one.name, one.identity) == (other.key, other.name, other.identity)
 
 
 def test_full_precision_images_are_those_that_others_are_compared_with(cell_of: CellOf) -> None:
@@ -182,7 +198,7 @@ def test_weights_count_by_content_not_by_name(cell_of: CellOf, own_conf: Path, t
 def test_reference(cell_of: CellOf, tmp_path: Path) -> None:
     statistics = {"mu": torch.zeros(64, dtype=torch.float64), "sigma": torch.eye(64, dtype=torch.float64)}
     reference.write(tmp_path / "mine.safetensors", statistics, FASHION_CNN, "mine")
-    assert changed(cell_of(), cell_of(f"protocol.reference={tmp_path}/mine.safetensors")) == {"evaluation"}
+    assert changed(cell_of(), cell_of(f"protocol.reference={tmp_path}/mine.safetensors")) == {"fid", "kid", "precision_recall"}
 
 
 def test_extractor(cell_of: CellOf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +206,7 @@ def test_extractor(cell_of: CellOf, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: stage.key for name, stage in base.stages.items()}
     monkeypatch.setitem(EXTRACTORS, FASHION_CNN.name, replace(FASHION_CNN, digest="0" * 64))
     after = Cell(base.config).stages
-    assert {name for name in after if after[name].key != before[name]} == {"evaluation"}
+    assert {name for name in after if after[name].key != before[name]} == FEATURES
 
 
 STRATEGY = """
@@ -289,7 +305,7 @@ def test_only_stages_with_new_keys_are_executed(cell_of: CellOf, executed: Calla
     assert run("method=timestep_aware") == CALIBRATION
     assert run("method=timestep_aware", "quant=w4a6") == ACT
     assert run("method=timestep_aware", "quant=w8a8") == WEIGHTS
-    assert run("method=fp") == {"size", "evaluation"}
+    assert run("method=fp") == {"size", "sizes", "distance"} | FEATURES
     assert run("method=timestep_aware", "protocol.n=24") == IMAGES
     assert run("method=timestep_aware", "seed=1") == TRAJECTORY | WEIGHTS
 

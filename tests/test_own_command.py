@@ -212,7 +212,7 @@ def test_the_users_command_runs_with_the_checkpoint_alone(typed: Command, tmp_pa
         assert record["metrics"].keys() == {"distance", "size_stored_mb", "size_nominal_mb", "gbops"} | (
             {"psnr", "ssim", "noise_error", "coverage_macs", "coverage_parameters"} if quantized else set()
         )
-        assert "evaluation" not in record["keys"]
+        assert "fid" not in record["keys"]
     table = (tmp_path / "outputs" / "sweeps" / "own" / "table.md").read_text()
     assert " | PSNR to FP | SSIM to FP | noise error x1000 | MSE to FP x1000 | " in " ".join(table.split())
     assert "FID" not in table
@@ -255,6 +255,6 @@ def test_a_rehearsal_runs_to_its_end(typed: Command, tmp_path: Path, name: str) 
 
 def test_the_protocol_without_a_reference_is_another(cell_of: Callable[..., Cell]) -> None:
     one, other = cell_of(), cell_of("protocol.extractor=none")
-    assert one.stages.keys() - other.stages.keys() == {"evaluation"}
+    assert one.stages.keys() - other.stages.keys() == {"features_fashion-cnn", "fid", "kid", "isc", "precision_recall"}
     assert all(one.stages[name].key == stage.key for name, stage in other.stages.items())
     assert cell_of("protocol.extractor=none", "protocol.reference=''").key == other.key

@@ -11,10 +11,11 @@ from pipelines import NETWORKS, PROMPTS, WIDTH, save_clip_model, save_model
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from qdexp.cell import Cell, protocol_of
+from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.models.prompts import StableDiffusionPrompts
+from qdexp.protocol import protocol_of
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.tables import to_markdown
@@ -127,8 +128,9 @@ def test_encoding_that_was_killed_goes_on(text_of: CellOf, tmp_path: Path, monke
 
 
 CONDITIONS = {"conditions", "calibration_conditions"}
-MEASURED = {"samples", "full_precision", "evaluation", "fidelity"}
-LEARNED = {"trajectory", "calibration", "act", "coverage", "curves", "samples", "evaluation", "fidelity"}
+MEASURED = {"samples", "full_precision", "features_fashion-cnn", "fid", "kid", "isc", "precision_recall", "distance", "ssim"}
+LEARNED = {"trajectory", "calibration", "act", "coverage", "curves", "noise_error", "sizes", "quantized"} | MEASURED
+LEARNED -= {"full_precision"}
 
 
 def changed(one: Cell, other: Cell) -> set[str]:
@@ -143,9 +145,9 @@ def test_prompts_count_by_content_and_only_where_they_are_read(text_of: CellOf, 
     other.write_text("\n".join([*PROMPTS[:4], "a dog"]))
     for change, stages, same in (
         (f"protocol.prompts={moved}", set(), True),
-        (f"protocol.prompts={other}", CONDITIONS | MEASURED | LEARNED | {"heldout"}, False),
+        (f"protocol.prompts={other}", CONDITIONS | MEASURED | LEARNED | {"heldout", "noise_error"}, False),
         (f"trajectory.prompts={other}", {"calibration_conditions"} | LEARNED, True),
-        ("protocol.guidance=3", MEASURED | LEARNED | {"heldout"}, False),
+        ("protocol.guidance=3", MEASURED | LEARNED | {"heldout", "noise_error"}, False),
     ):
         cell = text_of("tiny_sd", change)
         assert changed(base, cell) == stages, change
@@ -206,7 +208,7 @@ def test_what_a_rehearsal_draws_has_the_networks_shapes(text_of: CellOf) -> None
 def test_images_are_scored_by_how_well_they_show_their_prompts(text_of: CellOf, saved: Path) -> None:
     option = f"protocol.clip={saved / 'clip'}"
     plain, cell, full = text_of("tiny_pixart"), text_of("tiny_pixart", option), text_of("tiny_pixart", option, "method=fp")
-    assert cell.stages.keys() - plain.stages.keys() == {"alignment"}
+    assert cell.stages.keys() - plain.stages.keys() == {"clip"}
     assert all(cell.stages[name].key == stage.key for name, stage in plain.stages.items())
     record, store = cell.run(), Store(cell.out)
 
@@ -220,7 +222,7 @@ def test_images_are_scored_by_how_well_they_show_their_prompts(text_of: CellOf, 
             seen = model.get_image_features(pixels).pooler_output[0]
             meant = model.get_text_features(**tokenizer([PROMPTS[number % len(PROMPTS)]], return_tensors="pt")).pooler_output[0]
             expected.append(max(100 * torch.cosine_similarity(seen, meant, dim=0).item(), 0))
-    scores = load_file(store.folder(cell.stages["alignment"].entry) / "alignment.safetensors")["clip"]
+    scores = load_file(store.folder(cell.stages["clip"].entry) / "images.safetensors")["clip"]
     assert scores.tolist() == pytest.approx(expected, abs=1e-3)
     assert record["metrics"]["clip"] == pytest.approx(sum(expected) / 12, abs=1e-3)
     assert len(set(expected)) > 1

@@ -10,51 +10,65 @@ from typing import Any
 from qdexp import device as devices
 from qdexp import files, models, provenance
 from qdexp import record as records
-from qdexp.config import RANDOM, Config, Model
+from qdexp.config import RANDOM, Config
 from qdexp.entries import digest
 from qdexp.layout import Layout
 from qdexp.methods import recipe
 from qdexp.methods.base import NamedStep
+from qdexp.metrics.base import FULL_PRECISION, NETWORK
+from qdexp.metrics.chosen import check as check_metric
+from qdexp.metrics.chosen import metrics_of
 from qdexp.models import checks
 from qdexp.models.architecture import check_plain
+from qdexp.protocol import check as check_protocol
+from qdexp.protocol import measured_under, protocol_of
 from qdexp.record import Record
 from qdexp.sampling.effects import refuse_bounds, refuse_other_paths
 from qdexp.sampling.sampler import Sampler
-from qdexp.stages import alignment, conditions, coverage, evaluation, perceptual
+from qdexp.stages import coverage
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import chosen_rows
 from qdexp.stages.keys import identity, short_hash
-from qdexp.stages.wiring import FULL_PRECISION, stages_of
+from qdexp.stages.wiring import measures_of, stages_of
 from qdexp.store import Entry, Store
 
 
 class Cell:
     """Made from a config that has been checked; ``stages`` are in the order in which they are made.
 
-    ``keys``: those of the stages as they were planned, of a cell that other code than that of this process computes.
+    What it is, its images and the protocol say; what is measured of these beside, its metrics, can be more tomorrow.
+
+    ``key``, ``keys``: its own and those of the stages as they were planned, of a cell that other code than that of this process
+    computes.
     """
 
-    def __init__(self, config: Config, keys: Mapping[str, str] | None = None) -> None:
+    def __init__(self, config: Config, key: str | None = None, keys: Mapping[str, str] | None = None) -> None:
         self.config = config
         self.out = Path(config.out)
         self.device = devices.resolve(config.device)
         self.quantized = not config.full_precision
-        self._planned = keys
+        self._key, self._keys = key, keys
+
+    @cached_property
+    def made(self) -> dict[str, Stage]:
+        """The stages that make what is measured, by the roles that they play, in the order in which they are made."""
+        return stages_of(self.config)
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
-        """By the roles that they play, in the order in which they are made."""
-        return stages_of(self.config)
+        """These, and those that measure: the metrics by their names, and what they share."""
+        return self.made | measures_of(self.config, self.made)
 
     @cached_property
     def keys(self) -> dict[str, str]:
         """The key of each stage."""
-        return dict(self._planned) if self._planned else {role: stage.key for role, stage in self.stages.items()}
+        return dict(self._keys) if self._keys else {role: stage.key for role, stage in self.stages.items()}
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Equal for cells that are one and the same whatever they are called."""
-        return short_hash(self.keys)
+        """Equal for cells that are one and the same whatever they are called, and whatever is measured of them."""
+        made = {role: stage.key for role, stage in self.made.items()} if self._key is None else {}
+        return self._key or short_hash({"stages": made, "protocol": measured_under(self.config)})
 
     @cached_property
     def identity(self) -> str:
@@ -63,9 +77,9 @@ class Cell:
 
     @cached_property
     def files(self) -> dict[str, dict[str, str]]:
-        """The path and the digest of each file outside the store that the stages read, by its role."""
+        """The path and the digest of each file outside the store that it is made from, by its role."""
         found: dict[str, dict[str, str]] = {}
-        for name, stage in self.stages.items():
+        for name, stage in self.made.items():
             for role, path in stage.files_outside.items():
                 file = {"path": str(path), "sha256": digest(path)}
                 if file not in found.values():
@@ -106,6 +120,10 @@ class Cell:
         """Where the record is, or will be."""
         return Layout(self.out).record(self.name)
 
+    def finished(self) -> Record | None:
+        """The record, if it says that the cell succeeded and holds all that is measured of it now."""
+        return records.read_complete(self.out, self.name, self.keys)
+
     def run(self, begin: Callable[[str], object] | None = None) -> Record:
         """Makes what is missing in the store and the record; a failure becomes a record too, and is raised again.
 
@@ -121,19 +139,19 @@ class Cell:
                 if begin is not None:
                     begin(stage)
                 entries[stage] = self.stages[stage].make(store)
-            old = records.read_complete(self.out, self.name)
-            if old is not None:
-                return old
-            costs = {stage: entry.costs for stage, entry in entries.items()}
-            record = self._record("complete") | {"costs": costs | {"total": _total(costs)}}
-            record |= {"stages": {stage: _made(self.keys[stage], entry) for stage, entry in entries.items()}}
-            record |= self._results({stage: entry.folder for stage, entry in entries.items()})
+            with store.alone(f"record-{self.name}"):
+                record = self.finished()
+                if record is None:
+                    new = self._record("complete") | {"costs": {stage: entry.costs for stage, entry in entries.items()}}
+                    new |= {"stages": {stage: _made(self.keys[stage], entry) for stage, entry in entries.items()}}
+                    new |= self._results({stage: entry.folder for stage, entry in entries.items()})
+                    record = records.extended(records.read_complete(self.out, self.name), new)
+                    records.write(self.out, record)
         except BrokenPipeError:  # nobody reads what is printed: no failure of the cell
             raise
         except Exception as error:
             self.fail(describe(stage, error))
             raise
-        records.write(self.out, record)
         return record
 
     def fail(self, error: dict[str, str]) -> None:
@@ -193,34 +211,6 @@ def describe(stage: str, error: Exception) -> dict[str, str]:
     return {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
 
 
-def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What the cell costs from an empty store: seconds add up, memory peaks do not."""
-    seconds = sum(cost["seconds"] for cost in costs.values())
-    return {"seconds": round(seconds, 3), "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs.values())}
-
-
-def protocol_of(config: Config) -> dict[str, Any]:
-    """How the cell's numbers are measured, with a hash: only numbers of equal hash may be compared."""
-    protocol = config.protocol
-    measured = {
-        "n": protocol.n,
-        **conditions.protocol_of(config),
-        "steps": protocol.steps,
-        "scheduler": identity(protocol.scheduler),
-        "pixels": protocol.pixels,
-        "noise_seed": protocol.noise_seed,
-        "heldout": protocol.heldout,
-        **evaluation.protocol_of(config),
-        **alignment.protocol_of(config),
-    }
-    return {"hash": short_hash(measured), "name": protocol.name, **measured, **evaluation.remarks(config)}
-
-
-def _image_shape(model: Model) -> list[int]:
-    """As far as it is known before a first stage decodes: its channels then."""
-    return model.shape if model.first_stage is None else [model.first_stage.network.get("out_channels", 3)]
-
-
 def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     """The cell, once everything that can be known before any work has been checked. Raises UserError.
 
@@ -239,12 +229,12 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     check(lambda: checks.weights(model), "weights", model)
     check(lambda: identity(model.network), "network", model)  # it can be imported
     check(lambda: refuse_other_paths(model, protocol), "path", protocol, model)
-    check(lambda: _check_protocol(config), "protocol", protocol, config.trajectory, model)
-    if config.inspection.lpips:
-        weights = Path(config.inspection.lpips)
-        check(lambda: perceptual.check(weights, _image_shape(model)), "lpips", config.inspection.lpips, model)
+    check(lambda: check_protocol(config), "protocol", protocol, config.trajectory, model)
     cell = Cell(config)
-    _ = cell.key, cell.files  # every _target_ can be imported, every file be read
+    for one in metrics_of(config):
+        network = (config.quant, config.quantizer) if NETWORK in one.metric.needs_of(config) else ()
+        check(lambda one=one: check_metric(config, one), one.name, config.metric[one.name], protocol, model, *network)  # type: ignore[misc]
+    _ = cell.key, cell.keys, cell.files  # every _target_ can be imported, every file be read
     check(lambda: checks.declarations(model), "declared", model)
     check(lambda: checks.fit(model), "fit", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
@@ -257,9 +247,3 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
         check(lambda: recipe.check(config, cell.steps), "steps", *read)
         check(lambda: coverage.check(config), "coverage", model, config.quant)
     return cell
-
-
-def _check_protocol(config: Config) -> None:
-    conditions.check(config)
-    alignment.check(config)
-    evaluation.check(config, _image_shape(config.model))

@@ -34,6 +34,8 @@ RENAMED = {
     "cluster.stages.quantization": "cluster.stages.act and cluster.stages.scales",
 }
 """What options were called before methods were lists of steps."""
+LISTS = ("metric",)
+"""Groups of which several are taken at once: metric=[standard,mine]."""
 MEASURES = ("protocol", "protocol.extractor", "protocol.reference")
 """Who names one of these has chosen how to measure."""
 
@@ -60,7 +62,8 @@ def check(arguments: Sequence[str]) -> None:
             raise UserError(f"{argument}: several values are a sweep; add -m")
         if key in axes:
             for value in _values(override):
-                _check_choice(key, value)
+                for one in value if key in LISTS and isinstance(value, list) else [value]:
+                    _check_choice(key, one)
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:

@@ -4,8 +4,9 @@ Records are read here and nowhere else, so that nobody but this module knows of 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qdexp import files
@@ -13,6 +14,8 @@ from qdexp.errors import UserError
 from qdexp.layout import Layout, records_in
 
 FORMAT = 2
+TOTAL = "total"
+"""Among the costs of stages: of all of them."""
 Record = dict[str, Any]
 
 _PARTS = {"cell": str, "status": str, "axes": dict, "config": dict, "keys": dict, "protocol": dict}
@@ -45,10 +48,37 @@ def read(out: Path, cell: str) -> Record | None:
     return record if record.get("format") == FORMAT else None
 
 
-def read_complete(out: Path, cell: str) -> Record | None:
-    """The same, if it says that the cell succeeded."""
+def read_complete(out: Path, cell: str, keys: Mapping[str, str] = MappingProxyType({})) -> Record | None:
+    """The same, if it says that the cell succeeded, and holds what the stages with these ``keys`` have made."""
     record = read(out, cell)
-    return record if record is not None and record.get("status") == "complete" else None
+    complete = record is not None and record.get("status") == "complete" and keys.items() <= record["keys"].items()
+    return record if complete else None
+
+
+def extended(old: Record | None, new: Record) -> Record:
+    """The ``new`` record of a cell with what the ``old`` one holds beside: metrics that were measured before, and not now.
+
+    They are of the same images under the same protocol, or the cell would have another name.
+    """
+    measures = {} if old is None else old.get("measures", {})
+    kept = {name: told for name, told in measures.items() if name not in new["measures"]}
+    if old is not None and kept:
+        numbers = {key for told in kept.values() for key in told["numbers"]}
+        read = {told.get("features") for told in kept.values()}
+        roles = kept.keys() | {role for role, key in old["keys"].items() if key in read}
+        new = new | {"measures": new["measures"] | kept}
+        new["metrics"] = {key: value for key, value in old["metrics"].items() if key in numbers} | new["metrics"]
+        for part in ("keys", "stages", "costs"):
+            new[part] = {role: told for role, told in old[part].items() if role in roles} | new[part]
+        asked = {name: node for name, node in old["config"]["metric"].items() if name in kept}
+        new["config"] = new["config"] | {"metric": new["config"]["metric"] | asked}
+    return new | {"costs": new["costs"] | {TOTAL: _total(new["costs"])}}
+
+
+def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What the cell costs from an empty store: seconds add up, memory peaks do not."""
+    seconds = sum(cost["seconds"] for cost in costs.values())
+    return {"seconds": round(seconds, 3), "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs.values())}
 
 
 def read_records(source: Path | Iterable[Path]) -> list[Record]:

@@ -14,6 +14,7 @@ def test_features_are_those_of_the_network_in_the_order_of_the_images(
     fashion_images: Tensor, fashion_features: Features
 ) -> None:
     pool, logits = FASHION_CNN.build()(fashion_images)
+    assert fashion_features.logits is not None
     assert fashion_features.pool.dtype == fashion_features.logits.dtype == torch.float32
     torch.testing.assert_close(fashion_features.pool, pool, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(fashion_features.logits, logits, rtol=1e-4, atol=1e-4)
@@ -23,6 +24,7 @@ def test_features_are_those_of_the_network_in_the_order_of_the_images(
 def test_the_batch_size_does_not_matter(fashion_images: Tensor, fashion_features: Features, batch_size: int) -> None:
     some = extract(FASHION_CNN, fashion_images[:50], batch_size, CPU)
     torch.testing.assert_close(some.pool, fashion_features.pool[:50], rtol=1e-4, atol=1e-5)
+    assert fashion_features.logits is not None
     torch.testing.assert_close(some.logits, fashion_features.logits[:50], rtol=1e-4, atol=1e-4)
 
 

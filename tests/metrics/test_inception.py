@@ -20,8 +20,10 @@ from qdexp.files import sha256
 from qdexp.metrics import build
 from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, RANDOM_INCEPTION, Extractor
 from qdexp.metrics.features import extract
+from qdexp.metrics.fid import Fid, fid
+from qdexp.metrics.kid import Kid
+from qdexp.metrics.precision_recall import PrecisionRecall
 from qdexp.metrics.reference import Reference, statistics
-from qdexp.metrics.scores import score
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,7 @@ def test_spatial_features_are_seven_maps_channels_last(inception: Extractor, ima
 def test_random_weights_are_the_same_every_time_and_let_features_live(inception: Extractor, images: Tensor) -> None:
     torch.manual_seed(3)
     once, kept = (extract(extractor, images[:2], 2, torch.device("cpu")) for extractor in (RANDOM_INCEPTION, inception))
+    assert once.logits is not None and kept.logits is not None
     assert torch.equal(once.pool, kept.pool) and torch.equal(once.logits, kept.logits)
     assert 0.1 < once.pool.std() < 10 and (once.pool[0] - once.pool[1]).abs().mean() > 1e-3
 
@@ -64,12 +67,13 @@ def test_scores_of_images_with_their_own_statistics(inception: Extractor, images
     np.savez(tmp_path / "published.npz", mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
     reference = Reference.load(tmp_path / "published.npz")
     reference.check(INCEPTION)
-    scores = score(found, replace(reference, features=None), seed=0)
-    assert scores.keys() == {"fid", "isc", "isc_std", "sfid"}  # means and covariances give no more
-    assert scores["fid"] == pytest.approx(0, abs=1e-5)
+    scores = Fid().score(found, reference)
+    assert scores.keys() == {"fid", "sfid"}
+    assert not {**Kid(seed=0).score(found, reference), **PrecisionRecall().score(found, reference)}  # moments give no more
+    assert fid(found.pool, reference) == pytest.approx(0, abs=1e-5)
     assert scores["sfid"] == pytest.approx(0, abs=1e-4)
     shifted = replace(reference, mu_s=parts["mu_s"] + 0.1)
-    assert score(found, shifted, seed=0)["sfid"] == pytest.approx(0.01 * 2023, rel=1e-3)
+    assert Fid().score(found, shifted)["sfid"] == pytest.approx(0.01 * 2023, rel=1e-3)
 
 
 def test_a_reference_is_built_from_a_folder(
@@ -166,7 +170,7 @@ def test_no_weights_are_unpickled_but_the_pinned_ones(
         with pytest.raises(UserError, match="has not SHA-256"):
             way()
     swapped = replace(inception, weights=evil)
-    monkeypatch.setattr("qdexp.metrics.extractors.sha256", lambda _: inception.digest)  # of the file that was there before
+    monkeypatch.setattr("qdexp.metrics.extractor.sha256", lambda _: inception.digest)  # of the file that was there before
     with pytest.raises(UserError, match="has not SHA-256"):
         swapped.build()
     assert not ran.exists()

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from qdexp.errors import UserError
+from qdexp.files import sha256
 from qdexp.metrics import reference
-from qdexp.metrics.extractors import EXTRACTORS, FASHION_CNN, sha256
+from qdexp.metrics.extractors import EXTRACTORS, FASHION_CNN
 from qdexp.metrics.reference import Reference, statistics, write
 
 

@@ -12,10 +12,33 @@ from torchvision.transforms.functional import gaussian_blur
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.metrics.features import Features, extract
+from qdexp.metrics.fid import Fid, fid, floor
+from qdexp.metrics.inception_score import SPLITS, InceptionScore
+from qdexp.metrics.kid import Kid
+from qdexp.metrics.precision_recall import PrecisionRecall
 from qdexp.metrics.reference import Reference, statistics
-from qdexp.metrics.scores import IS_SPLITS, estimates, fid, floor, score
+from qdexp.statistics.estimate import Estimate
 
 ALWAYS = {"fid", "isc", "isc_std"}
+
+
+def results(features: Features, reference: Reference, seed: int = 0) -> dict[str, Estimate | Tensor | float]:
+    """All that is measured of features."""
+    metrics = (Fid(), Kid(seed=seed), PrecisionRecall())
+    found = {key: one for metric in metrics for key, one in metric.score(features, reference).items()}
+    return found | InceptionScore(seed=seed).score(features)
+
+
+def score(features: Features, reference: Reference, seed: int) -> dict[str, float]:
+    """The numbers alone."""
+    found = results(features, reference, seed)
+    return {key: one.value if isinstance(one, Estimate) else float(one) for key, one in found.items()}
+
+
+def estimates(pool: Tensor, reference: Reference) -> dict[str, Estimate]:
+    """Those with an interval."""
+    found = {**Fid().score(Features(pool), reference), **Kid(seed=0).score(Features(pool), reference)}
+    return {key: one for key, one in found.items() if isinstance(one, Estimate)}
 
 
 def rows(n: int, d: int, seed: int) -> Tensor:
@@ -71,8 +94,8 @@ def test_inception_score_is_the_formula() -> None:
     p = np.exp(logits.double().numpy()[order])
     p /= p.sum(1, keepdims=True)
     splits = []
-    for i in range(IS_SPLITS):
-        part = p[i * 57 // IS_SPLITS : (i + 1) * 57 // IS_SPLITS]
+    for i in range(SPLITS):
+        part = p[i * 57 // SPLITS : (i + 1) * 57 // SPLITS]
         divergences = [sum(py * np.log(py / qy) for py, qy in zip(row, part.mean(0), strict=True)) for row in part]
         splits.append(np.exp(np.mean(divergences)))
     assert scores["isc"] == pytest.approx(np.mean(splits), rel=1e-9)
@@ -132,10 +155,11 @@ def test_the_floor_falls_with_n(fashion_reference: Reference) -> None:
     assert floor(replace(fashion_reference, floor_features=None), 10) is None
 
 
-@pytest.mark.parametrize(("n", "expected"), [(999, set()), (1000, {"kid_subsets", "kid_subsets_std"})])
+@pytest.mark.parametrize(("n", "expected"), [(999, set()), (1000, {"kid", "kid_subsets", "kid_subsets_std"})])
 def test_subsets_need_a_thousand_samples(
     fashion_features: Features, fashion_reference: Reference, n: int, expected: set[str]
 ) -> None:
+    assert fashion_features.logits is not None
     some = Features(fashion_features.pool[:n], fashion_features.logits[:n])
     scores = score(some, fashion_reference, seed=0)
     assert set(scores) == ALWAYS | {"precision", "recall"} | expected

@@ -21,18 +21,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qdexp import models
-from qdexp.cell import Cell, protocol_of
+from qdexp.cell import Cell
 from qdexp.config import FirstStage, Model
 from qdexp.errors import UserError
 from qdexp.metrics.extractors import RANDOM_INCEPTION
 from qdexp.metrics.reference import Reference
 from qdexp.models import checks
 from qdexp.models.compvis import AVERAGE, UNET, unet_name
+from qdexp.protocol import protocol_of
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.protocols import protocol_line
 from qdexp.report.tables import to_markdown
-from qdexp.stages.evaluation import EvaluationStage
 from qdexp.tracking.mirror import tags
 
 KL = {
@@ -285,8 +285,7 @@ def test_the_rehearsal_protocol_needs_no_weights_of_an_extractor(cell_of: Callab
     assert (protocol["extractor"], protocol["extractor_digest"]) == ("inception-v3-random", "seed-0")
     assert "features of inception-v3-random seed-0" in protocol_line(protocol)
     Reference.load(Path(cell.config.protocol.reference)).check(RANDOM_INCEPTION)
-    assert isinstance(evaluation := cell.stages["evaluation"], EvaluationStage)
-    assert evaluation.reference == "random"
+    assert not cell.stages["fid"].files_outside, "its reference is no file"
     with pytest.raises(UserError, match=r"protocol\.reference was measured with extractor inception-v3-random"):
         cell_of("protocol.reference=random")
 
@@ -321,7 +320,7 @@ PEAK = """
 import json, resource, sys, torch
 from qdexp import models
 from qdexp.config import Model
-from qdexp.stages.evaluation import EvaluationStage
+from qdexp.cell import Cell
 model = Model("wide", sys.argv[1], [3, 32, 32], json.loads(sys.argv[2]), {})
 def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = peak()

@@ -98,7 +98,5 @@ def test_rows_folded_with_tokens_are_refused_in_one_line(tmp_path: Path) -> None
             return y
 
     one = pair(Folding().eval(), [rows(4)[:2], rows(4)[:2]], 3, 8)
-    with pytest.raises(
-        UserError, match=r"^model\.network: first returns no tensor that has an entry for each row"
-    ):
+    with pytest.raises(UserError, match=r"^model\.network: first returns no tensor that has an entry for each row"):
         one.walk(tmp_path).learn_weights(one.data)

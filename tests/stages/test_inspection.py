@@ -158,7 +158,7 @@ def test_the_stages_of_a_cell(cell_of: Callable[..., Cell]) -> None:
     activations = json.loads((store.folder(cell.stages["activations"].entry) / "activations.json").read_text())
     assert list(activations["ranges"]) == [layer["name"] for layer in layers]
     assert len(activations["timestep"]) == len(activations["ranges"]["conv_in"]["low"]) == 4
-    ssim = load_file(store.folder(cell.stages["fidelity"].entry) / "fidelity.safetensors")["ssim"]
+    ssim = load_file(store.folder(cell.stages["ssim"].entry) / "images.safetensors")["ssim"]
     assert ssim.shape == (20,)
     assert record["metrics"]["ssim"] == pytest.approx(ssim.double().mean().item())
 

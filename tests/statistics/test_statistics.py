@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from qdexp.metrics.fid import fid
 from qdexp.metrics.reference import Reference, statistics
-from qdexp.metrics.scores import fid
 from qdexp.statistics.estimate import GROUPS, Estimate, Interval, groups_of, of_mean, over_seeds, pool
 from qdexp.statistics.frechet import Frechet
 from qdexp.statistics.kernel import Kernel

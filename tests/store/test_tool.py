@@ -123,10 +123,10 @@ def test_as_a_stream(out: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_corrupt_is_copied(out: Path, tmp_path: Path) -> None:
-    path = next((out / "store").glob("evaluation-*/features.safetensors"))
+    path = next((out / "store").glob("features-*/features.safetensors"))
     raw = path.read_bytes()
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"evaluation-\w+ is corrupt \(features\.safetensors"):
+    with pytest.raises(UserError, match=r"features-\w+ is corrupt \(features\.safetensors"):
         main(["copy", "trial", str(tmp_path / "laptop"), "--out", str(out)])
     assert not list((tmp_path / "laptop").rglob("*.*"))
 

@@ -66,7 +66,7 @@ def test_a_refactoring_gives_finished_results_new_keys(
     assert done.returncode == 0, done.stderr
     assert "1 of 1 cells have new keys" in done.stdout
     made_again = {line.split()[0] for line in done.stdout.splitlines() if line.endswith("bit-equal")}
-    assert made_again == {"weights", "act", "coverage", "curves", "samples"}, "what the edit reaches, and no more"
+    assert made_again == {"weights", "act", "coverage", "curves", "samples", "sizes"}, "what the edit reaches, and no more"
     (path,) = (cell.out / "records").glob("*.json")
     accepted = json.loads(path.read_text())
     assert accepted["cell"] == path.stem != record["cell"]

@@ -2,7 +2,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qdexp.metrics.extractors import FASHION_CNN, sha256
+from qdexp.files import sha256
+from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.zoo.extractor import FashionCNN
 from qdexp.zoo.train_extractor import SHIFT, augment
 

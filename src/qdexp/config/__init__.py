@@ -3,7 +3,7 @@
 ``Config.of(cfg)`` turns what Hydra composed into these dataclasses; their types hold what is possible.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -85,6 +85,8 @@ class Config:
     sweep: Name
     seed: Seed
     device: Device
+    metric: dict[str, Target | None] = field(default_factory=dict)
+    """By their names, see ``qdexp.metrics.base``; null turns one off."""
 
     @staticmethod
     def of(cfg: DictConfig) -> "Config":

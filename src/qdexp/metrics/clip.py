@@ -7,17 +7,68 @@ diffusion models; CLIPScore as first defined has 2.5 in place of 100, and puts "
 are too long for the model are cut.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
+
+from qdexp.config import Config
+from qdexp.errors import UserError
+from qdexp.metrics.base import PROMPTS, SAMPLES, Material, Metric
+from qdexp.models.text import Files, clip_files, load, load_network
+from qdexp.models.weights import WeightFiles
+from qdexp.numbers import Number
 
 PIECE = 32
 """Images of one forward pass: fixed, since it may change a score's last bit."""
 
 
-class ClipScore:
+@dataclass(frozen=True, kw_only=True)
+class ClipScore(Metric):
+    """With the model that ``protocol.clip`` names: it is a part of the protocol, with the version of transformers."""
+
+    numbers: ClassVar[tuple[Number, ...]] = (
+        Number("clip", "CLIP", shown=("overview", "brief", "alone"), higher=True, differences=True),
+    )
+    needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, PROMPTS})
+
+    def measure(self, material: Material) -> dict[str, Tensor]:
+        scorer = _loaded(f"protocol.clip={material.files['config.json'].parent}", material.files, material.device)
+        return {"clip": torch.cat([scorer.scores(images, prompts) for images, prompts in material.prompted()])}
+
+    def applies(self, config: Config) -> bool:
+        return config.protocol.clip is not None
+
+    def files(self, config: Config) -> Files:
+        option = f"protocol.clip={config.protocol.clip}"
+        try:
+            return clip_files(str(config.protocol.clip))
+        except FileNotFoundError as error:
+            raise UserError(f"{option}: {error}; name a folder or a hub name of a CLIP model, such as "
+                            f"openai/clip-vit-base-patch16, or leave it null") from error  # fmt: skip
+
+    def check(self, config: Config) -> None:
+        """UserError unless the model is there, whole, and takes such images."""
+        option, found = f"protocol.clip={config.protocol.clip}", self.files(config)
+        WeightFiles((path for role, path in found.items() if role.startswith("weights")), option).check_digests()
+        _loaded(option, found, torch.device("cpu"))
+
+    def identity(self, config: Config) -> dict[str, str]:
+        return {"library": f"transformers {transformers.__version__}"}
+
+
+def _loaded(option: str, found: Mapping[str, Path], device: torch.device) -> "ClipScorer":
+    folder = found["config.json"].parent
+    model = load_network(transformers.CLIPModel, folder, option)
+    tokenizer = load(transformers.CLIPTokenizer, folder, option)
+    return ClipScorer(model, tokenizer, load(transformers.CLIPImageProcessor, folder, option), device)
+
+
+class ClipScorer:
     """By ``model``, ``tokenizer`` and ``processor``: transformers' CLIPModel, CLIPTokenizer and CLIPImageProcessor."""
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any, device: torch.device) -> None:

@@ -1,10 +1,48 @@
-"""How far images are from the full-precision ones of the same noise, image by image.
+"""How far images are from the full-precision ones of the same noise, image by image: mean squared distance, and PSNR.
 
-With pixels in [0, 1]: distance_i = mean (a_i - b_i)^2.
+With pixels in [0, 1]: distance_i = mean (a_i - b_i)^2, PSNR_i = -10 log10 distance_i.
 """
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from qdexp.config import Config
+from qdexp.metrics.base import FULL_PRECISION, SAMPLES, Material, Metric, Result
+from qdexp.numbers import Number
+from qdexp.statistics.estimate import of_mean
+from qdexp.statistics.psnr import psnr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance(Metric):
+    """MSE, and PSNR where not all images equal those of full precision, whose own distance is known to be 0."""
+
+    numbers: ClassVar[tuple[Number, ...]] = (
+        Number("psnr", "PSNR to FP", kind="fidelity", shown=("overview", "alone"), higher=True),
+        Number(
+            "distance",
+            "MSE to FP x1000",
+            kind="fidelity",
+            shown=("brief", "alone"),
+            factor=1000.0,
+            digits=3,
+            significant=True,
+        ),
+    )
+    needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, FULL_PRECISION})
+
+    def needs_of(self, config: Config) -> Collection[str]:
+        return () if config.full_precision else self.needs
+
+    def measure(self, material: Material) -> dict[str, Result]:
+        if FULL_PRECISION not in material.folders:
+            return {"distance": 0.0}
+        distance = torch.cat([image_distance(*pair) for pair in material.pairs()])
+        return {"distance": distance, **({"psnr": of_mean(psnr(distance.numpy()))} if distance.any() else {})}
 
 
 def image_distance(a: Tensor, b: Tensor) -> Tensor:

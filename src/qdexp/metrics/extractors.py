@@ -1,14 +1,8 @@
-"""The feature extractors a protocol can name: which outputs the metrics read, and where the weights come from.
+"""The feature extractors a protocol can name: each is registered with torch-fidelity. ``fashion-cnn`` is the embedded one."""
 
-Every extractor is one that torch-fidelity knows by its name; ``fashion-cnn``, the embedded one, is registered here.
-Weights are compared with a pinned SHA-256 before they are used, since every number depends on their last bit, and since
-torch-fidelity unpickles them, which runs whatever code they name. What is used are the very bytes that were compared.
-"""
-
-import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +13,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from qdexp.config import NO_EXTRACTOR, WITHOUT_EFFECT
+from qdexp.config import NO_EXTRACTOR
 from qdexp.errors import UserError
-from qdexp.files import sha256
+from qdexp.metrics.extractor import Extractor
 from qdexp.paths import ZOO
 from qdexp.zoo.extractor import FashionCNN
 
@@ -29,63 +23,13 @@ SPATIAL = "spatial"
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """One feature extractor.
-
-    ``pool`` names the output [n, d] that FID, KID, precision and recall read, ``logits`` the output [n, k] of the Inception
-    score, ``spatial`` the output [n, s] of sFID, if there is one. ``shape`` is what an image's shape must begin with.
-    ``digest`` is the SHA-256 of the file ``weights``; ``publisher``: where it can be had. ``random``: no file is read, and the
-    numbers mean nothing.
-    """
-
-    name: str
-    pool: str
-    logits: str
-    shape: tuple[int, ...]
-    weights: Path = field(metadata=WITHOUT_EFFECT)  # the digest says what is in it
-    digest: str
-    spatial: str | None = None
-    publisher: str | None = field(default=None, metadata=WITHOUT_EFFECT)
-    random: bool = False
-
-    @property
-    def outputs(self) -> list[str]:
-        """The names of what it is asked for."""
-        return [self.pool, self.logits, *([self.spatial] if self.spatial else [])]
-
-    def checked_weights(self) -> bytes:
-        """The content of the weights' file, if one is read; UserError if it is missing or not the pinned one."""
-        if self.random:
-            return b""
-        if not self.weights.is_file():
-            raise UserError(f"protocol.extractor={self.name} lacks its weights; {self._fix()}")
-        if sha256(self.weights) == self.digest:  # read piece by piece: another file may be of any size
-            content = self.weights.read_bytes()
-            if hashlib.sha256(content).hexdigest() == self.digest:  # whoever writes there may have swapped the files
-                return content
-        raise UserError(f"protocol.extractor={self.name}: {self.weights} has not SHA-256 {self.digest}; restore the file")
-
-    def opened(self, given: io.BytesIO | str | None) -> io.BytesIO:
-        """The weights: ``given`` is what ``build`` has checked, or, where torch-fidelity itself is asked for the extractor by
-        its name, a path or nothing."""
-        if isinstance(given, io.BytesIO):
-            return given
-        named = self if given is None else replace(self, weights=Path(given))
-        return io.BytesIO(named.checked_weights())
-
-    def _fix(self) -> str:
-        if self.publisher is None:
-            return f"put them at {self.weights}"
-        place = f"fetch {self.publisher} to {self.weights}, or name its place as protocol.extractor_weights"
-        return f"{place}; without it: protocol.extractor={NO_EXTRACTOR}"
+class RegisteredExtractor(Extractor):
+    """One that torch-fidelity knows by its name."""
 
     def build(self) -> FeatureExtractorBase:
-        """The network under torch-fidelity's interface, in evaluation mode, returning ``outputs``.
-
-        Raises UserError if the weights are missing or not the pinned ones.
-        """
         create = FEATURE_EXTRACTORS_REGISTRY[self.name]
-        return create(self.name, self.outputs, feature_extractor_weights_path=io.BytesIO(self.checked_weights()))
+        outputs = list(self.outputs.values())
+        return create(self.name, outputs, feature_extractor_weights_path=io.BytesIO(self.checked_weights()))
 
 
 class FashionExtractor(FeatureExtractorBase):
@@ -113,12 +57,12 @@ class FashionExtractor(FeatureExtractorBase):
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
         """The names that can be requested."""
-        return FASHION_CNN.pool, FASHION_CNN.logits
+        return tuple(FASHION_CNN.outputs.values())
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
         """What ``metric`` ("isc", "fid", "kid" or "prc") reads."""
-        return FASHION_CNN.logits if metric == "isc" else FASHION_CNN.pool
+        return FASHION_CNN.outputs["logits" if metric == "isc" else "pool"]
 
 
 class InceptionExtractor(FeatureExtractorBase):
@@ -195,7 +139,7 @@ class RandomInceptionExtractor(InceptionExtractor):
         return _Untrained("inception-v3-compat", features, no_weights)
 
 
-FASHION_CNN = Extractor(
+FASHION_CNN = RegisteredExtractor(
     name="fashion-cnn",
     pool="64",
     logits="logits",
@@ -203,7 +147,7 @@ FASHION_CNN = Extractor(
     weights=ZOO / "fashion_cnn" / "model.safetensors",
     digest="e29007c860f1cc60fccb39c06f5dccde852629c4aece4e49ac34486f6444c5fe",
 )
-INCEPTION = Extractor(
+INCEPTION = RegisteredExtractor(
     name="inception-v3",
     pool="2048",
     logits="logits_unbiased",

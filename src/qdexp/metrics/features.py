@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qdexp.errors import UserError
-from qdexp.metrics.extractors import Extractor
+from qdexp.metrics.extractor import Extractor
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor says of n images, in their order: ``pool`` [n, d], ``logits`` [n, k] and, if it has them, ``spatial``
-    [n, s]; float32 on the CPU."""
+    """What an extractor says of n images, in their order: ``pool`` [n, d] and, where it has these too, ``logits`` [n, k] and
+    ``spatial`` [n, s]; float32 on the CPU."""
 
     pool: Tensor
-    logits: Tensor
+    logits: Tensor | None = None
     spatial: Tensor | None = None
 
 
@@ -29,10 +29,11 @@ def extract(extractor: Extractor, images: Tensor | Dataset[Tensor], batch_size: 
     from qdexp import lightning  # late: it takes seconds
 
     shape = images[0].shape
-    if tuple(shape[: len(extractor.shape)]) != extractor.shape:
+    if not extractor.takes(shape):
         raise UserError(
-            f"protocol.extractor={extractor.name} takes images of shape {list(extractor.shape)}, "
+            f"{extractor.option} takes images of shape {list(extractor.shape)}, "
             f"these have {list(shape)}; choose another extractor"
         )
     batches = lightning.predict(extractor.build(), DataLoader(cast("Dataset[Tensor]", images), batch_size), device)
-    return Features(*(torch.cat(part).float().cpu() for part in zip(*batches, strict=True)))
+    parts = (torch.cat(part).float().cpu() for part in zip(*batches, strict=True))
+    return Features(**dict(zip(extractor.outputs, parts, strict=True)))

@@ -6,15 +6,75 @@ the channels. Those of the backbone are the user's: AlexNet or VGG-16 on ImageNe
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from qdexp.config import WITHOUT_EFFECT, Config
+from qdexp.entries import digest
 from qdexp.errors import UserError
+from qdexp.metrics.base import FULL_PRECISION, SAMPLES, Material, Metric, image_shape
+from qdexp.models.weights import WeightFiles
+from qdexp.numbers import Number
 
 PIECE = 32
 """Images of one forward pass: fixed, since it may change a distance's last bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lpips(Metric):
+    """LPIPS with the backbone's ``weights``, torchvision's of AlexNet or VGG-16, a file; null: it is not measured."""
+
+    numbers: ClassVar[tuple[Number, ...]] = (
+        Number("lpips", "LPIPS to FP", kind="fidelity", shown=("overview", "alone"), digits=3),
+    )
+    needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, FULL_PRECISION})
+
+    weights: str | None = field(default=None, metadata=WITHOUT_EFFECT)  # what is in the file counts
+
+    def measure(self, material: Material) -> dict[str, Tensor]:
+        file = material.files["weights"]
+        opened, backbone = WeightFiles([file], _option(file)), _backbone(file, digest(file))
+        read = opened.read(weight_shapes(backbone))
+        network = Perceptual(backbone, {name: value.clone() for some in read for name, value in some.items()}, material.device)
+        return {"lpips": torch.cat([network.distance(images, truth) for images, truth in material.pairs()])}
+
+    def applies(self, config: Config) -> bool:
+        return bool(self.weights)
+
+    def files(self, config: Config) -> dict[str, Path]:
+        file = Path(str(self.weights))
+        if not file.is_file():
+            raise UserError(f"{_option(file)}: no such file; name torchvision's weights of AlexNet or VGG-16, or leave it null")
+        return {"weights": file}
+
+    def check(self, config: Config) -> None:
+        file = self.files(config)["weights"]
+        _backbone(file, digest(file)).check(image_shape(config.model))
+
+    def identity(self, config: Config) -> dict[str, str]:
+        file = self.files(config)["weights"]
+        found = digest(file)
+        return {"backbone": _backbone(file, found).title, "weights": found, "library": f"lpips {version('lpips')}"}
+
+
+def _option(file: Path) -> str:
+    return f"inspection.lpips={file}"
+
+
+@cache
+def _backbone(file: Path, _: str) -> "Backbone":
+    """The backbone whose weights the file holds; once for each content. Raises UserError where it is none."""
+    found = backbone_of(WeightFiles([file], _option(file)).shapes)
+    if found is None:
+        known = " or ".join(known.title for known in BACKBONES)
+        raise UserError(f"{_option(file)}: not the weights of {known} under torchvision's names; name a file that holds them")
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,33 @@ With means, variances and covariance under a Gaussian window (11 pixels, sigma 1
 (Wang et al., IEEE Trans. Image Process. 13 (2004), eq. 13), over the pixels whose window lies inside, then over the channels.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from qdexp.metrics.base import FULL_PRECISION, SAMPLES, Material, Metric
+from qdexp.numbers import Number
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 PIECE = 256
 """Images at a time: as floats, a large set of large images does not fit in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity(Metric):
+    """SSIM."""
+
+    numbers: ClassVar[tuple[Number, ...]] = (
+        Number("ssim", "SSIM to FP", kind="fidelity", shown=("overview", "alone"), digits=3, higher=True),
+    )
+    needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, FULL_PRECISION})
+
+    def measure(self, material: Material) -> dict[str, Tensor]:
+        return {"ssim": torch.cat([structural_similarity(*pair) for pair in material.pairs()])}
 
 
 def structural_similarity(a: Tensor, b: Tensor) -> Tensor:

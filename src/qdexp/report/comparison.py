@@ -4,12 +4,14 @@ Which records are a configuration, and which is whose baseline, is settled by co
 """
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qdexp.errors import UserError
+from qdexp.numbers import Number
 from qdexp.record import Record
 from qdexp.report.evidence import Evidence
 from qdexp.report.identity import Baselines, calibrated, grouped
@@ -52,6 +54,10 @@ METRICS = (
 )
 DIFFERENCES = ("fid", "kid", "clip")
 """Shown as differences to the baseline too; the distances to full precision are differences already."""
+
+
+DIGEST, DIGITS = re.compile("[0-9a-f]{64}"), 8
+"""Of a file, and how much of it is shown."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,14 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
     """Compares the complete records; ``baseline`` is a method or a record's cell.
 
     Each cell is compared with the baseline of its own network, and of its own seed where the baseline has one. Raises UserError
-    for records of several protocols, for none, for LPIPS of several weights, and for a baseline that is not there (but fp), or
-    could be several.
+    for records of several protocols, for none, for a metric that was measured with several things, and for a baseline that is
+    not there (but fp), or could be several.
     """
     protocol = common_protocol(records)
     failed = [record for record in records if record["status"] != "complete"]
     groups = grouped(in_order([record for record in records if record["status"] == "complete"]))
     complete = [record for group in groups for record in group]
-    if len(several := lpips_lines(complete)) > 1:
-        raise UserError(f"LPIPS of different weights do not compare, make one table of each: {'; '.join(several)}")
+    refuse_mixed(complete)
     estimates = {record["cell"]: evidence.estimates(record) for record in complete}
     baselines = Baselines(complete, baseline)
     rivals = {record["cell"]: baselines.of(record) for record in complete}
@@ -138,11 +143,23 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
     return Comparison(lines, cells, failed, estimates, protocol, baseline if baselines.rivals else None, alone)
 
 
-def lpips_lines(records: Sequence[Record]) -> list[str]:
-    """What LPIPS was measured with, where it was: ``LPIPS of VGG-16 397923af by lpips 0.1.4``."""
-    found = [record["lpips"] for record in records if "lpips" in record]
-    lines = (f"LPIPS of {made['backbone']} {made['weights_digest'][:8]} by lpips {made['library']}" for made in found)
-    return list(dict.fromkeys(lines))
+def refuse_mixed(records: Sequence[Record]) -> None:
+    """Raises UserError where a metric was measured with different things: its numbers do not compare."""
+    for name, lines in measured_with(records).items():
+        if len(lines) > 1:
+            raise UserError(f"{name} was measured with different things, make one table of each: {'; '.join(lines)}")
+
+
+def measured_with(records: Sequence[Record]) -> dict[str, list[str]]:
+    """By metric: what it was measured with beside the protocol, ``LPIPS to FP: backbone VGG-16, weights 397923af``."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, told in record.get("measures", {}).items():
+            if made_with := told.get("made_with"):
+                key, described = next(iter(told["numbers"].items()), (name, {}))
+                parts = (f"{what} {value[:DIGITS] if DIGEST.fullmatch(value) else value}" for what, value in made_with.items())
+                found.setdefault(name, {})[f"{Number.of(key, described).title}: {', '.join(parts)}"] = None
+    return {name: list(lines) for name, lines in found.items()}
 
 
 def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) -> dict[str, Interval]:

@@ -17,11 +17,7 @@ from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.layout import Layout, entry_name
 from qdexp.record import Record
-from qdexp.statistics.estimate import Estimate, of_mean
-from qdexp.statistics.psnr import psnr
-
-IMAGES = {"fidelity": ("distance", "ssim"), "perceptual": ("lpips",), "alignment": ("clip",)}
-"""By stage: what it measures image by image."""
+from qdexp.statistics.estimate import Estimate
 
 
 class Evidence:
@@ -60,30 +56,20 @@ class Evidence:
         return [(name, images) for name, images in found if images.shape == found[0][1].shape]
 
     def estimates(self, record: Record) -> dict[str, Estimate]:
-        """By metric: those of the record's numbers that are means or statistics of its images, with their replicates."""
-        folder, scored = self.folder(record, "evaluation"), "reference_digest" in record["protocol"]
-        if scored and folder is None:
-            self.gaps.add("features of some cells are not in the store: their numbers have no intervals")
-            return {}
-        if folder is not None and not (folder / "replicates.json").is_file():
+        """By their keys: those of the record's numbers that are means or statistics of its images, with their replicates."""
+        found: dict[str, Estimate] = {}
+        if "measures" not in record:
             self.gaps.add("some cells were measured before intervals were kept with them: run their sweeps again for these")
-            return {}
-        kept = {} if folder is None else files.read_json(entries.require(folder, "replicates.json"))
-        replicates = {name: np.array(values) for name, values in kept.items()}
-        replicates |= {name: of_mean(values).replicates for name, values in self._by_image(record).items()}
-        metrics = record["metrics"]
-        return {name: Estimate(metrics[name], rest) for name, rest in replicates.items() if metrics.get(name) is not None}
-
-    def _by_image(self, record: Record) -> dict[str, NDArray[Any]]:
-        """A value of each image, by metric, of the stages that are in the store."""
-        found: dict[str, NDArray[Any]] = {}
-        for stage, names in IMAGES.items():
-            folder = self.folder(record, stage)
-            if folder is not None:
-                arrays = _arrays(entries.require(folder, f"{stage}.safetensors"))
-                found |= {name: arrays[name] for name in names}
-        if "distance" in found:
-            found["psnr"] = psnr(found["distance"])
+        for name in record.get("measures", {}):
+            folder = self.folder(record, name)
+            if folder is None:
+                self.gaps.add("what some cells were measured by is not in the store: their numbers have no intervals")
+                continue
+            kept = files.read_json(entries.require(folder, "numbers.json"))
+            for key, one in kept.items():
+                value = record["metrics"].get(key)
+                if value is not None and "replicates" in one:
+                    found[key] = Estimate(value, np.array(one["replicates"]))
         return found
 
 

@@ -13,18 +13,13 @@ from qdexp.errors import UserError
 from qdexp.record import Record, flat
 
 PLACES = {
-    *(
-        "model.weights",
-        "model.first_stage.weights",
-        "model.condition.weights",
-        "quantizer.steps.released.file",
-        "inspection.lpips",
-    ),
+    *("model.weights", "model.first_stage.weights", "model.condition.weights", "quantizer.steps.released.file"),
     *("protocol.reference", "protocol.prompts", "protocol.clip", "protocol.extractor_weights", "trajectory.prompts"),
 }
 """Options that say where something lies, and not what lies there."""
-UNTOLD = ("out", "sweep", "tracker", "device", "cluster", "recon", "seed")
-"""Options that tell no configuration from another: what of ``recon`` is used, the steps tell."""
+UNTOLD = ("out", "sweep", "tracker", "device", "cluster", "recon", "seed", "metric", "inspection.lpips")
+"""Options that tell no configuration from another: what of ``recon`` is used, the steps tell; a cell is the same whatever is
+measured of it."""
 
 
 def network(record: Record) -> str:

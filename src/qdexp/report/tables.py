@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qdexp.report.comparison import METRICS, Comparison, lpips_lines, write_difference, write_number
+from qdexp.report.comparison import METRICS, Comparison, measured_with, write_difference, write_number
 from qdexp.report.frame import MINUS, intervals, of_comparison
 from qdexp.report.protocols import protocol_line, rehearsal
 from qdexp.report.rows import bits
@@ -73,7 +73,7 @@ def notes(comparison: Comparison) -> list[str]:
     records = [*(record for line in lines for record in line.records), *comparison.failed]
     models = {str(record["axes"].get("model")) for record in records}
     said = [", ".join([*(models if len(models) == 1 else ()), *rehearsal(records), protocol_line(comparison.protocol)])]
-    said += lpips_lines(records)
+    said += [line for told in measured_with(records).values() for line in told]
     sure = [line for line in lines if any(not math.isnan(interval.half) for interval in line.numbers.values())]
     if sure:
         seeds = " and, where there are several, the seeds" if any(len(line.records) > 1 for line in sure) else ""

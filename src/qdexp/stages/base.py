@@ -5,7 +5,7 @@ else. Two cells that need the same stage share it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -51,19 +51,18 @@ class Stage(ABC):
 
     @cached_property
     def inputs(self) -> dict[str, "Stage"]:
-        """The stages that this one reads, by the role that they play: its fields that are stages."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {role: value for role, value in values.items() if isinstance(value, Stage)}
+        """The stages that this one reads, by the role that they play: its fields that are stages, and those in mappings."""
+        return {role: value for role, value in self._named() if isinstance(value, Stage)}
 
     @property
     def files_outside(self) -> dict[str, Path]:
         """The files outside the store that it reads, by their roles: its fields that are paths."""
-        found: dict[str, Path] = {}
+        return {role: value for role, value in self._named() if isinstance(value, Path)}
+
+    def _named(self) -> Iterator[tuple[str, Any]]:
         for one in fields(self):
             value = getattr(self, one.name)
-            named = value if isinstance(value, Mapping) else {one.name: value}
-            found |= {role: path for role, path in named.items() if isinstance(path, Path)}
-        return found
+            yield from value.items() if isinstance(value, Mapping) else [(one.name, value)]
 
     def described(self, key_of: Callable[["Stage"], str]) -> dict[str, Any]:
         """All that the key is a hash of; ``key_of``: the keys of the inputs."""

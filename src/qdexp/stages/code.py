@@ -33,6 +33,7 @@ WITHOUT_EFFECT = {
         "qdexp.store",
         "qdexp.entries",
         "qdexp.meter",
+        "qdexp.numbers",
     ),
     *("qdexp.stages.base", "qdexp.stages.code", "qdexp.stages.keys"),
 }

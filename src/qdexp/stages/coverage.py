@@ -24,7 +24,7 @@ FILE = "coverage.json"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CoverageStage(Stage):
-    """``coverage.json``: see ``qdexp.quant.coverage.Coverage.content``."""
+    """``coverage.json``: see ``qdexp.quant.coverage.Coverage.content``; and ``nominal_bytes``, as papers print them."""
 
     name = "coverage"
     quick = True
@@ -57,14 +57,13 @@ class CoverageStage(Stage):
         found.require_any(quant.label)
         if description_of(self.model) is None:
             warn(self.model, quant, found)
-        files.write_text(folder / FILE, json.dumps(found.content()))
+        content = found.content()
+        nominal = checkpoint.nominal_bytes(models.parameters(self.model), quant.weight_bits, content["weights_left_out"])
+        files.write_text(folder / FILE, json.dumps(content | {"nominal_bytes": nominal}))
 
     def results(self, folder: Path) -> Results:
         found = json.loads((folder / FILE).read_text())
-        metrics = {f"coverage_{what}": share for what, share in found["quantized"].items()}
-        metrics["gbops"] = found.pop("bit_operations") / 1e9
-        nominal = checkpoint.nominal_bytes(models.parameters(self.model), self.quant.weight_bits, found["weights_left_out"])
-        return {"metrics": metrics | {"size_nominal_mb": nominal / 1e6}, "coverage": found}
+        return {"coverage": {name: value for name, value in found.items() if name not in ("bit_operations", "nominal_bytes")}}
 
 
 def check(config: Config) -> None:

@@ -122,7 +122,7 @@ def targets(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         yield from ([value["_target_"]] if "_target_" in value else [])
         for inner in value.values():
-            yield from targets(inner)
+            yield from () if isinstance(inner, Keyed) else targets(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from targets(inner)

@@ -10,7 +10,6 @@ from qdexp import device as devices
 from qdexp.config import Config
 from qdexp.models import checkpoint
 from qdexp.models.architecture import named
-from qdexp.stages.base import Results
 from qdexp.stages.conditions import conditions_of
 from qdexp.stages.samples import SamplesStage, first_stage_files, noise_stream
 from qdexp.stages.steps import StepStage
@@ -36,9 +35,6 @@ class QuantizedSamplesStage(SamplesStage):
             conditions=conditions_of(config, stream),
             quantization=quantization,
         )
-
-    def results(self, folder: Path) -> Results:
-        return {"artifacts": {"samples": folder}}
 
     def network(self, inputs: dict[str, Path]) -> torch.nn.Module:
         return checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(self.model.network))

@@ -1,18 +1,17 @@
 """The images of the evaluation: the same noise in every cell, through the full-precision network here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from qdexp import device as devices
 from qdexp import models
 from qdexp.config import Config, Model, SamplerOptions, Sampling
 from qdexp.sampling import shards as sharding
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import Stream, missing_shards, read_shards, write_shards
+from qdexp.sampling.shards import Stream, missing_shards, write_shards
 from qdexp.stages.base import Results, Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage, conditions_of, read_conditions
 
@@ -60,7 +59,7 @@ class SamplesStage(Sharded, Stage):
         write_shards(module, folder, self.device, shards)
 
     def results(self, folder: Path) -> Results:
-        return {"artifacts": {"samples": folder}, "metrics": {"distance": 0.0}}  # to itself
+        return {"artifacts": {"samples": folder}}
 
     def missing(self, folder: Path) -> list[int]:
         return missing_shards(self.stream, folder)
@@ -74,9 +73,3 @@ def noise_stream(config: Config) -> Stream:
 def first_stage_files(model: Model) -> dict[str, Path]:
     """Of what makes images of latents."""
     return {f"first_stage.{role}": path for role, path in models.first_stage_files(model).items()}
-
-
-def image_pairs(inputs: dict[str, Path]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both images of every noise, ``samples`` and ``full_precision``, uint8 [rows, c, h, w] each, shard by shard: all at once
-    may not fit in memory."""
-    return zip(*(read_shards(inputs[role], "images") for role in ("samples", "full_precision")), strict=True)

@@ -10,7 +10,7 @@ from qdexp import files, models
 from qdexp.config import UNTOUCHED, Config, Model
 from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import description_of
-from qdexp.stages.base import Results, Stage
+from qdexp.stages.base import Stage
 
 FILE = "size.json"
 
@@ -37,6 +37,3 @@ class SizeStage(Stage):
             **({} if description is None else {"gbops": description.macs * UNTOUCHED**2 / 1e9}),
         }
         files.write_text(folder / FILE, json.dumps(found))
-
-    def results(self, folder: Path) -> Results:
-        return {"metrics": json.loads((folder / FILE).read_text())}

@@ -120,7 +120,6 @@ class StepStage(Stage):
         found: Results = {"reconstruction": {} if learned is None else {self.slot: learned}}
         if self.last:
             found["artifacts"] = {"checkpoint": folder / checkpoint.FOLDER}
-            found["metrics"] = {"size_stored_mb": checkpoint.size_bytes(folder / checkpoint.FOLDER) / 1e6}
         return found
 
 

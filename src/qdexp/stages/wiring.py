@@ -1,39 +1,38 @@
 """From a config to the stages of its cell. Each stage is made once and handed to those that read it."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.methods import recipe
 from qdexp.methods.base import OPTION
+from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, FULL_PRECISION, NETWORK, PROMPTS, SAMPLES, SIZE
+from qdexp.metrics.chosen import metrics_of
 from qdexp.stages.activations import ActivationsStage
-from qdexp.stages.alignment import AlignmentStage
 from qdexp.stages.base import Stage
+from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.coverage import CoverageStage
 from qdexp.stages.curves import CurvesStage
-from qdexp.stages.evaluation import EvaluationStage
-from qdexp.stages.fidelity import FidelityStage
+from qdexp.stages.features import FeaturesStage
 from qdexp.stages.layers import LayersStage
-from qdexp.stages.perceptual import PerceptualStage
+from qdexp.stages.metric import MetricStage
 from qdexp.stages.quantized_samples import QuantizedSamplesStage
 from qdexp.stages.samples import SamplesStage
 from qdexp.stages.size import SizeStage
 from qdexp.stages.steps import StepStage
 from qdexp.stages.trajectory import heldout_trajectory
 
-FULL_PRECISION = "full_precision"
-"""The role of the images that those of a quantized network are compared with: another cell's own."""
-
 
 def stages_of(config: Config) -> dict[str, Stage]:
-    """The stages by the roles that they play in the cell, in the order in which they are made.
+    """The stages by the roles that they play in the cell, in the order in which they are made; what measures its images comes
+    later (``measures_of``).
 
     Raises UserError where a file is missing, a ``_target_`` cannot be imported, or the method's steps cannot be taken.
     """
     full_precision, steps = SamplesStage.of(config), steps_of(config)
     if not steps:
-        measured = _measured(config, full_precision)
-        return {**_conditions(full_precision), "samples": full_precision, "size": SizeStage.of(config), **measured}
+        return {**_conditions(full_precision), SAMPLES: full_precision, SIZE: SizeStage.of(config)}
     quantization = list(steps.values())[-1]
     samples, heldout = QuantizedSamplesStage.of_checkpoint(config, quantization), heldout_trajectory(config)
     before = _calibrating(steps)
@@ -41,16 +40,12 @@ def stages_of(config: Config) -> dict[str, Stage]:
         **_conditions(samples, before.get("trajectory"), heldout),
         **before,
         **steps,
-        "coverage": CoverageStage.of(config, quantization),
+        COVERAGE: CoverageStage.of(config, quantization),
         "heldout": heldout,
-        "curves": CurvesStage.of(quantization, heldout),
+        CURVES: CurvesStage.of(quantization, heldout),
         FULL_PRECISION: full_precision,
-        "samples": samples,
-        **_measured(config, samples),
-        "fidelity": FidelityStage.of(samples, full_precision),
+        SAMPLES: samples,
     }
-    if config.inspection.lpips:
-        stages["perceptual"] = PerceptualStage.of(Path(config.inspection.lpips), samples, full_precision)
     if config.inspection.rows:
         stages["activations"] = ActivationsStage.of(config, heldout)
         stages["layers"] = LayersStage.of(config, quantization, heldout)
@@ -70,14 +65,40 @@ def steps_of(config: Config) -> dict[str, StepStage]:
     return stages
 
 
-def _measured(config: Config, samples: SamplesStage) -> dict[str, Stage]:
-    """What compares the images with a reference, and with what was asked for."""
-    stages: dict[str, Stage] = {}
-    if config.protocol.scores:
-        stages["evaluation"] = EvaluationStage.of(config, samples)
-    if config.protocol.clip:
-        stages["alignment"] = AlignmentStage.of(config, samples)
-    return stages
+def measures_of(config: Config, stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """What measures the images that ``stages`` make, likewise: the metrics by their names, and the features that they read.
+
+    A metric that needs what there is not in the cell is left out. Raises UserError where one cannot be taken.
+    """
+    there, found = _there(config, stages), dict[str, Stage]()
+    for one in metrics_of(config):
+        wanted = set(one.metric.needs_of(config))
+        extractor = one.metric.extractor(config)
+        if not wanted <= there.keys():
+            continue
+        needed = {need: there[need] for need in sorted(wanted)}
+        if extractor is not None:
+            features = FeaturesStage.of(there[SAMPLES], extractor)
+            role = f"{FEATURES}_{extractor.name}"
+            if found.setdefault(role, features).key != features.key:  # of the same name, and with other weights
+                role = f"{FEATURES}_{one.name}"
+                found[role] = features
+            needed[FEATURES] = found[role]
+        if one.name in stages or one.name in found:
+            raise UserError(f"{one.option}: a stage of the cell is called so; give the metric another name")
+        found[one.name] = MetricStage.of(config, one, there[SAMPLES].device, needed)
+    return found
+
+
+def _there(config: Config, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """What metrics may need, by what ``qdexp.metrics.base`` calls it: stages, and plain values."""
+    found: dict[str, Any] = {need: stages[need] for need in (SAMPLES, FULL_PRECISION, CURVES, COVERAGE, SIZE) if need in stages}
+    if COVERAGE in stages:
+        found[NETWORK] = stages[COVERAGE].inputs["quantization"]
+    conditions = stages[SAMPLES].inputs.get("conditions")
+    if isinstance(conditions, ConditionsStage) and all(isinstance(one, str) for one in conditions.wanted):
+        found[PROMPTS] = conditions.wanted
+    return found
 
 
 def _calibrating(steps: dict[str, StepStage]) -> dict[str, Stage]:

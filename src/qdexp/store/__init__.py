@@ -61,7 +61,7 @@ class Store:
 
         ``note`` says what the entry is (stage, options); it is kept in the manifest for a human reader.
         """
-        with self._alone(name):
+        with self.alone(name):
             entry = self.open(name)
             return entry if entry is not None else self._make(name, compute, note)
 
@@ -147,7 +147,7 @@ class Store:
             file.write(line + "\n")
 
     @contextlib.contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> Iterator[None]:
         """Keeps two processes from making the same entry at once. It only saves work: correctness rests on the rename."""
         self.layout.locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.layout.locks / name)

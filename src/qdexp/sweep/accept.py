@@ -20,11 +20,12 @@ from uuid import uuid4
 from qdexp import device as devices
 from qdexp import entries, files, meter
 from qdexp import record as records
-from qdexp.cell import Cell, protocol_of
+from qdexp.cell import Cell
 from qdexp.config import Config
 from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.layout import Layout, entry_name, records_in, stage_and_key
+from qdexp.protocol import protocol_of
 from qdexp.record import Record, read_records
 from qdexp.stages.base import Stage
 from qdexp.stages.keys import short_hash

@@ -158,4 +158,4 @@ def read_config(place: Job | Manifest, cell: str) -> Config:
 
 def planned(sweep: Manifest, cell: CellEntry) -> Cell:
     """A cell as it was submitted, whatever the code of this process."""
-    return Cell(read_config(sweep, cell.key), cell.keys)
+    return Cell(read_config(sweep, cell.key), cell.key, cell.keys)

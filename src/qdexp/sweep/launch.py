@@ -14,7 +14,6 @@ import torch
 
 from qdexp import device as devices
 from qdexp import files, progress
-from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.errors import UserError
@@ -124,7 +123,7 @@ class Frozen:
 
     def done(self, node: Node) -> bool:
         if node.stage == RECORD:
-            return records.read_complete(self.out, self.cells[node.cell].name) is not None
+            return self.cells[node.cell].finished() is not None
         return self.store.has(node.entry)
 
 
@@ -149,7 +148,7 @@ def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
         Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
     results.settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
-    incomplete = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]
+    incomplete = [cell for cell in cells if cell.finished() is None]
     return results.end(cells, [cell.record for cell in cells], [cell.label for cell in incomplete])
 
 

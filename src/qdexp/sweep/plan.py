@@ -12,7 +12,6 @@ from statistics import median
 from torch.utils import _pytree as pytree
 
 from qdexp import models
-from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import UNTOUCHED, WEIGHTS, Config, Model
 from qdexp.config.checks import checked
@@ -34,9 +33,9 @@ LOOKED_AT = 20
 def plan(cells: Sequence[Cell], store: Store, parts: int) -> list[Node]:
     """The missing jobs of ``cells``, in an order in which they can run; stages of shards are cut into at most ``parts``.
 
-    A cell whose record is complete needs nothing.
+    A cell whose record holds all that is measured of it needs nothing.
     """
-    missing = [cell for cell in cells if records.read_complete(cell.out, cell.name) is None]
+    missing = [cell for cell in cells if cell.finished() is None]
     planner = _Planner(store, parts, {stage.entry for cell in missing for stage in cell.stages.values() if not stage.quick})
     for cell in missing:
         planner.add(cell)

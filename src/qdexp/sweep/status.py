@@ -56,10 +56,15 @@ class Status:
 
     def _done(self, node: Node) -> bool:
         if node.stage == RECORD:
-            return records.read_complete(self.sweep.out, self.sweep.cells[node.cell].name) is not None
+            return self._complete(node.cell)
         if self.store.has(node.entry):
             return True
         return node.parts > 1 and self.store.layout.costs(node.entry, node.part_name).exists()
+
+    def _complete(self, key: str) -> bool:
+        """Whether the record of a cell holds all that the sweep measures of it."""
+        cell = self.sweep.cells[key]
+        return records.read_complete(self.sweep.out, cell.name, cell.keys) is not None
 
     def _state(self, node: Node, said: str) -> NodeState:
         error = self.registry.error(node.id)
@@ -80,7 +85,7 @@ class Status:
 
     def cell(self, key: str) -> str:
         """The state of a whole cell."""
-        if records.read_complete(self.sweep.out, self.sweep.cells[key].name) is not None:
+        if self._complete(key):
             return DONE
         return next(
             (self.nodes[node.id].state for node in self.sweep.nodes if node.cell == key and node.stage == RECORD), FAILED

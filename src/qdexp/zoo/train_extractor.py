@@ -24,9 +24,13 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from qdexp.device import resolve
 from qdexp.files import sha256, write_tensors
 from qdexp.metrics import reference
-from qdexp.metrics.extractors import FASHION_CNN, Extractor
+from qdexp.metrics.extractor import Extractor
+from qdexp.metrics.extractors import FASHION_CNN
 from qdexp.metrics.features import extract
-from qdexp.metrics.scores import floor, score
+from qdexp.metrics.fid import Fid, floor
+from qdexp.metrics.inception_score import InceptionScore
+from qdexp.metrics.kid import Kid
+from qdexp.metrics.precision_recall import PrecisionRecall
 from qdexp.zoo import fashion
 from qdexp.zoo.extractor import FashionCNN
 
@@ -103,11 +107,15 @@ def measure(extractor: Extractor, data: Path, out: Path) -> dict[str, object]:
     parts = {**reference.statistics(pool), "features": pool[kept], "floor_features": held_out.pool}
     reference.write(path, parts, extractor, dataset="fashion-mnist train")
     real = reference.Reference.load(path)
+    metrics = (Fid(), Kid(seed=0), PrecisionRecall())
+    scores = {key: found for metric in metrics for key, found in metric.score(held_out, real).items()}
+    scores |= InceptionScore(seed=0).score(held_out)
+    assert held_out.logits is not None
     return {
         "weights_sha256": extractor.digest,
         "parameters": sum(p.numel() for p in FashionCNN().parameters()),
         "test_accuracy": (held_out.logits.argmax(1) == labels).double().mean().item(),
-        "held_out_scores": score(held_out, real, seed=0),
+        "held_out_scores": {key: getattr(found, "value", found) for key, found in scores.items()},
         "fid_floor": {n: floor(real, n) for n in (1024, 2048, 5000, 10_000)},
     }
 

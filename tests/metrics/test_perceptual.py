@@ -16,12 +16,11 @@ from torchvision.models import alexnet, vgg16, vgg16_bn
 from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.files import sha256
-from qdexp.metrics.perceptual import BACKBONES, Perceptual, backbone_of
+from qdexp.metrics.perceptual import BACKBONES, Backbone, Perceptual, backbone_of
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.tables import to_markdown
 from qdexp.sampling.shards import read_shards
-from qdexp.stages import perceptual
 from qdexp.store import Store
 
 CellOf = Callable[..., Cell]
@@ -54,7 +53,7 @@ def expected(name: str, weights: Path, a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
-def test_it_is_what_the_library_says(weights: dict[str, Path], backbone: perceptual.Backbone) -> None:
+def test_it_is_what_the_library_says(weights: dict[str, Path], backbone: Backbone) -> None:
     file = weights[backbone.name]
     network = Perceptual(backbone, torch.load(file), torch.device("cpu"))
     a, b = (torch.randint(0, 256, (35, 3, backbone.least, backbone.least + 3), dtype=torch.uint8) for _ in range(2))
@@ -67,7 +66,7 @@ def test_it_is_what_the_library_says(weights: dict[str, Path], backbone: percept
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
-def test_the_least_size_is_the_networks(weights: dict[str, Path], backbone: perceptual.Backbone) -> None:
+def test_the_least_size_is_the_networks(weights: dict[str, Path], backbone: Backbone) -> None:
     network = Perceptual(backbone, torch.load(weights[backbone.name]), torch.device("cpu"))
     small = torch.zeros(1, 3, backbone.least - 1, backbone.least - 1, dtype=torch.uint8)
     with pytest.raises(UserError, match=f"{backbone.title} it takes grey or RGB images of {backbone.least} pixels or more"):
@@ -98,27 +97,29 @@ def test_what_cannot_be_used_is_told_before_any_work(cell_of: CellOf, weights: d
     assert not (tmp_path / "out" / "store").exists() or not any((tmp_path / "out" / "store").iterdir())
 
 
-def test_channels_that_are_no_colours_are_refused(weights: dict[str, Path]) -> None:
-    perceptual.check(weights["vgg"], [3])  # of a latent model: the size is known once it has been decoded
+def test_channels_that_are_no_colours_are_refused() -> None:
+    BACKBONES[1].check([3])  # of a latent model: the size is known once it has been decoded
     with pytest.raises(UserError, match=r"not \[4\]; leave it null"):
-        perceptual.check(weights["alex"], [4])
+        BACKBONES[0].check([4])
 
 
 def test_a_cell_with_weights_and_its_table(cell_of: CellOf, weights: dict[str, Path]) -> None:
     option = f"inspection.lpips={weights['vgg']}"
     full, plain, cell = cell_of("method=fp", option), cell_of(), cell_of(option)
-    assert cell.stages.keys() - plain.stages.keys() == {"perceptual"}
+    assert cell.stages.keys() - plain.stages.keys() == {"lpips"}
     assert all(cell.stages[name].key == stage.key for name, stage in plain.stages.items())
     assert full.key == cell_of("method=fp").key
+    assert "LPIPS" not in to_markdown(compare([full.run(), plain.run()], Evidence(plain.out)))
     record, store = cell.run(), Store(cell.out)
-    lpips_of = load_file(store.folder(cell.stages["perceptual"].entry) / perceptual.FILE)["lpips"]
+    lpips_of = load_file(store.folder(cell.stages["lpips"].entry) / "images.safetensors")["lpips"]
     images, truth = (
         torch.cat(list(read_shards(store.folder(cell.stages[name].entry), "images"))) for name in ("samples", "full_precision")
     )
     network = Perceptual(BACKBONES[1], torch.load(weights["vgg"]), torch.device("cpu"))
     assert torch.allclose(lpips_of, network.distance(images, truth), rtol=1e-4)
     assert record["metrics"]["lpips"] == pytest.approx(lpips_of.double().mean().item())
-    assert record["lpips"] == {"backbone": "VGG-16", "weights_digest": sha256(weights["vgg"]), "library": version("lpips")}
+    made_with = {"backbone": "VGG-16", "weights": sha256(weights["vgg"]), "library": f"lpips {version('lpips')}"}
+    assert record["measures"]["lpips"]["made_with"] == made_with
     evidence = Evidence(cell.out)
     comparison = compare([full.run(), record], evidence)
     number = comparison.lines[1].numbers["lpips"]
@@ -128,8 +129,9 @@ def test_a_cell_with_weights_and_its_table(cell_of: CellOf, weights: dict[str, P
     assert np.ptp(replicates) > 0
     table = to_markdown(comparison)
     assert " LPIPS to FP |" in table
-    assert f"LPIPS of VGG-16 {sha256(weights['vgg'])[:8]} by lpips {version('lpips')}." in table
-    assert "LPIPS" not in to_markdown(compare([full.run(), plain.run()], Evidence(cell.out)))
+    said = f"LPIPS to FP: backbone VGG-16, weights {sha256(weights['vgg'])[:8]}, library lpips {version('lpips')}."
+    assert said in table
+    assert plain.run() == record, "what was measured stays"
 
 
 def test_other_weights_are_another_number(cell_of: CellOf, weights: dict[str, Path], tmp_path: Path) -> None:
@@ -138,9 +140,11 @@ def test_other_weights_are_another_number(cell_of: CellOf, weights: dict[str, Pa
     (tmp_path / "same.pth").write_bytes(weights["vgg"].read_bytes())
     files = (weights["vgg"], tmp_path / "other.pth", tmp_path / "same.pth")
     one, other, same = (cell_of(f"inspection.lpips={file}") for file in files)
-    assert one.key == same.key
-    assert {name for name in one.stages if one.stages[name].key != other.stages[name].key} == {"perceptual"}
+    assert one.keys == same.keys
+    assert one.key == other.key, "a cell is the same whatever is measured of it"
+    assert {name for name in one.stages if one.stages[name].key != other.stages[name].key} == {"lpips"}
+    elsewhere = cell_of(f"inspection.lpips={files[1]}", "quant=w8a8")
     records = [json.loads(json.dumps(cell.run())) for cell in (one, other)]
     assert records[0]["metrics"]["lpips"] != records[1]["metrics"]["lpips"]
-    with pytest.raises(UserError, match="LPIPS of different weights do not compare"):
-        compare(records, Evidence(one.out))
+    with pytest.raises(UserError, match="lpips was measured with different things"):
+        compare([records[0], elsewhere.run()], Evidence(one.out))
