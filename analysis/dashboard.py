@@ -17,6 +17,7 @@ import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
 from qdexp.errors import UserError, one_line
+from qdexp.numbers import Number, numbers_of, shipped
 from qdexp.tracking.log import Run, read
 from qdexp.tracking.sync import runs_in
 
@@ -24,31 +25,37 @@ Panel = Any
 Key = tuple[str, str]
 """(summary, config or history; the key's name)."""
 
-BARS = {"fid": "FID", "kid": "KID", "noise_error": "error of the noise estimate", "ssim": "SSIM to full precision"}
-COSTS = {"size_stored_mb": "stored MB", "gbops": "10^9 MACs x bits of both factors"}
 CURVES = {"teacher_forced": "error of each step alone", "free_running": "error accumulated"}
 PREFIXES = {"summary_metrics.": "summary", "summary:": "summary", "config:": "config", "config.": "config"}
 """How a specification marks what kind of key follows; history keys stand bare."""
 COLUMNS = ("weight_bits", "act_bits", "calib", "quantizer", "seed")
 
 
-def sections(known: set[Key]) -> dict[str, list[Panel]]:
-    """The panels by section. KID is drawn where the runs have it, that is from 1,000 images on.
+def sections(numbers: Sequence[Number]) -> dict[str, list[Panel]]:
+    """The panels by section, of the numbers that the runs say they hold.
 
     Bars are means over the runs of one ``row``, which differ in their seed alone.
     """
+    shown = [number for number in numbers if "overview" in number.shown]
     bars = [
-        reports.BarPlot(title=title, metrics=[reports.SummaryMetric(key)], groupby=reports.Config("row"))
-        for key, title in BARS.items()
-        if key != "kid" or ("summary", key) in known
+        reports.BarPlot(title=number.title, metrics=[reports.SummaryMetric(number.key)], groupby=reports.Config("row"))
+        for number in shown
+        if number.kind in ("quality", "fidelity")
     ]
-    fid = reports.SummaryMetric("fid")
+    qualities = [number for number in shown if number.kind == "quality" and "bars" in number.shown]
     fronts = [
-        reports.ScatterPlot(title=f"FID against {title}", x=reports.SummaryMetric(key), y=fid, log_y=True)
-        for key, title in COSTS.items()
+        reports.ScatterPlot(
+            title=f"{quality.title} against {cost.title}",
+            x=reports.SummaryMetric(cost.key),
+            y=reports.SummaryMetric(quality.key),
+            log_y=True,
+        )
+        for quality in qualities
+        for cost in shown
+        if cost.kind == "cost"
     ]
     axes = [reports.ParallelCoordinatesPlotColumn(reports.Config(name)) for name in COLUMNS]
-    axes.append(reports.ParallelCoordinatesPlotColumn(fid, log=True))
+    axes += [reports.ParallelCoordinatesPlotColumn(reports.SummaryMetric(one.key), log=True) for one in qualities]
     curves = [
         reports.LinePlot(title=title, x="curves/timestep", y=[f"curves/{key}"], log_y=True, smoothing_factor=0)
         for key, title in CURVES.items()
@@ -60,6 +67,13 @@ def sections(known: set[Key]) -> dict[str, list[Panel]]:
         "Along the sampler": curves,
         "Samples of the same noise": [reports.MediaBrowser(media_keys=["samples"])],
     }
+
+
+def numbers_in(runs: Sequence[Run]) -> list[Number]:
+    """What the records behind the runs say of their numbers."""
+    held = {key for run in runs for key in run.summary}
+    told = [{"metrics": held & shipped().keys(), **run.config.get("record", {})} for run in runs]
+    return [number for number in numbers_of(told) if number.key in held]
 
 
 def report(sweep: str, project: str, entity: str, panels: dict[str, list[Panel]]) -> reports.Report:
@@ -134,7 +148,7 @@ def main() -> int:
     if not runs:
         parser.error(f"{args.runs} holds no run of the sweep {args.sweep}")
     known = logged(runs)
-    place = (args.sweep, args.project, args.entity, sections(known))
+    place = (args.sweep, args.project, args.entity, sections(numbers_in(runs)))
     built = [report(*place), workspace(*place)]
     missing = {key for one in built for key in keys_of(one._to_model().model_dump(mode="json")["spec"])} - known
     for kind, key in sorted(missing):

@@ -80,7 +80,7 @@ def test_records_without_their_store_have_numbers_and_no_intervals(study: Study,
     comparison = compare(study.records, evidence)
     assert all(math.isnan(line.numbers["fid"].low) for line in comparison.cells)
     assert not any(line.differences for line in comparison.lines)
-    assert evidence.gaps == {"features of some cells are not in the store: their numbers have no intervals"}
+    assert evidence.gaps == {"what some cells were measured by is not in the store: their numbers have no intervals"}
 
 
 def test_intervals_need_the_store_and_nothing_else(study: Study) -> None:
@@ -94,8 +94,7 @@ def test_intervals_need_the_store_and_nothing_else(study: Study) -> None:
 
 
 READS: dict[str, tuple[str, Callable[[Evidence, Any], object]]] = {
-    "evaluation": ("replicates.json", lambda evidence, record: evidence.estimates(record)),
-    "fidelity": ("fidelity.safetensors", lambda evidence, record: evidence.estimates(record)),
+    "fid": ("numbers.json", lambda evidence, record: evidence.estimates(record)),
     "layers": ("layers.json", lambda evidence, record: evidence.read_json(record, "layers")),
     "samples": ("shard-00000.safetensors", lambda evidence, record: evidence.images(record, 4)),
 }
@@ -116,13 +115,14 @@ def test_a_flipped_bit_changes_no_number(study: Study, tmp_path: Path, stage: st
         read(Evidence(tmp_path), record)
 
 
-def test_an_older_entry_is_named(study: Study, tmp_path: Path) -> None:
-    record = study.records[0]
-    folder = tmp_path / "store" / f"evaluation-{record['keys']['evaluation']}"
-    folder.mkdir(parents=True)
-    evidence = Evidence(tmp_path)
-    assert evidence.estimates(record) == {}
+def test_records_that_do_not_describe_their_numbers_have_the_titles_of_those_of_qdexp(study: Study) -> None:
+    older = [{name: part for name, part in record.items() if name != "measures"} for record in study.records]
+    evidence = Evidence(study.out)
+    comparison = compare(older, evidence)
+    told = {number.key: number for number in compare(study.records, Evidence(study.out)).numbers}
+    assert {number.key: number for number in comparison.numbers} == told
     assert evidence.gaps == {"some cells were measured before intervals were kept with them: run their sweeps again for these"}
+    assert all(math.isnan(line.numbers["fid"].half) for line in comparison.lines)
 
 
 def test_the_weights_of_each_line_have_their_own_baseline(two_weights: Study) -> None:

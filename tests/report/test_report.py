@@ -173,7 +173,7 @@ def test_the_page_filters_by_words_and_axes_and_pools_seeds(page: Browser) -> No
     assert len(page.run(NAMES)) == 1
 
 
-SHADE = "return difference(METRICS.get('fid'), arguments[0], arguments[1]).className"
+SHADE = "return difference(DATA.metrics.find(one => one.key === 'fid'), arguments[0], arguments[1]).className"
 COMPARED = "return DATA.metrics.map(one => paired(CELLS.get(arguments[0]), CELLS.get(arguments[1]), one.key))"
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from qdexp.errors import UserError
 from qdexp.report.comparison import Comparison, compare
 from qdexp.report.evidence import Evidence
-from qdexp.report.tables import BRIEF, LONGEST, to_csv, to_latex, to_markdown, to_terminal
+from qdexp.report.tables import LONGEST, to_csv, to_latex, to_markdown, to_terminal
 from qdexp.statistics.estimate import Interval
 from qdexp.sweep.results import WIDTH
 
@@ -28,12 +28,12 @@ def compared(records: list[Record], baseline: str = "fp") -> Comparison:
 
 
 def markdown(*records: Record) -> str:
-    return to_markdown(compared(list(records)), BRIEF)
+    return to_markdown(compared(list(records)), "brief")
 
 
 def shown(records: list[Record], width: int) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(to_terminal(compared(records), width, BRIEF))
+    Console(file=out, width=width).print(to_terminal(compared(records), width, "brief"))
     return out.getvalue()
 
 
@@ -142,7 +142,7 @@ def test_the_terminal_table_of_a_sweep_fits_and_is_right_aligned(make: Make) -> 
         for line in comparison.lines
     ]
     out = io.StringIO()
-    Console(file=out, width=WIDTH).print(to_terminal(replace(comparison, lines=lines), WIDTH, BRIEF))
+    Console(file=out, width=WIDTH).print(to_terminal(replace(comparison, lines=lines), WIDTH, "brief"))
     assert "no room" not in out.getvalue()
     rows = [line for line in out.getvalue().splitlines() if " W" in line]
     for row, line, fid in zip(rows, lines, ("12.35 ± 1.23", "5.00 ± 0.50", "464.69 ± 46.47"), strict=True):
@@ -177,6 +177,15 @@ def test_report_imports_no_machinery() -> None:
     code = "import sys, qdexp.report.tables, qdexp.report.grid; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in out if name.startswith("qdexp.")}
-    read = ("qdexp.errors", "qdexp.entries", "qdexp.files", "qdexp.layout", "qdexp.record", "qdexp.report", "qdexp.statistics")
+    read = (
+        "qdexp.errors",
+        "qdexp.entries",
+        "qdexp.files",
+        "qdexp.layout",
+        "qdexp.numbers",
+        "qdexp.record",
+        "qdexp.report",
+        "qdexp.statistics",
+    )
     assert all(name.startswith(read) for name in ours)
     assert not {"torch", "wandb", "hydra", "matplotlib"} & set(out)

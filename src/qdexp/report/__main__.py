@@ -44,7 +44,7 @@ def main() -> None:
     source = open_source(args.source, args.out)
     if args.protocol:
         source = replace(source, records=of_protocol(source.records, args.protocol))
-    paper = Paper.read(args.reported) if args.reported else None
+    paper = Paper.read(args.reported, source.records) if args.reported else None
     evidence = Evidence(source.out)
     folder: Path = args.to or Layout(source.out).reports / source.name
     files.require_writable(folder, f"--to {folder}")

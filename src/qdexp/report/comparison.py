@@ -11,50 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdexp.errors import UserError
-from qdexp.numbers import Number
+from qdexp.numbers import Number, Place, numbers_of
 from qdexp.record import Record
 from qdexp.report.evidence import Evidence
 from qdexp.report.identity import Baselines, calibrated, grouped
 from qdexp.report.protocols import common_protocol
 from qdexp.report.rows import in_order, names, row_names
 from qdexp.statistics.estimate import Estimate, Interval, pool
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number of the record: what it is called, the factor it is shown with, and whether more of it is better."""
-
-    key: str
-    title: str
-    factor: float = 1.0
-    digits: int = 2
-    higher: bool = False
-    significant: bool = False
-    """Shown with ``digits`` significant digits: what spans orders of magnitude."""
-
-
-METRICS = (
-    Metric("fid", "FID"),
-    Metric("sfid", "sFID"),
-    Metric("kid", "KID x1000", 1000),
-    Metric("isc", "IS", higher=True),
-    Metric("clip", "CLIP", higher=True),
-    Metric("precision", "precision", digits=3, higher=True),
-    Metric("recall", "recall", digits=3, higher=True),
-    Metric("psnr", "PSNR to FP", higher=True),
-    Metric("ssim", "SSIM to FP", digits=3, higher=True),
-    Metric("lpips", "LPIPS to FP", digits=3),
-    Metric("distance", "MSE to FP x1000", 1000, 3, significant=True),
-    Metric("noise_error", "noise error x1000", 1000, 3, significant=True),
-    Metric("size_nominal_mb", "nominal MB"),
-    Metric("size_stored_mb", "stored MB"),
-    Metric("gbops", "GBOPs", digits=1),
-    Metric("coverage_macs", "quantized MACs, %", 100, digits=1, higher=True),
-    Metric("coverage_parameters", "quantized parameters, %", 100, digits=1, higher=True),
-)
-DIFFERENCES = ("fid", "kid", "clip")
-"""Shown as differences to the baseline too; the distances to full precision are differences already."""
-
 
 DIGEST, DIGITS = re.compile("[0-9a-f]{64}"), 8
 """Of a file, and how much of it is shown."""
@@ -100,10 +63,12 @@ def settled(records: Sequence[Record]) -> bool:
 class Comparison:
     """All of one protocol, in the table's order.
 
-    ``lines``: seeds pooled. ``cells``: each record alone, with its ``estimates`` by cell and metric. ``failed``: the records of
-    cells that failed. ``baseline``: what was compared with, if it was found; ``alone``: the lines that it does not belong to.
+    ``numbers``: what the records say of those that they hold, in the order of columns. ``lines``: seeds pooled. ``cells``: each
+    record alone, with its ``estimates`` by cell and metric. ``failed``: the records of cells that failed. ``baseline``: what
+    was compared with, if it was found; ``alone``: the lines that it does not belong to.
     """
 
+    numbers: list[Number]
     lines: list[Line]
     cells: list[Line]
     failed: list[Record]
@@ -111,6 +76,21 @@ class Comparison:
     protocol: dict[str, Any]
     baseline: str | None
     alone: list[str]
+
+    def shown(self, place: Place) -> list[Number]:
+        """The numbers that are shown at a place and that some line has; of shares, where one has less than all of it."""
+        found = []
+        for number in self.numbers:
+            values = [line.numbers[number.key].value for line in self.lines if number.key in line.numbers]
+            if place in number.shown and values and (number.kind != "share" or min(values) < 1):
+                found.append(number)
+        return found
+
+    @property
+    def headline(self) -> Number | None:
+        """The first number whose differences to the baseline are taken, where there are any: these get a column."""
+        taken = {key for line in self.lines for key in line.differences}
+        return next((number for number in self.numbers if number.key in taken), None)
 
 
 def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp") -> Comparison:
@@ -125,22 +105,23 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
     groups = grouped(in_order([record for record in records if record["status"] == "complete"]))
     complete = [record for group in groups for record in group]
     refuse_mixed(complete)
+    numbers = numbers_of(complete)
     estimates = {record["cell"]: evidence.estimates(record) for record in complete}
     baselines = Baselines(complete, baseline)
     rivals = {record["cell"]: baselines.of(record) for record in complete}
 
     def line(name: str, group: list[Record]) -> Line:
         against = [rival for record in group if (rival := rivals[record["cell"]]) is not None]
-        numbers = _numbers(group, [estimates[record["cell"]] for record in group])
+        pooled = _pooled(group, [estimates[record["cell"]] for record in group], numbers)
         if len(against) < len(group) or {one["cell"] for one in against} & {record["cell"] for record in group}:
-            return Line(name, group, numbers, {})
+            return Line(name, group, pooled, {})
         pairs = [(estimates[own["cell"]], estimates[rival["cell"]]) for own, rival in zip(group, against, strict=True)]
-        return Line(name, group, numbers, _differences(pairs), settled(group) and settled(against))
+        return Line(name, group, pooled, _differences(pairs, numbers), settled(group) and settled(against))
 
     lines = [line(*one) for one in zip(row_names(groups), groups, strict=True)]
     cells = [line(name, [record]) for name, record in zip(names(complete), complete, strict=True)]
     alone = [one.name for one in lines if any(rivals[record["cell"]] is None for record in one.records)]
-    return Comparison(lines, cells, failed, estimates, protocol, baseline if baselines.rivals else None, alone)
+    return Comparison(numbers, lines, cells, failed, estimates, protocol, baseline if baselines.rivals else None, alone)
 
 
 def refuse_mixed(records: Sequence[Record]) -> None:
@@ -162,48 +143,42 @@ def measured_with(records: Sequence[Record]) -> dict[str, list[str]]:
     return {name: list(lines) for name, lines in found.items()}
 
 
-def _numbers(group: Sequence[Record], estimates: Sequence[dict[str, Estimate]]) -> dict[str, Interval]:
+def _pooled(
+    group: Sequence[Record], estimates: Sequence[dict[str, Estimate]], numbers: Sequence[Number]
+) -> dict[str, Interval]:
     """Means over the seeds; with an interval where each was estimated from images, so that it holds both."""
     found = {}
-    for metric in METRICS:
-        values = [value for record in group if (value := record["metrics"].get(metric.key)) is not None]
-        measured = [one[metric.key] for one in estimates if metric.key in one]
+    for key in (number.key for number in numbers):
+        values = [value for record in group if (value := record["metrics"].get(key)) is not None]
+        measured = [one[key] for one in estimates if key in one]
         if len(measured) == len(group):
-            found[metric.key] = pool(measured)
+            found[key] = pool(measured)
         elif len(values) == len(group):
-            found[metric.key] = Interval(statistics.mean(values), math.nan, math.nan)
+            found[key] = Interval(statistics.mean(values), math.nan, math.nan)
     return found
 
 
-def _differences(pairs: Sequence[tuple[dict[str, Estimate], dict[str, Estimate]]]) -> dict[str, Interval]:
+def _differences(
+    pairs: Sequence[tuple[dict[str, Estimate], dict[str, Estimate]]], numbers: Sequence[Number]
+) -> dict[str, Interval]:
     return {
-        key: pool([own[key] - other[key] for own, other in pairs])
-        for key in DIFFERENCES
-        if all(key in own and key in other for own, other in pairs)
+        number.key: pool([own[number.key] - other[number.key] for own, other in pairs])
+        for number in numbers
+        if number.differences and all(number.key in own and number.key in other for own, other in pairs)
     }
 
 
-def write_number(metric: Metric, interval: Interval | None) -> str:
+def write_number(number: Number, interval: Interval | None) -> str:
     """``1.85 ± 0.33``, without the half width where it is not known; ``-`` where there is no number."""
     if interval is None:
         return "-"
-    value = plain(metric, interval.value)
-    return value if math.isnan(interval.half) else f"{value} ± {plain(metric, interval.half)}"
+    value = number.text(interval.value)
+    return value if math.isnan(interval.half) else f"{value} ± {number.text(interval.half)}"
 
 
-def write_difference(metric: Metric, interval: Interval | None) -> str:
+def write_difference(number: Number, interval: Interval | None) -> str:
     """``+0.62 [0.41, 0.83]``."""
     if interval is None:
         return "-"
-    shown = f"+{plain(metric, interval.value)}" if interval.value >= 0 else plain(metric, interval.value)
-    return f"{shown} [{plain(metric, interval.low)}, {plain(metric, interval.high)}]"
-
-
-def plain(metric: Metric, value: float) -> str:
-    """A value in the metric's unit and digits."""
-    value *= metric.factor
-    if metric.significant:
-        if value == 0:
-            return "0"
-        return f"{value:#.{metric.digits}g}".rstrip(".") if abs(value) < 10**metric.digits else f"{value:.0f}"
-    return f"{value:.{metric.digits}f}"
+    shown = f"+{number.text(interval.value)}" if interval.value >= 0 else number.text(interval.value)
+    return f"{shown} [{number.text(interval.low)}, {number.text(interval.high)}]"

@@ -15,16 +15,17 @@ the paper's own: reported, never ours.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from qdexp.errors import UserError
-from qdexp.record import flat
-from qdexp.report.comparison import METRICS, Line, plain, write_number
+from qdexp.numbers import Number, numbers_of, shipped
+from qdexp.record import Record, flat
+from qdexp.report.comparison import Line, write_number
 from qdexp.report.identity import full_precision
 from qdexp.report.tables import markdown
 
@@ -52,22 +53,24 @@ class Paper:
     settings: dict[str, dict[str, Any]]
     cells: list[dict[str, Any]]
     deviations: list[str]
+    metrics: Mapping[str, Number] = field(default_factory=shipped)
 
     @classmethod
-    def read(cls, path: Path) -> "Paper":
-        """Raises UserError where the file is missing or is no such list."""
+    def read(cls, path: Path, records: Sequence[Record] = ()) -> "Paper":
+        """Raises UserError where the file is missing or is no such list, of numbers that qdexp or the records know."""
+        metrics = shipped() | {number.key: number for number in numbers_of(records)}
         try:
             found = json.loads(path.read_text())
             paper = cls(found["title"], found["source"], found.get("settings", {}), found["cells"], found.get("deviations", []))
             settings = [paper.settings, *(cell.get("settings", {}) for cell in paper.cells)]
-            whole = all(cell["where"].items() and _numeric(cell["numbers"]) for cell in paper.cells)
+            whole = all(cell["where"].items() and _numeric(cell["numbers"], metrics) for cell in paper.cells)
             known = all(value and value.keys() <= set(SIDES) for one in settings for value in one.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"--reported {path}: {type(error).__name__}: {error}; see qdexp.report.conformance") from error
         if not (whole and known):
-            metrics = ", ".join(metric.key for metric in METRICS)
-            raise UserError(f"--reported {path}: cells need where and numbers (of {metrics}), settings are of paper or code")
-        return paper
+            raise UserError(f"--reported {path}: cells need where and numbers, of {', '.join(metrics)}; settings are of paper "
+                            f"or code")  # fmt: skip
+        return replace(paper, metrics=metrics)
 
     def rows(self, line: Line) -> list[Row]:
         """The list of a line; empty where the paper has no such cell."""
@@ -79,20 +82,18 @@ class Paper:
         if full_precision(line.records[0]):
             settings = {name: values for name, values in settings.items() if not name.startswith(QUANTIZING)}
         deviations = [row for name, values in settings.items() if (row := _deviation(name, values, config))]
-        return [*_numbers(cell["numbers"], line), *deviations]
+        return [*_numbers(cell["numbers"], line, self.metrics), *deviations]
 
 
-def _numeric(reported: dict[str, Any]) -> bool:
+def _numeric(reported: dict[str, Any], metrics: Mapping[str, Number]) -> bool:
     """Whether these are numbers, at least one, each of a metric that there is."""
-    known = reported.keys() <= {metric.key for metric in METRICS}
+    known = reported.keys() <= metrics.keys()
     return bool(reported) and known and all(isinstance(value, int | float) for value in reported.values())
 
 
-def _numbers(reported: dict[str, float], line: Line) -> list[Row]:
+def _numbers(reported: dict[str, float], line: Line, metrics: Mapping[str, Number]) -> list[Row]:
     rows = []
-    for metric in METRICS:
-        if metric.key not in reported:
-            continue
+    for metric in (metrics[key] for key in reported):
         value, ours = reported[metric.key] / metric.factor, line.numbers.get(metric.key)
         if ours is None:
             remark = "not measured"
@@ -101,7 +102,7 @@ def _numbers(reported: dict[str, float], line: Line) -> list[Row]:
         else:
             place = "inside" if ours.low <= value <= ours.high else "outside"
             remark = f"{place} our interval" + ("" if line.settled else ", which is over the images alone")
-        rows.append(Row(metric.title, f"{plain(metric, value)} (reported)", write_number(metric, ours), remark))
+        rows.append(Row(metric.title, f"{metric.text(value)} (reported)", write_number(metric, ours), remark))
     return rows
 
 

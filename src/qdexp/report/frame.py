@@ -9,7 +9,7 @@ import pandas as pd
 
 from qdexp.layout import Layout
 from qdexp.record import Record, read_records
-from qdexp.report.comparison import DIFFERENCES, METRICS, Comparison, Line
+from qdexp.report.comparison import Comparison, Line
 from qdexp.report.evidence import Evidence
 from qdexp.report.rows import in_order
 from qdexp.statistics.estimate import Interval
@@ -65,8 +65,8 @@ def of_comparison(comparison: Comparison) -> pd.DataFrame:
     ``load_records`` has them, ``seconds`` of the mean cell.
     """
     axes = dict.fromkeys(name for line in comparison.lines for name in line.axes if name != "seed")
-    numbers = [f"{metric.key}{end}" for metric in METRICS for end in ENDS]
-    differences = [f"{key}{MINUS}{end}" for key in DIFFERENCES for end in ENDS]
+    numbers = [f"{number.key}{end}" for number in comparison.numbers for end in ENDS]
+    differences = [f"{number.key}{MINUS}{end}" for number in comparison.numbers if number.differences for end in ENDS]
     shared = {"baseline": comparison.baseline} | {f"protocol_{name}": comparison.protocol.get(name) for name in PROTOCOL}
     columns = ["line", "seeds", "identity", *axes, *numbers, "baseline", *differences, *list(shared)[1:], "seconds"]
     return pd.DataFrame([_line(line) | shared for line in comparison.lines], columns=columns)

@@ -41,7 +41,18 @@ def rehearsal(records: Iterable[Record]) -> list[str]:
     return [
         *(["weights: random, a rehearsal"] if weights else []),
         *(["extractor: random, its scores mean nothing"] if extractor else []),
+        *(f"{name}: random weights, it means nothing" for name in sorted(random_measures(found))),
     ]
+
+
+def random_measures(records: Iterable[Record]) -> set[str]:
+    """The metrics that were measured with random weights."""
+    return {
+        name
+        for record in records
+        for name, told in record.get("measures", {}).items()
+        if told.get("made_with", {}).get("weights") == "random"
+    }
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:

@@ -17,44 +17,35 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qdexp.report.comparison import METRICS, Comparison, measured_with, write_difference, write_number
+from qdexp.numbers import Place
+from qdexp.report.comparison import Comparison, measured_with, write_difference, write_number
 from qdexp.report.frame import MINUS, intervals, of_comparison
 from qdexp.report.protocols import protocol_line, rehearsal
 from qdexp.report.rows import bits
 
-PARTIAL = ("coverage_macs", "coverage_parameters")
-"""Shown where a line has less than all of it."""
-SHOWN = ("fid", "kid", "isc", "clip", "psnr", "ssim", "lpips", "noise_error", "size_stored_mb", "gbops", *PARTIAL)
-"""The metrics of the table; the CSV and the page have all."""
-BRIEF = ("fid", "kid", "clip", "noise_error", "distance", "size_stored_mb")
-"""Those of the table that a sweep ends with, which has to fit a terminal."""
-FIDELITY = ("clip", "psnr", "ssim", "lpips", "noise_error", "distance", "size_stored_mb")
-"""The same where images were compared with full precision's alone."""
 NAMES = 2
 """Columns that say what a line is; the others hold numbers, and stand to the right."""
-KNOWN = {metric.key: metric for metric in METRICS}
 LONGEST = 100
 """Characters of the longest line that tells of a failed cell."""
 
 
-def brief(comparison: Comparison) -> Sequence[str]:
-    """The metrics of the table that a sweep ends with."""
-    return BRIEF if any("fid" in line.numbers for line in comparison.lines) else FIDELITY
+def brief(comparison: Comparison) -> Place:
+    """Where the numbers of the table are shown that a sweep ends with."""
+    scored = any(number.kind == "quality" and "bars" in number.shown for number in comparison.shown("brief"))
+    return "brief" if scored else "alone"
 
 
-def to_texts(comparison: Comparison, shown: Sequence[str] = SHOWN) -> pd.DataFrame:
-    """What a reader sees: one row per line, the columns that at least one of them fills, numbers in their metric's digits."""
-    numbers = of_comparison(comparison)
+def to_texts(comparison: Comparison, place: Place = "overview") -> pd.DataFrame:
+    """What a reader sees: one row per line, the columns that at least one of them fills, numbers in their own digits."""
+    numbers, headline = of_comparison(comparison), comparison.headline
     texts = {"method": numbers["line"], "bits": [bits(line.records[0]) for line in comparison.lines]}
     if (numbers["seeds"] > 1).any():
         texts["seeds"] = numbers["seeds"]
-    for metric in (KNOWN[key] for key in shown):
-        values = numbers[metric.key].dropna()
-        if len(values) and (metric.key not in PARTIAL or values.min() < 1):
-            texts[metric.title] = map(partial(write_number, metric), intervals(numbers, metric.key))
-        if metric.key == "fid" and numbers[f"fid{MINUS}"].notna().any():
-            differences = intervals(numbers, f"fid{MINUS}")
-            texts[f"{metric.title} - {comparison.baseline}"] = map(partial(write_difference, metric), differences)
+    for number in comparison.shown(place):
+        texts[number.title] = map(partial(write_number, number), intervals(numbers, number.key))
+        if number == headline:
+            differences = intervals(numbers, f"{number.key}{MINUS}")
+            texts[f"{number.title} - {comparison.baseline}"] = map(partial(write_difference, number), differences)
     texts["time"] = map(_time, numbers["seconds"])
     return pd.DataFrame({title: list(column) for title, column in texts.items()}).astype(str)
 
@@ -74,6 +65,7 @@ def notes(comparison: Comparison) -> list[str]:
     models = {str(record["axes"].get("model")) for record in records}
     said = [", ".join([*(models if len(models) == 1 else ()), *rehearsal(records), protocol_line(comparison.protocol)])]
     said += [line for told in measured_with(records).values() for line in told]
+    said += _floors(comparison)
     sure = [line for line in lines if any(not math.isnan(interval.half) for interval in line.numbers.values())]
     if sure:
         seeds = " and, where there are several, the seeds" if any(len(line.records) > 1 for line in sure) else ""
@@ -81,10 +73,21 @@ def notes(comparison: Comparison) -> list[str]:
     if not all(line.settled for line in sure):
         said.append("one seed: the interval is over the images alone; another seed or kind of CPU moves what is calibrated too")
     if any(line.differences for line in lines):
-        said.append("FID differences: 95 % intervals on the same noise, in pairs; one that holds 0 is no finding")
+        title = "" if comparison.headline is None else f"{comparison.headline.title} "
+        said.append(f"{title}differences: 95 % intervals on the same noise, in pairs; one that holds 0 is no finding")
     if comparison.baseline is not None and comparison.alone:
         said.append(f"no {comparison.baseline} of the same network to compare with: {', '.join(comparison.alone)}")
     return said
+
+
+def _floors(comparison: Comparison) -> list[str]:
+    """What perfect images would score, where a metric says so: the same in all lines."""
+    found = {
+        number: {number.text(line.numbers[number.key].value) for line in comparison.lines if number.key in line.numbers}
+        for number in comparison.numbers
+        if number.kind == "floor"
+    }
+    return [f"{number.title} {' or '.join(sorted(values))}" for number, values in found.items() if values]
 
 
 def failures(comparison: Comparison) -> list[str]:
@@ -98,9 +101,9 @@ def failures(comparison: Comparison) -> list[str]:
     return lines
 
 
-def to_terminal(comparison: Comparison, width: int, shown: Sequence[str] = SHOWN) -> Group:
+def to_terminal(comparison: Comparison, width: int, place: Place = "overview") -> Group:
     """For rich: the columns for which a terminal of this width has room, and below them what must be said."""
-    texts = to_texts(comparison, shown)
+    texts = to_texts(comparison, place)
     titles, widths = list(texts), [_width(title, list(texts[title]), place >= NAMES) for place, title in enumerate(texts)]
     fitting = max(NAMES, sum(needed <= width for needed in accumulate(one + 2 for one in widths)))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -119,9 +122,9 @@ def _width(title: str, texts: Sequence[str], number: bool) -> int:
     return max(map(len, [*title.split(), *(texts if number else " ".join(texts).split())]))
 
 
-def to_markdown(comparison: Comparison, shown: Sequence[str] = SHOWN) -> str:
+def to_markdown(comparison: Comparison, place: Place = "overview") -> str:
     """For GitHub; ends with a newline."""
-    texts = to_texts(comparison, shown)
+    texts = to_texts(comparison, place)
     failed = [f"- {failure}" for failure in failures(comparison)]
     below = [*(f"{note}." for note in notes(comparison)), *([""] if failed else []), *failed]
     return "\n".join([markdown(texts, texts.shape[1] - NAMES), "", *below]) + "\n"

@@ -5,8 +5,8 @@ W&B              record
 ===============  ====================================================================================================
 id, name, group  sweep and cell, cell, sweep: two sweeps that share a cell do not collide
 config           the axes and the protocol as flat top-level keys, to group and filter by; ``row``, the same for runs that
-                 differ in their seed alone; the frozen config, the stage keys, the digests of files and the provenance
-                 whole, under ``record``
+                 differ in their seed alone; the frozen config, the stage keys, the digests of files, what the metrics say of
+                 their numbers and the provenance whole, under ``record``
 summary          metrics, sizes, coverage by bits and costs, once and flat; ``status``, and the error of a failed cell
 history          the curves, one row a sampler step, over their own axis ``curves/sampler_step``; samples; a table of the layers
 artifact         the quantized checkpoint, named by its stage key, so that cells which share it share the artifact
@@ -162,12 +162,15 @@ def tags(record: Record) -> list[str]:
     words = [str(axes.get(name) or "")[:LONGEST] for name in ("model", "quant", "calib")]
     words += ["weights: random"] if axes.get("weights") == "random" else []
     words += ["extractor: random"] if record.get("protocol", {}).get("random_extractor") else []
+    measures = record.get("measures", {}).items()
+    words += [f"{name}: random"[:LONGEST] for name, told in measures if told.get("made_with", {}).get("weights") == "random"]
     return list(dict.fromkeys(word for word in words if word))
 
 
 def config(record: Record, sweep: str) -> dict[str, Any]:
     """The run's config. Nested keys can be read in W&B but hardly grouped by: what is compared lies flat at the top."""
-    whole = ("format", "config", "identity", "keys", "files", "stages", "protocol", "coverage", "provenance", "artifacts")
+    whole = ("format", "config", "identity", "keys", "files", "measures", "stages", "protocol", "coverage", "provenance",
+             "artifacts")  # fmt: skip
     axes = record["axes"]
     return {
         **axes,

@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 
-from qdexp.report.comparison import METRICS, Comparison, Line
+from qdexp.numbers import Number
+from qdexp.report.comparison import Comparison, Line
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures.style import colour
 from qdexp.report.identity import full_precision
 from qdexp.report.protocols import protocol_line, rehearsal
 from qdexp.statistics.estimate import Interval
 
-METRIC = {metric.key: metric for metric in METRICS}
 BITS = "weight bits"
 MARKERS = "os^Dv"
 """Another for every eight colours."""
@@ -28,7 +28,7 @@ CURVES = {
 
 
 def ladder(comparison: Comparison, _: Evidence) -> Figure | None:
-    """Bars of FID and of the noise error, 95 % intervals on them."""
+    """Bars of the numbers that are shown so, FID and noise error among them, 95 % intervals on them."""
     return _bars(comparison, comparison.lines)
 
 
@@ -46,18 +46,19 @@ def calibration(comparison: Comparison, _: Evidence) -> Figure | None:
 
 
 def _bars(comparison: Comparison, lines: Sequence[Line], axis: str | None = None) -> Figure | None:
-    """None where neither is known, as of full precision alone that is measured without FID."""
-    keys = [key for key in ("fid", "noise_error") if any(key in line.numbers for line in lines)]
-    if not keys:
+    """None where none is known, as of full precision alone that is measured without FID."""
+    numbers = [number for number in comparison.shown("bars") if any(number.key in line.numbers for line in lines)]
+    if not numbers:
         return None
-    figure = Figure(figsize=(3.6 * len(keys), 1.0 + 0.26 * len(lines)))
-    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
-    for panel, key in zip(panels, keys, strict=True):
+    figure = Figure(figsize=(3.6 * len(numbers), 1.0 + 0.26 * len(lines)))
+    panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
+    for panel, number in zip(panels, numbers, strict=True):
         for place, line in enumerate(lines):
-            _bar(panel, place, line.numbers.get(key), METRIC[key].factor, key)
-        panel.set(title=METRIC[key].title, yticks=range(len(lines)), yticklabels=[_name(line, axis) for line in lines])
+            _bar(panel, place, line.numbers.get(number.key), number)
+        panel.set(title=number.title, yticks=range(len(lines)), yticklabels=[_name(line, axis) for line in lines])
         panel.grid(axis="y", visible=False)
-        values = [line.numbers[key].value for line in lines if key in line.numbers and line.numbers[key].value > 0]
+        known = [line.numbers[number.key].value for line in lines if number.key in line.numbers]
+        values = [value for value in known if value > 0]
         if values and max(values) > 30 * min(values):
             panel.set_xscale("log")
     panels[0].invert_yaxis()
@@ -66,12 +67,12 @@ def _bars(comparison: Comparison, lines: Sequence[Line], axis: str | None = None
     return figure
 
 
-def _bar(panel: Axes, place: int, interval: Interval | None, factor: float, key: str) -> None:
+def _bar(panel: Axes, place: int, interval: Interval | None, number: Number) -> None:
     if interval is None:
         return
-    half = None if math.isnan(interval.half) else factor * interval.half
-    hue = colour(0 if key == "fid" else 1)
-    panel.barh(place, factor * interval.value, 0.62, color=hue, alpha=0.85, xerr=half, ecolor="#222222", capsize=2.5)
+    half = None if math.isnan(interval.half) else number.factor * interval.half
+    hue = colour(0 if number.kind == "quality" else 1)
+    panel.barh(place, number.factor * interval.value, 0.62, color=hue, alpha=0.85, xerr=half, ecolor="#222222", capsize=2.5)
 
 
 def _name(line: Line, axis: str | None = None) -> str:
@@ -81,41 +82,45 @@ def _name(line: Line, axis: str | None = None) -> str:
 
 
 def pareto(comparison: Comparison, _: Evidence) -> Figure | None:
-    """FID against weight bits, stored size and bit operations, and the front of what nothing beats in both."""
-    lines = [line for line in comparison.lines if "fid" in line.numbers]
-    costs = {BITS: [line.axes["weight_bits"] for line in lines]}
-    for key, label in (("size_stored_mb", "stored MB"), ("gbops", r"$10^9$ MACs x bits of both factors")):
-        if all(key in line.numbers for line in lines):
-            costs[label] = [line.numbers[key].value for line in lines]
-    if len(lines) < 2:
+    """The qualities that are shown as bars (FID) against weight bits and costs, a row each, and the front of what nothing beats
+    in both."""
+    qualities = [number for number in comparison.shown("bars") if number.kind == "quality"]
+    lines = [line for line in comparison.lines if all(number.key in line.numbers for number in qualities)]
+    if len(lines) < 2 or not qualities:
         return None
-    figure = Figure(figsize=(3.3 * len(costs), 3.4))
-    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-    for panel, (label, values) in zip(panels, costs.items(), strict=True):
-        dots = _front(panel, values, [line.numbers["fid"] for line in lines])
-        panel.set(xlabel=label, xscale="log")
-        subdivided = (1, 2, 5) if max(values) < 50 * min(values) else (1,)
-        panel.xaxis.set_major_locator(FixedLocator(sorted(set(values))) if label == BITS else LogLocator(subs=subdivided))
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.minorticks_off()
-    panels[0].set_ylabel("FID")
+    costs = {BITS: [line.axes["weight_bits"] for line in lines]}
+    for number in comparison.shown("overview"):
+        if number.kind == "cost" and all(number.key in line.numbers for line in lines):
+            costs[number.axis or number.title] = [number.factor * line.numbers[number.key].value for line in lines]
+    figure = Figure(figsize=(3.3 * len(costs), 0.7 + 2.7 * len(qualities)))
+    rows = figure.subplots(len(qualities), len(costs), sharey="row", sharex="col", squeeze=False)
+    for number, panels in zip(qualities, rows, strict=True):
+        for panel, (label, values) in zip(panels, costs.items(), strict=True):
+            dots = _front(panel, values, [line.numbers[number.key] for line in lines], number)
+            panel.set(xscale="log")
+            subdivided = (1, 2, 5) if max(values) < 50 * min(values) else (1,)
+            panel.xaxis.set_major_locator(FixedLocator(sorted(set(values))) if label == BITS else LogLocator(subs=subdivided))
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.minorticks_off()
+        panels[0].set_ylabel(number.title)
+    for panel, label in zip(rows[-1], costs, strict=True):
+        panel.set_xlabel(label)
     figure.legend(dots, [_name(line) for line in lines], loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 
-def _front(panel: Axes, costs: Sequence[float], fids: Sequence[Interval]) -> list[Artist]:
+def _front(panel: Axes, costs: Sequence[float], found: Sequence[Interval], number: Number) -> list[Artist]:
     """Draws the points, their intervals and their front; returns the points' dots."""
-    points = list(zip(costs, fids, strict=True))
+    points = [(cost, number.factor * one.value, number.factor * one.half) for cost, one in zip(costs, found, strict=True)]
     dots: list[Artist] = []
-    for index, (cost, fid) in enumerate(points):
-        half = None if math.isnan(fid.half) else fid.half
-        panel.errorbar(cost, fid.value, half, color=colour(index), elinewidth=1)
-        dots.append(
-            panel.scatter(cost, fid.value, 22, color=colour(index), marker=MARKERS[index // 8 % len(MARKERS)], zorder=3)
-        )
-    best = front([(cost, fid.value) for cost, fid in points])
+    for index, (cost, value, half) in enumerate(points):
+        panel.errorbar(cost, value, None if math.isnan(half) else half, color=colour(index), elinewidth=1)
+        dots.append(panel.scatter(cost, value, 22, color=colour(index), marker=MARKERS[index // 8 % len(MARKERS)], zorder=3))
+    worse = -1 if number.higher else 1
+    best = [(cost, worse * value) for cost, value in front([(cost, worse * value) for cost, value, _ in points])]
     panel.step(*zip(*best, strict=True), where="post", color="#777777", linestyle=(0, (4, 3)), linewidth=1)
-    if max(fid.value for fid in fids) > 10 * min(fid.value for fid in fids):
+    values = [value for _, value, _ in points]
+    if min(values) > 0 and max(values) > 10 * min(values):
         panel.set_yscale("log")
     return dots
 

@@ -29,7 +29,6 @@ function facts(entries) {
 function numbersTable(cell) {
   const rows = DATA.metrics.filter((metric) => cell.numbers[metric.key]).map((metric) =>
     html("tr", {}, html("td", { className: "text", textContent: metric.title }), html("td", {}, number(metric, cell.numbers[metric.key])), html("td", {}, cell.differences[metric.key] ? difference(metric, cell.differences[metric.key], cell.verdict) : "")));
-  for (const [name, value] of Object.entries(cell.others)) rows.push(html("tr", {}, html("td", { className: "text", textContent: name }), html("td", { textContent: brief(value) }), html("td")));
   return html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, html("th"), html("th", { textContent: "value" }), html("th", { textContent: DATA.baseline ? `− ${DATA.baseline}` : "" }))), html("tbody", {}, ...rows)));
 }
 

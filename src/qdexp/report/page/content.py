@@ -14,19 +14,18 @@ from scipy.stats import t as student
 
 from qdexp.layout import Layout, stage_and_key
 from qdexp.record import Record, flat
-from qdexp.report.comparison import METRICS, Comparison, Line
+from qdexp.report.comparison import Comparison, Line
 from qdexp.report.conformance import HEADER, Paper
 from qdexp.report.evidence import Evidence
 from qdexp.report.identity import calibrated, contents
 from qdexp.report.rows import names
 from qdexp.report.sources import Source
-from qdexp.report.tables import SHOWN, notes
+from qdexp.report.tables import notes
 from qdexp.statistics.estimate import GROUPS, LEVEL, Interval
 
 SAMPLES, TILE = 16, 96
 """Images of a cell that are shown, and the height in pixels that larger ones are reduced to."""
 GAP = 2
-TOLD = {metric.key for metric in METRICS}
 
 
 def content(source: Source, evidence: Evidence, comparison: Comparison, paper: Paper | None = None) -> dict[str, Any]:
@@ -42,7 +41,8 @@ def content(source: Source, evidence: Evidence, comparison: Comparison, paper: P
         "baseline": comparison.baseline,
         "missing": source.missing,
         "gaps": sorted(evidence.gaps),
-        "metrics": [{**vars(metric), "overview": metric.key in SHOWN} for metric in METRICS],
+        "metrics": [vars(number) for number in comparison.numbers],
+        "headline": None if comparison.headline is None else comparison.headline.key,
         "quantiles": {str(groups): float(student.ppf((1 + LEVEL) / 2, groups - 1)) for groups in range(2, GROUPS + 1)},
         "lines": [_line(line, f"line-{number}") for number, line in enumerate(comparison.lines)],
         "cells": [_cell(line, evidence, comparison, log) | _conformance(line, paper) for line in lines],
@@ -71,14 +71,13 @@ def _line(line: Line, name: str) -> dict[str, Any]:
 def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str, list[str]]) -> dict[str, Any]:
     (record,) = line.records
     estimates = comparison.estimates.get(record["cell"], {})
-    metrics, keys = record.get("metrics", {}), record.get("keys", {})
+    keys = record.get("keys", {})
     return {
         "id": record["cell"],
         **_row(line),
         "replicates": {key: _rounded(one.replicates.tolist(), 6) for key, one in estimates.items()},
-        "others": {name: value for name, value in metrics.items() if name not in TOLD and value is not None},
         "costs": {stage: cost.get("seconds") for stage, cost in record.get("costs", {}).items()},
-        "options": flat(record["config"]) | {f"digest of {name}": digest for name, digest in contents(record).items()},
+        "options": flat(record["config"]) | _digests(record),
         "provenance": flat(record.get("provenance", {})),
         "protocol": flat({"protocol": record.get("protocol", {}), "keys": keys}),
         "curves": _rounded(record.get("curves")),
@@ -88,6 +87,13 @@ def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str,
         "error": record.get("error"),
         "log": "\n".join(entry for key in dict.fromkeys(keys.values()) for entry in log.get(key, [])),
     }
+
+
+def _digests(record: Record) -> dict[str, str]:
+    """Of the files that the cell was made from, and those that its metrics read."""
+    measures = record.get("measures", {})
+    read = {f"{name}.{role}": one["sha256"] for name, told in measures.items() for role, one in told.get("files", {}).items()}
+    return {f"digest of {name}": digest for name, digest in (contents(record) | read).items()}
 
 
 def _conformance(line: Line, paper: Paper | None) -> dict[str, Any]:

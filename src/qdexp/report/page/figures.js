@@ -4,12 +4,14 @@ function figures() {
   const section = byId("figures"), grid = html("div", { className: "grid" });
   section.replaceChildren(html("h2", { textContent: "Figures" }), grid);
   const lines = DATA.lines.slice(0, 60);
-  for (const key of ["fid", "noise_error"]) {
-    const metric = METRICS.get(key), rows = lines.filter((line) => line.numbers[key]).map((line) => whisker(metric, line));
+  const bars = DATA.metrics.filter((metric) => metric.shown.includes("bars"));
+  for (const metric of bars) {
+    const rows = lines.filter((line) => line.numbers[metric.key]).map((line) => whisker(metric, line));
     const values = rows.map((row) => row.value), log = Math.max(...values) > 30 * Math.min(...values) && Math.min(...values) > 0;
     if (rows.length) grid.append(card(metric.title + (rows.some((row) => finite(row.low)) ? ", with 95 % intervals" : ""), whiskers(rows, { label: log ? "logarithmic" : "", log, open })));
   }
-  for (const [key, label] of [["size_stored_mb", "stored MB"], ["gbops", "10⁹ bit operations (MACs × bits of both factors)"]]) front(grid, lines, key, label);
+  const costs = DATA.metrics.filter((metric) => metric.kind === "cost" && metric.shown.includes("overview"));
+  for (const metric of bars.filter((one) => one.kind === "quality")) for (const cost of costs) front(grid, lines, cost, metric);
   curveCards(grid, lines.map((line) => ({ name: line.name, colour: line.colour, cell: CELLS.get(line.cells[0]) })));
   sampleCard(grid, lines.map((line) => ({ name: line.name, cell: CELLS.get(line.cells[0]) })).slice(0, 24));
   for (const found of Object.values(DATA.activations)) insides(grid, found);
@@ -24,19 +26,20 @@ function whisker(metric, line) {
 /** A line's name with its bit-widths, where those vary. */
 const titled = (line) => (AXES.includes("quant") && line.axes.quant !== "full" && !line.name.toLowerCase().includes(line.axes.quant) ? `${line.name} ${line.axes.quant}` : line.name);
 
-/** FID against a cost, with the line of what nothing beats in both. */
-function front(grid, lines, key, label) {
-  const known = lines.filter((line) => line.numbers[key] && line.numbers.fid);
+/** A quality against a cost, with the line of what nothing beats in both. */
+function front(grid, lines, cost, metric) {
+  const known = lines.filter((line) => line.numbers[cost.key] && line.numbers[metric.key]), worse = metric.higher ? -1 : 1;
   if (known.length < 2) return;
-  const points = known.map((line) => [line.numbers[key][0], line.numbers.fid[0], `${titled(line)}: FID ${written(METRICS.get("fid"), line.numbers.fid[0])}`, line.cells[0], line.numbers.fid[1], line.numbers.fid[2]]);
-  const best = points.filter((point) => !points.some((other) => other !== point && other[0] <= point[0] && other[1] <= point[1] && (other[0] < point[0] || other[1] < point[1])));
+  const scaled = (line) => line.numbers[metric.key].map((end) => (finite(end) ? end * metric.factor : end));
+  const points = known.map((line) => [line.numbers[cost.key][0] * cost.factor, scaled(line)[0], `${titled(line)}: ${metric.title} ${written(metric, line.numbers[metric.key][0])}`, line.cells[0], scaled(line)[1], scaled(line)[2]]);
+  const best = points.filter((point) => !points.some((other) => other !== point && other[0] <= point[0] && worse * (other[1] - point[1]) <= 0 && (other[0] < point[0] || other[1] !== point[1])));
   best.sort((a, b) => a[0] - b[0]);
   const stairs = best.flatMap((point, index) => (index ? [[point[0], best[index - 1][1]], point] : [point])).map(([x, y]) => [x, y]);
   const series = [{ points: stairs, colour: "var(--soft)", dots: false, dash: "4 4" }, ...known.map((line, index) => ({ points: [points[index]], colour: line.colour, line: false, radius: 4.6 }))];
-  const values = points.map((point) => point[1]), log = Math.max(...values) > 10 * Math.min(...values);
+  const values = points.map((point) => point[1]), log = Math.min(...values) > 0 && Math.max(...values) > 10 * Math.min(...values);
   const costs = points.map((point) => point[0]);
-  const chart = plot(series, { x: { label, log: Math.max(...costs) > 20 * Math.min(...costs) }, y: { label: "FID", log }, open });
-  grid.append(card(`FID against ${label.replace(/ \(.*/, "")}`, chart, html("p", { className: "foot", textContent: "Dashed: the Pareto front. Point at a dot for its name." })));
+  const chart = plot(series, { x: { label: cost.axis || cost.title, log: Math.max(...costs) > 20 * Math.min(...costs) }, y: { label: metric.title, log }, open });
+  grid.append(card(`${metric.title} against ${cost.title}`, chart, html("p", { className: "foot", textContent: "Dashed: the Pareto front. Point at a dot for its name." })));
 }
 
 function legend(entries) {

@@ -12,10 +12,11 @@ function columns() {
       shown.push({ key: `axis:${axis}`, title: axis, text: true, value: (row) => row.axes[axis], show: (row) => html("span", { textContent: row.axes[axis] }) });
   if (state.pooled) shown.push({ key: "seeds", title: "seeds", value: (row) => row.cells.length, show: (row) => html("span", { textContent: row.cells.length }) });
   for (const metric of DATA.metrics) {
-    if (!DATA.cells.some((cell) => cell.numbers[metric.key])) continue;
-    if (metric.overview) shown.push({ key: metric.key, title: metric.title, value: (row) => row.numbers[metric.key]?.[0], show: (row) => number(metric, row.numbers[metric.key]) });
-    if (metric.key === "fid" && DATA.baseline)
-      shown.push({ key: "difference", title: `FID − ${DATA.baseline}`, value: (row) => row.differences.fid?.[0], show: (row) => difference(metric, row.differences.fid, row.verdict) });
+    const values = DATA.cells.filter((cell) => cell.numbers[metric.key]).map((cell) => cell.numbers[metric.key][0]);
+    if (!values.length || !metric.shown.includes("overview") || (metric.kind === "share" && Math.min(...values) >= 1)) continue;
+    shown.push({ key: metric.key, title: metric.title, value: (row) => row.numbers[metric.key]?.[0], show: (row) => number(metric, row.numbers[metric.key]) });
+    if (metric.key === DATA.headline)
+      shown.push({ key: "difference", title: `${metric.title} − ${DATA.baseline}`, value: (row) => row.differences[metric.key]?.[0], show: (row) => difference(metric, row.differences[metric.key], row.verdict) });
   }
   shown.push({ key: "seconds", title: "time", value: (row) => row.seconds, show: (row) => html("span", { textContent: duration(row.seconds) }) });
   return shown;

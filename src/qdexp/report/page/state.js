@@ -3,7 +3,6 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const CELLS = new Map(DATA.cells.map((cell) => [cell.id, cell]));
-const METRICS = new Map(DATA.metrics.map((metric) => [metric.key, metric]));
 const state = { sort: null, down: false, words: "", axes: {}, pooled: false, cell: null, pair: [] };
 
 /** An HTML element; properties by name, children are elements or text. */
