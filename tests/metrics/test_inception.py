@@ -18,7 +18,8 @@ from torch_fidelity.utils import create_feature_extractor
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.metrics import build
-from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, RANDOM_INCEPTION, Extractor
+from qdexp.metrics.extractor import Extractor
+from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, RANDOM_INCEPTION
 from qdexp.metrics.features import extract
 from qdexp.metrics.fid import Fid, fid
 from qdexp.metrics.kid import Kid
@@ -40,7 +41,7 @@ def images() -> Tensor:
 
 
 def test_spatial_features_are_seven_maps_channels_last(inception: Extractor, images: Tensor) -> None:
-    network = inception.build()
+    network: Any = inception.build()
     kept: list[Tensor] = []
     network.network.Mixed_6d.branch1x1.register_forward_hook(lambda *call: kept.append(call[2]))
     pool, logits, spatial = network(images[:2])
@@ -219,4 +220,4 @@ def test_the_command_has_a_help_page(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert "--prepare {none,ldm,adm}" in printed
-    assert "--extractor {inception-v3,inception-v3-random}" in printed, "grey images alone are no folder's"
+    assert "--extractor {inception-v3,inception-v3-random,dinov2-vit-l-14," in printed, "grey images alone are no folder's"

@@ -5,10 +5,12 @@
 
 The images are one of torch-fidelity's registered inputs, in its folder of data sets, or a folder (an LSUN export, too), read in
 the order of its paths; what was read and what was left out is printed, and kept in the reference. Then:
-protocol.reference=cifar10.safetensors protocol.extractor=inception-v3.
+protocol.reference=cifar10.safetensors protocol.extractor=inception-v3. Of --extractor dinov2-vit-l-14 it is one for FD-DINOv2:
+metric=[standard,fd_dinov2] metric.fd_dinov2.reference=FILE.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,18 @@ from torch_fidelity.registry import DATASETS_REGISTRY
 from qdexp import files
 from qdexp.device import resolve
 from qdexp.errors import UserError, one_line
-from qdexp.metrics import reference
-from qdexp.metrics.extractors import EXTRACTORS, INCEPTION, find
+from qdexp.metrics import dinov2, reference
+from qdexp.metrics.extractor import Extractor
+from qdexp.metrics.extractors import EXTRACTORS, INCEPTION
 from qdexp.metrics.features import extract
 from qdexp.metrics.preparation import PREPARATIONS, ImageFolder
 
 BATCH = 64
-COLOURED = [extractor.name for extractor in EXTRACTORS.values() if extractor.shape in ((), (3,))]
-"""The extractors of RGB images, as which all images are read."""
+
+
+def known() -> dict[str, Extractor]:
+    """The extractors of RGB images, as which all images are read."""
+    return {name: one for name, one in (EXTRACTORS | dinov2.EXTRACTORS).items() if one.shape in ((), (3,))}
 
 
 def images_of(args: argparse.Namespace) -> ImageFolder | Any:
@@ -51,7 +57,9 @@ def build(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UserError(f"--{option} {value}: choose at least {least}")
     files.require_writable(args.out.parent, f"--out {args.out}")
-    extractor = find(args.extractor, args.weights)
+    extractor = known()[args.extractor]
+    extractor = extractor if args.weights is None else replace(extractor, weights=Path(args.weights))
+    extractor = extractor if args.digest is None else replace(extractor, digest=args.digest)
     if not (extractor.random or extractor.weights.is_file()):
         raise UserError(
             f"--weights {extractor.weights}: no such file; fetch {extractor.publisher}, and put it there or name its place"
@@ -79,8 +87,9 @@ def main() -> None:
     )
     parser.add_argument("images", help="a folder, or the name of one of torch-fidelity's inputs")
     parser.add_argument("--out", type=Path, required=True, help="the reference file")
-    parser.add_argument("--extractor", default=INCEPTION.name, choices=COLOURED)
+    parser.add_argument("--extractor", default=INCEPTION.name, choices=list(known()))
     parser.add_argument("--weights", help="of the extractor; without: torch-fidelity's cache")
+    parser.add_argument("--digest", help="SHA-256 of other weights than the published ones, of DINOv2")
     parser.add_argument("--prepare", default="none", choices=list(PREPARATIONS), help="crop and resize of a folder's images")
     parser.add_argument("--size", type=int, help="pixels of a side, of a folder's images")
     parser.add_argument("--n", type=int, help="only the first n images")

@@ -7,13 +7,14 @@ torch-fidelity unpickles them, which runs whatever code they name. What is used 
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch import nn
 
+from qdexp import entries
 from qdexp.config import NO_EXTRACTOR, WITHOUT_EFFECT
 from qdexp.errors import UserError
 from qdexp.files import sha256
@@ -39,6 +40,7 @@ class Extractor(ABC):
     spatial: str | None = None
     publisher: str | None = field(default=None, metadata=WITHOUT_EFFECT)
     random: bool = False
+    batch: int = 256  # fixed, since it may change a feature's last bit
     place: str = field(default="protocol.extractor_weights", metadata=WITHOUT_EFFECT)
     without: str = field(default=f"protocol.extractor={NO_EXTRACTOR}", metadata=WITHOUT_EFFECT)
 
@@ -63,27 +65,31 @@ class Extractor(ABC):
         return all(made == taken for made, taken in zip(shape, self.shape, strict=False))
 
     @abstractmethod
-    def build(self) -> FeatureExtractorBase:
-        """The network under torch-fidelity's interface, in evaluation mode, returning ``outputs``.
+    def build(self) -> nn.Module:
+        """The network, in evaluation mode: from uint8 images to a tuple of ``outputs``.
 
         Raises UserError if the weights are missing or not the pinned ones.
         """
 
     def check(self) -> None:
         """Raises UserError if the weights are missing or not the pinned ones."""
-        self.checked_weights()
+        if not self.random:
+            self._require(entries.digest)
 
     def checked_weights(self) -> bytes:
         """The content of the weights' file, if one is read; UserError if it is missing or not the pinned one."""
         if self.random:
             return b""
+        self._require(sha256)  # read piece by piece: another file may be of any size
+        content = self.weights.read_bytes()
+        self._require(lambda _: hashlib.sha256(content).hexdigest())  # whoever writes there may have swapped the files
+        return content
+
+    def _require(self, digest: Callable[[Path], str]) -> None:
         if not self.weights.is_file():
             raise UserError(f"{self.option} lacks its weights; {self._fix()}")
-        if sha256(self.weights) == self.digest:  # read piece by piece: another file may be of any size
-            content = self.weights.read_bytes()
-            if hashlib.sha256(content).hexdigest() == self.digest:  # whoever writes there may have swapped the files
-                return content
-        raise UserError(f"{self.option}: {self.weights} has not SHA-256 {self.digest}; restore the file")
+        if digest(self.weights) != self.digest:
+            raise UserError(f"{self.option}: {self.weights} has not SHA-256 {self.digest}; restore the file")
 
     def opened(self, given: io.BytesIO | str | None) -> io.BytesIO:
         """The weights: ``given`` is what ``build`` has checked, or, where torch-fidelity itself is asked for the extractor by

@@ -29,7 +29,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from qdexp.config import RANDOM
 from qdexp.errors import UserError
 from qdexp.files import read_arrays, sha256, write_tensors
-from qdexp.metrics.extractors import INCEPTION, RANDOM_INCEPTION, Extractor
+from qdexp.metrics.extractor import Extractor
+from qdexp.metrics.extractors import INCEPTION, RANDOM_INCEPTION
 
 STATISTICS, FEATURES = ("mu", "sigma", "mu_s", "sigma_s"), ("features", "floor_features")
 ABOUT = {"extractor", "extractor_digest", "dataset"}
@@ -53,17 +54,17 @@ class Reference:
     images: str = ""
 
     @classmethod
-    def load(cls, path: Path) -> "Reference":
-        """Reads a reference file. ``random`` is none.
+    def load(cls, path: Path, option: str = "protocol.reference") -> "Reference":
+        """Reads a reference file, which the user named by ``option``. ``random`` is none.
 
         Raises UserError if it is missing, truncated, changed, no reference, or one that can give no finite FID.
         """
         if str(path) == RANDOM:
-            return cls._made_up()
+            return cls.standard_normal(RANDOM_INCEPTION, INCEPTION_FEATURES, INCEPTION_SPATIAL)
         if not path.is_file():
-            raise UserError(f"protocol.reference={path} does not exist; name a reference file")
+            raise UserError(f"{option}={path} does not exist; name a reference file")
         if path.suffix == ".npz":
-            return cls._published(path)
+            return cls._published(path, option)
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
@@ -72,39 +73,42 @@ class Reference:
             if about.keys() - {"images"} != ABOUT:
                 raise KeyError("not what a reference holds")
         except (SafetensorError, KeyError, TypeError) as error:
-            raise UserError(f"protocol.reference={path} is truncated or no reference file; make or fetch it again") from error
+            raise UserError(f"{option}={path} is truncated or no reference file; make or fetch it again") from error
         if not intact:
-            raise UserError(f"protocol.reference={path} was changed after it was made; make or fetch it again")
-        _require_sound(tensors, f"protocol.reference={path}")
+            raise UserError(f"{option}={path} was changed after it was made; make or fetch it again")
+        _require_sound(tensors, f"{option}={path}")
         known: dict[str, Any] = {name: tensors[name] for name in (*STATISTICS, *FEATURES) if name in tensors}
         return cls(**known, **about, digest=sha256(path))
 
     @classmethod
-    def _made_up(cls) -> "Reference":
-        pool, spatial = ((torch.zeros(d).double(), torch.eye(d).double()) for d in (INCEPTION_FEATURES, INCEPTION_SPATIAL))
-        extractor = RANDOM_INCEPTION
-        return cls(*pool, extractor.name, extractor.digest, "standard normal", RANDOM, None, None, *spatial)
+    def standard_normal(cls, extractor: Extractor, features: int, spatial: int | None = None) -> "Reference":
+        """Of as many features as ``extractor`` has: for rehearsals."""
+        moments = [(None, None) if d is None else (torch.zeros(d).double(), torch.eye(d).double()) for d in (features, spatial)]
+        (mu, sigma), (mu_s, sigma_s) = moments
+        assert mu is not None and sigma is not None
+        return cls(mu, sigma, extractor.name, extractor.digest, "standard normal", RANDOM, mu_s=mu_s, sigma_s=sigma_s)
 
     @classmethod
-    def _published(cls, path: Path) -> "Reference":
+    def _published(cls, path: Path, option: str) -> "Reference":
         try:
             found = {name: torch.from_numpy(value).double() for name, value in read_arrays(path, STATISTICS).items()}
             moments = found["mu"].shape, found["sigma"].shape
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"protocol.reference={path} holds no arrays mu and sigma; name a statistics file") from error
+            raise UserError(f"{option}={path} holds no arrays mu and sigma; name a statistics file") from error
         if moments != ((INCEPTION_FEATURES,), (INCEPTION_FEATURES, INCEPTION_FEATURES)):
-            raise UserError(f"protocol.reference={path} holds statistics of {list(moments[0])} features, not of InceptionV3's "
+            raise UserError(f"{option}={path} holds statistics of {list(moments[0])} features, not of InceptionV3's "
                             f"{INCEPTION_FEATURES}; name another file")  # fmt: skip
-        _require_sound(found, f"protocol.reference={path}")
+        _require_sound(found, f"{option}={path}")
         made: dict[str, Any] = {"extractor": INCEPTION.name, "extractor_digest": INCEPTION.digest, "dataset": path.stem}
         return cls(**made | found, digest=sha256(path))
 
-    def check(self, extractor: Extractor) -> None:
-        """UserError unless this reference was measured with exactly this extractor."""
+    def check(self, extractor: Extractor, option: str = "protocol.reference") -> None:
+        """UserError unless this reference, which the user named by ``option``, was measured with exactly this extractor."""
         if (self.extractor, self.extractor_digest) != (extractor.name, extractor.digest):
+            named = extractor.option.partition("=")[0]
             raise UserError(
-                f"protocol.reference was measured with extractor {self.extractor} ({self.extractor_digest[:12]}), "
-                f"protocol.extractor is {extractor.name} ({extractor.digest[:12]}); choose a reference made with it"
+                f"{option} was measured with extractor {self.extractor} ({self.extractor_digest[:12]}), "
+                f"{named} is {extractor.name} ({extractor.digest[:12]}); choose a reference made with it"
             )
 
 

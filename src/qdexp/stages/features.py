@@ -11,8 +11,6 @@ from qdexp.sampling.shards import Images
 from qdexp.stages.base import Stage
 from qdexp.stages.samples import SamplesStage
 
-BATCH = 256  # rows of a feature extraction: fixed, since it may change a feature's last bit
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeaturesStage(Stage):
@@ -41,6 +39,6 @@ class FeaturesStage(Stage):
         )
 
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        found = extract(self.extractor, Images(inputs["samples"]), BATCH, self.device)
+        found = extract(self.extractor, Images(inputs["samples"]), self.extractor.batch, self.device)
         tensors = {name: value for name, value in vars(found).items() if value is not None}
         files.write_tensors(folder / "features.safetensors", tensors)
