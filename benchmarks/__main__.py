@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks import data_path, growth, overhead, quantizing, range_search, sampling
 from benchmarks.subject import Subject, config_of
 from qdexp import device as devices
-from qdexp import provenance
+from qdexp import machine, provenance
 from qdexp.config import UNTOUCHED, Config
 from qdexp.errors import UserError, one_line
 
@@ -72,9 +72,10 @@ def check(config: Config, parts: dict[str, int]) -> None:
 
 def head(config: Config) -> str:
     """What was measured where."""
-    where = provenance.collect(devices.resolve(config.device))
+    device = devices.resolve(config.device)
+    where = provenance.collect(device)
     what = f"{config.model.name}, {config.method} {config.quant.label}, recon={config.recon.name}"
-    return f"{what}; {where['device']}, {where['threads']} threads, torch {where['versions']['torch']}, {where['platform']}"
+    return f"{what}; {machine.line(device)}, torch {where['versions']['torch']}, {where['platform']}"
 
 
 def show(part: str, config: Config, rows: int, repetitions: int) -> None:

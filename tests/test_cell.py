@@ -55,6 +55,7 @@ def test_record_holds_all_that_is_said_of_it(finished: CellOf) -> None:
         "quantizer": "search",
         "calib": "uniform",
         "recon": "none",
+        "backend": "simulated",
         "weight_bits": 4,
         "act_bits": 8,
         "protocol": "quick",
@@ -74,7 +75,7 @@ def test_record_holds_all_that_is_said_of_it(finished: CellOf) -> None:
     assert record["config"]["protocol"]["n"] == 20
     assert record["keys"] == {name: stage.key for name, stage in cell.stages.items()}
     assert all(len(key) == 16 and set(key) <= set("0123456789abcdef") for key in record["keys"].values())
-    assert record["provenance"].keys() >= {"time", "git_commit", "git_dirty", "versions", "host", "device", "threads", "seeds"}
+    assert record["provenance"].keys() >= {"time", "git_commit", "git_dirty", "versions", "host", "machine", "seeds"}
     assert record["provenance"]["seeds"] == {"seed": 0, "noise_seed": 0}
 
 
@@ -301,7 +302,7 @@ from qdexp.sampling.noise import draw, generators
 
 record = json.loads(Path(sys.argv[1]).read_text())
 out, config = Path(sys.argv[1]).parents[1], record["config"]
-torch.set_num_threads(record["provenance"]["threads"])
+torch.set_num_threads(record["provenance"]["machine"]["threads"])
 assert not Path(config["model"]["weights"]).exists()
 network = qdexp.load(out / record["artifacts"]["checkpoint"])
 options = {name: value for name, value in config["protocol"]["scheduler"].items() if name != "_target_"}

@@ -5,12 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 import qdexp
+from qdexp.cell import Cell
 
 TOP = Path(__file__).parents[1]
 PAGES = sorted((TOP / "docs").glob("*.md"))
@@ -144,3 +147,37 @@ def test_the_example_of_a_step_of_ones_own(checkout: Path, monkeypatch: pytest.M
     assert (biases[2] - biases[0]).abs().max() > 0
     tables = [path.read_text() for path in (checkout / "outputs" / "sweeps").glob("*/table.md")]
     assert any("bias_corrected-uniform" in table for table in tables)
+
+
+def test_the_example_of_a_backend_of_ones_own(checkout: Path) -> None:
+    """In a sweep beside simulated arithmetic: one network, drawn by both, told apart in the table."""
+    options = "model=mine method=timestep_aware quant=w8a8 calib.timesteps=4 calib.rows=8 out=backends sweep=own"
+    run(checkout, "python mine/mine.py\n" + SCRIPTS[2].replace("integer\n", f"integer {options}\n"))
+    records = [json.loads(path.read_text()) for path in (checkout / "backends" / "records").glob("*.json")]
+    simulated, integer = sorted(records, key=lambda record: str(record["axes"]["backend"]), reverse=True)
+    assert [one["axes"]["backend"] for one in (simulated, integer)] == ["simulated", "integer"]
+    same = {role for role, key in simulated["keys"].items() if integer["keys"][role] == key}
+    assert same >= {"weights", "act", "coverage"}
+    assert not same & {"samples", "curves", "layers", "fid"}
+    assert integer["metrics"] == simulated["metrics"]  # it takes no layer of so small a model
+    table = (checkout / "backends" / "sweeps" / "own" / "table.md").read_text()
+    assert all(f"timestep_aware backend={name}" in table for name in ("simulated", "integer"))
+
+
+def test_the_backend_of_the_example_computes_what_the_simulated_arithmetic_does(
+    checkout: Path, finished: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(checkout / "mine")
+    monkeypatch.delitem(sys.modules, "integer", raising=False)
+    backend = import_module("integer").Integer(least=2)
+    folder = next((finished().out / "store").glob("act-*/checkpoint"))
+    networks = [qdexp.load(folder, backend=one) for one in ("simulated", backend)]
+    kinds = [type(module).__name__ for module in networks[1].modules()]
+    assert kinds.count("IntegerLinear") > 5
+    x_t, t = torch.randn(4, 1, 28, 28), torch.tensor([3, 700, 20, 999])
+    with torch.inference_mode():
+        expected, found = (network(x_t, t).sample for network in networks)
+        assert (found - expected).norm() < 0.02 * expected.norm()
+        layers = [network.get_submodule("time_embedding.linear_1") for network in networks]
+        x = torch.randn(4, 8)[:, :, None].expand(4, 8, 3).transpose(1, 2)  # not contiguous
+        torch.testing.assert_close(layers[1](x), layers[0](x))

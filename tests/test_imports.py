@@ -20,6 +20,7 @@ from qdexp.stages.features import FeaturesStage
 from qdexp.stages.layers import LayersStage
 from qdexp.stages.metric import MetricStage
 from qdexp.stages.quantized_samples import QuantizedSamplesStage
+from qdexp.stages.running import RunningMetricStage
 from qdexp.stages.samples import SamplesStage
 from qdexp.stages.size import SizeStage
 from qdexp.stages.steps import StepStage
@@ -40,10 +41,11 @@ INPUTS: dict[type[Stage], set[type[Stage]]] = {
     CurvesStage: {StepStage, TrajectoryStage, ConditionsStage},
     FeaturesStage: {SamplesStage, QuantizedSamplesStage},
     MetricStage: {SamplesStage, QuantizedSamplesStage, FeaturesStage, CurvesStage, CoverageStage, StepStage, SizeStage},
+    RunningMetricStage: {MetricStage, StepStage, ConditionsStage},
     ActivationsStage: {TrajectoryStage, ConditionsStage},
     LayersStage: {StepStage, TrajectoryStage, ConditionsStage},
 }
-SHARED = {f"qdexp.stages.{name}" for name in ("base", "code", "keys", "wiring")}
+SHARED = {f"qdexp.stages.{name}" for name in ("base", "code", "keys", "quantized", "wiring")}
 """Modules of stages that are no stage."""
 
 
@@ -59,7 +61,7 @@ def test_a_stage_uses_code_of_its_inputs_only(stage: type[Stage]) -> None:
 
 
 def test_inputs_are_what_stages_read(cell_of: Callable[..., Cell]) -> None:
-    for stage in cell_of().stages.values():
+    for stage in cell_of("metric=[standard,latency]").stages.values():
         assert {type(one) for one in stage.inputs.values()} <= INPUTS[type(stage)]
 
 

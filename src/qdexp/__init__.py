@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch.nn import Module
 
+    from qdexp.backends import Backend
 
-def load(checkpoint: str | Path, trust: Collection[str] = ()) -> "Module":
+
+def load(checkpoint: str | Path, trust: Collection[str] = (), backend: "str | Backend" = "simulated") -> "Module":
     """Load the quantized network of a checkpoint, on the CPU and in eval mode.
 
     It takes the place of the original in a diffusers pipeline: same class, same call, same outputs as when it was saved.
@@ -18,16 +20,21 @@ def load(checkpoint: str | Path, trust: Collection[str] = ()) -> "Module":
         checkpoint: The folder; it may come from anybody, and nothing in it runs code or opens another file.
         trust: What of it may, such as ``["mine.TinyNet"]``: full names of classes beside the networks of diffusers and qdexp,
             and paths among their arguments.
+        backend: The arithmetic in which it runs: the name of one of qdexp's backends, or an instance of any. With another than
+            ``simulated`` class and outputs may be others, as the backend says.
 
     Returns:
-        The network, which computes in floating point on the quantized grid.
+        The network; with ``simulated`` it computes in floating point on the quantized grid.
 
     Raises:
-        qdexp.errors.UserError: The folder holds no whole checkpoint, or one that names what is not trusted.
+        qdexp.errors.UserError: The folder holds no whole checkpoint, or one that names what is not trusted; or there is no such
+            backend.
     """
-    from qdexp.models import checkpoint as checkpoints  # torch takes seconds to load
+    from qdexp.backends import choice  # torch takes seconds to load
+    from qdexp.models import checkpoint as checkpoints
 
-    return checkpoints.load(checkpoint, {trust} if isinstance(trust, str) else trust)
+    chosen = choice.named(backend)
+    return chosen.lower(checkpoints.load(checkpoint, {trust} if isinstance(trust, str) else trust)).network
 
 
 def load_records(place: str | Path = "outputs") -> "DataFrame":

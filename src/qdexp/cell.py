@@ -10,6 +10,7 @@ from typing import Any
 from qdexp import device as devices
 from qdexp import files, models, provenance
 from qdexp import record as records
+from qdexp.backends import choice
 from qdexp.config import RANDOM, Config
 from qdexp.entries import digest
 from qdexp.layout import Layout
@@ -170,6 +171,7 @@ class Cell:
             "quantizer": config.quantizer.name if self.quantized else "none",
             "calib": config.calib.name if self.calibrated else "none",
             "recon": config.recon.name if self.learns else "none",
+            "backend": config.backend[choice.NAME] if self.quantized else "none",
             "weight_bits": config.quant.weight_bits if self.quantized else 32,
             "act_bits": config.quant.act_bits if self.quantized else 32,
             "protocol": config.protocol.name,
@@ -246,4 +248,5 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
         read = (model, config.quantizer, config.quant, config.calib, protocol, config.seed)
         check(lambda: recipe.check(config, cell.steps), "steps", *read)
         check(lambda: coverage.check(config), "coverage", model, config.quant)
+        check(lambda: choice.check(config), "backend", config.backend, *read, config.sampling, config.device)
     return cell

@@ -20,6 +20,8 @@ from qdexp.paths import conf_folder
 
 MULTIRUN = ("-m", "--multirun")
 STEPS = "quantizer.steps."
+OPEN = (STEPS, "backend.")
+"""What options begin with that may be new to Hydra: the class that they are of says which there are."""
 RENAMED = {
     "quantizer.weight.range": "quantizer.steps.weights.range",
     "quantizer.weight": "quant.weight",
@@ -83,8 +85,8 @@ def completed(arguments: Sequence[str]) -> list[str]:
 
 
 def _forced(arguments: Sequence[str]) -> list[str]:
-    """Steps and their options may be new to Hydra: whether they are possible is checked where the steps are made."""
-    return [f"++{argument}" if argument.startswith(STEPS) else argument for argument in arguments]
+    """Whether steps, backends and their options are possible is checked where they are made."""
+    return [f"++{argument}" if argument.startswith(OPEN) else argument for argument in arguments]
 
 
 @cache

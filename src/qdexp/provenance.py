@@ -7,11 +7,11 @@ import sys
 import time
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from qdexp import machine
 from qdexp.paths import PACKAGE
 
 SNAPSHOT = PACKAGE.parent / "snapshot.json"
@@ -39,18 +39,9 @@ def commit() -> dict[str, Any]:
     return {"commit": _git("rev-parse", "HEAD") if ours else None, "dirty": None if status is None else bool(status)}
 
 
-def _processor() -> str:
-    """The CPU's name, which only Linux tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def collect(device: torch.device) -> dict[str, Any]:
-    """The git commit and whether the checkout is dirty (null outside one), versions, host, device, CUDA, threads, command."""
+    """The git commit and whether the checkout is dirty (null outside one), versions, host, machine, command."""
     made = commit()
-    cuda = device.type == "cuda" and torch.cuda.is_available()  # a record of a failure may be written where there is none
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join(sys.orig_argv[1:]),
@@ -60,7 +51,5 @@ def collect(device: torch.device) -> dict[str, Any]:
         "versions": {package: version(package) for package in _PACKAGES},
         "host": platform.node(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "cuda": torch.version.cuda if cuda else None,
-        "threads": torch.get_num_threads(),
+        "machine": machine.describe(device),
     }

@@ -4,7 +4,7 @@ Records are read here and nowhere else, so that nobody but this module knows of 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -73,6 +73,19 @@ def extended(old: Record | None, new: Record) -> Record:
         asked = {name: node for name, node in old["config"]["metric"].items() if name in kept}
         new["config"] = new["config"] | {"metric": new["config"]["metric"] | asked}
     return new | {"costs": new["costs"] | {TOTAL: _total(new["costs"])}}
+
+
+def without(record: Record, names: Collection[str]) -> Record:
+    """The record as if the metrics of these names had not been measured."""
+    measures = record.get("measures", {})
+    numbers = {key for name in names if name in measures for key in measures[name]["numbers"]}
+    parts = ("measures", "keys", "stages", "costs")
+    kept = {part: {role: told for role, told in record[part].items() if role not in names} for part in parts if part in record}
+    costs = {role: told for role, told in kept["costs"].items() if role != TOTAL}
+    metrics = {key: value for key, value in record["metrics"].items() if key not in numbers}
+    asked = {name: node for name, node in record["config"].get("metric", {}).items() if name not in names}
+    config = record["config"] | {"metric": asked}
+    return record | kept | {"metrics": metrics, "config": config, "costs": costs | {TOTAL: _total(costs)}}
 
 
 def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -261,7 +261,7 @@ BAD = {
     ),
     "a class without apply": (
         ["quantizer.steps.mine={_target_: qdexp.methods.Step, before: act}"],
-        ["methods.Step: is no step"],
+        ["methods.Step: name a subclass of qdexp.methods.Step that can be made"],
     ),
     "a place for a slot that has one": (["quantizer.steps.act.before=split"], ["steps.act.before=split"]),
     "no steps at all": (["quantizer.steps=null"], ["quantizer.steps"]),

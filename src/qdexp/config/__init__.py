@@ -74,6 +74,7 @@ class Config:
     quantizer: Quantizer
     calib: Calib
     recon: Recon
+    backend: Target
     protocol: Protocol
     tracker: Tracker
     cluster: Cluster

@@ -3,22 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from inspect import isabstract
 from typing import Any
 
-from hydra.utils import get_object
-
 from qdexp.config import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, Config
-from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.methods.base import OPTION, NamedStep, Step
+from qdexp.targets import TARGET, made
 
 SLOTS = ("released", "split", "weights", "act", "timestep_scales", "scales")
 """The slots of ``conf/quantizer/none.yaml``, in order."""
 END = "end"
 """In place of a slot: after all of them."""
 _FILLS = {WEIGHTS: "weights", ACTIVATIONS: "act", TIMESTEP_GROUPS: "timestep_scales"}
-BEFORE, TARGET = "before", "_target_"
+BEFORE = "before"
 
 
 def steps_of(config: Config) -> list[NamedStep]:
@@ -87,24 +84,5 @@ def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _made(slot: str, node: Any) -> NamedStep:
-    option = f"{OPTION}.{slot}"
-    if not isinstance(node, Mapping) or TARGET not in node:
-        raise UserError(f"{option}={node}: name the step's class as {TARGET}, or leave it out with {option}=null")
-    options = {name: value for name, value in node.items() if name not in (TARGET, BEFORE)}
-    target = str(node[TARGET])
-    try:
-        kind = get_object(target)
-    except Exception as error:  # whatever the user's module does when it is imported
-        raise UserError(f"{option}.{TARGET}={target}: cannot be imported ({error}); check the name and "
-                        f"PYTHONPATH{_near(target)}") from error  # fmt: skip
-    if not (isinstance(kind, type) and issubclass(kind, Step)) or isabstract(kind):
-        raise UserError(f"{option}.{TARGET}={target}: is no step; name a subclass of qdexp.methods.Step")
-    return NamedStep(slot, target, checked(kind, options, option))
-
-
-def _near(target: str) -> str:
-    from qdexp import methods
-
-    package, _, name = target.rpartition(".")
-    near = get_close_matches(name, methods.__all__, 1) if package in ("", methods.__name__) else []
-    return f"; did you mean {methods.__name__}.{near[0]}?" if near else ""
+    step = made(Step, node, f"{OPTION}.{slot}", ours="qdexp.methods", without=(BEFORE,), optional=True)  # type: ignore[type-abstract]
+    return NamedStep(slot, str(node[TARGET]), step)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -28,6 +28,9 @@ from qdexp.numbers import Number
 from qdexp.sampling.shards import read_shards
 from qdexp.statistics.estimate import Estimate
 
+if TYPE_CHECKING:  # networks are behind it, and images are measured without
+    from qdexp.metrics.running import Running
+
 OPTION = "metric"
 """What the options of metrics begin with."""
 
@@ -39,6 +42,8 @@ PROMPTS = "prompts"
 """What the images were asked for, of models that are asked in words."""
 NETWORK = "network"
 """The checkpoint of the quantized network."""
+RUNNING = "running"
+"""The network as the cell runs it: through its backend, or in full precision."""
 CURVES, COVERAGE, SIZE = "curves", "coverage", "size"
 """What the stages of these names measure: the first two of quantized networks, the last of full precision."""
 FEATURES = "features"
@@ -83,6 +88,11 @@ class Material:
         """Of all images, by the metric's extractor."""
         return Features(**load_file(self.folders[FEATURES] / "features.safetensors"))
 
+    def running(self) -> "Running":
+        """The network, and what it can be called with."""
+        running: Running = self.values[RUNNING]
+        return running
+
     def read(self, stage: str) -> Any:
         """What ``CURVES``, ``COVERAGE`` or ``SIZE`` holds."""
         return files.read_json(self.folders[stage] / f"{stage}.json")
@@ -98,6 +108,7 @@ class Metric(ABC):
         needs: What it needs. It is left out of a cell that has not all of it: full precision has no pairs, an unconditional
             model no prompts.
         quick: Whether, on a cluster, it takes no job of its own: the one that ends the cell makes it.
+        portable: Whether its numbers are the same whichever machine of a kind measures them.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -105,6 +116,7 @@ class Metric(ABC):
     numbers: ClassVar[tuple[Number, ...]]
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLES})
     quick: ClassVar[bool] = True
+    portable: ClassVar[bool] = True
 
     @abstractmethod
     def measure(self, material: Material) -> Mapping[str, Result]:

@@ -1,18 +1,12 @@
 """From ``metric`` in the config to the metrics of a cell, each checked."""
 
 import re
-from collections.abc import Mapping
-from inspect import isabstract
 from typing import Any
 
-from hydra.utils import get_object
-
 from qdexp.config import Config
-from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.metrics.base import OPTION, Metric, NamedMetric
-
-TARGET = "_target_"
+from qdexp.targets import TARGET, made
 
 
 def metrics_of(config: Config) -> list[NamedMetric]:
@@ -42,15 +36,8 @@ def _made(name: str, node: Any) -> NamedMetric:
     option = f"{OPTION}.{name}"
     if not re.fullmatch(r"[a-z]\w*", name):
         raise UserError(f"{option}: is no name of a metric; give small letters, digits and _ alone")
-    if not isinstance(node, Mapping) or TARGET not in node:
-        raise UserError(f"{option}={node}: name the metric's class as {TARGET}, or leave it out with {option}=null")
+    metric = made(Metric, node, option, ours="qdexp.metrics.base", optional=True)  # type: ignore[type-abstract]
     target = str(node[TARGET])
-    try:
-        kind = get_object(target)
-    except Exception as error:  # whatever the user's module does when it is imported
-        raise UserError(f"{option}.{TARGET}={target}: cannot be imported ({error}); check the name and PYTHONPATH") from error
-    if not (isinstance(kind, type) and issubclass(kind, Metric)) or isabstract(kind):
-        raise UserError(f"{option}.{TARGET}={target}: is no metric; name a subclass of qdexp.metrics.base.Metric")
-    if not getattr(kind, "numbers", ()):
+    if not getattr(metric, "numbers", ()):
         raise UserError(f"{option}.{TARGET}={target}: declares no numbers; list them as its class attribute numbers")
-    return NamedMetric(name, target, checked(kind, {key: value for key, value in node.items() if key != TARGET}, option))
+    return NamedMetric(name, target, metric)

@@ -14,8 +14,8 @@ from qdexp.report.identity import PLACES, contents, full_precision, grouped, net
 
 LADDER = ("fp", "ptq", "timestep_aware", "reconstruction", "qdiffusion")
 """Order of the methods' rows, one ingredient added by each; others follow."""
-AXES = ("model", "quant", "quantizer", "calib", "recon", "weights")
-ENVIRONMENT = ("device", "cuda", "python", "versions.", "git_commit")
+AXES = ("model", "quant", "quantizer", "calib", "recon", "backend", "weights")
+ENVIRONMENT = ("machine.", "python", "versions.", "git_commit")
 """What of a cell's provenance tells why its keys are others."""
 DIGITS = 8
 """Of a digest or key that is shown."""

@@ -6,7 +6,7 @@ else. Two cells that need the same stage share it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from qdexp import meter, provenance
 from qdexp.config import WITHOUT_EFFECT
 from qdexp.layout import entry_name
 from qdexp.stages import code
-from qdexp.stages.keys import content_of_fields, short_hash
+from qdexp.stages.keys import content_of_fields, counted, short_hash
 from qdexp.store import Entry, Store
 
 Results = dict[str, dict[str, Any]]
@@ -41,6 +41,11 @@ class Stage(ABC):
         """Whether, on a cluster, it takes no job of its own: who reads it makes it."""
         return False
 
+    @property
+    def portable(self) -> bool:
+        """Whether its result is the same whichever machine of a kind makes it."""
+        return True
+
     @abstractmethod
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         """Does the work: reads the folders of the inputs, fills ``folder``."""
@@ -51,18 +56,13 @@ class Stage(ABC):
 
     @cached_property
     def inputs(self) -> dict[str, "Stage"]:
-        """The stages that this one reads, by the role that they play: its fields that are stages, and those in mappings."""
-        return {role: value for role, value in self._named() if isinstance(value, Stage)}
+        """The stages that this one reads, by the role that they play."""
+        return {role: value for role, value in _named(self) if isinstance(value, Stage)}
 
     @property
     def files_outside(self) -> dict[str, Path]:
-        """The files outside the store that it reads, by their roles: its fields that are paths."""
-        return {role: value for role, value in self._named() if isinstance(value, Path)}
-
-    def _named(self) -> Iterator[tuple[str, Any]]:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            yield from value.items() if isinstance(value, Mapping) else [(one.name, value)]
+        """The files outside the store that it reads, by their roles."""
+        return {role: value for role, value in _named(self) if isinstance(value, Path)}
 
     def described(self, key_of: Callable[["Stage"], str]) -> dict[str, Any]:
         """All that the key is a hash of; ``key_of``: the keys of the inputs."""
@@ -101,6 +101,17 @@ class Stage(ABC):
 
         note = self.described(lambda stage: stage.key) | {"made": provenance.commit()}
         return store.make(self.entry, work, note)
+
+
+def _named(value: Any) -> Iterator[tuple[str, Any]]:
+    """What the fields of a dataclass are, by their names, and what is in those that are mappings and dataclasses."""
+    pending = list(counted(value))
+    for name, inner in pending:
+        yield name, inner
+        if isinstance(inner, Mapping):
+            pending += inner.items()
+        elif is_dataclass(inner) and not isinstance(inner, Stage):
+            pending += counted(inner)
 
 
 @cache

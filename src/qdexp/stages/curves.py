@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from qdexp import files
-from qdexp.models import checkpoint
-from qdexp.models.architecture import named
 from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import Recording, read_shards
 from qdexp.stages.base import Results, Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
-from qdexp.stages.steps import StepStage
+from qdexp.stages.quantized import Quantized
 from qdexp.stages.trajectory import TrajectoryStage
 
 FILE = "curves.json"
@@ -32,19 +30,17 @@ class CurvesStage(Stage):
 
     name = "curves"
 
-    quantization: StepStage
+    quantized: Quantized
     trajectory: TrajectoryStage
     conditions: ConditionsStage | None
 
     @classmethod
-    def of(cls, quantization: StepStage, heldout: TrajectoryStage) -> "CurvesStage":
-        return cls(device=heldout.device, quantization=quantization, trajectory=heldout, conditions=heldout.conditions)
+    def of(cls, quantized: Quantized, heldout: TrajectoryStage) -> "CurvesStage":
+        return cls(device=heldout.device, quantized=quantized, trajectory=heldout, conditions=heldout.conditions)
 
     @torch.inference_mode()
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
-        heldout = self.trajectory
-        trust = named(heldout.model.network)
-        network = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, trust).to(self.device)
+        heldout, network = self.trajectory, self.quantized.running(inputs)
         sampler, conditions = Sampler(heldout.model, heldout.sampler), read_conditions(inputs, heldout.sampler.guidance)
         walk = Recording(network, sampler, heldout.stream, conditions).to(self.device)
         timesteps = torch.tensor(sampler.timesteps, device=self.device)

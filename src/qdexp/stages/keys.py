@@ -61,8 +61,13 @@ def content(value: Any, key_of: Callable[[Any], str]) -> Any:
 
 def content_of_fields(value: Any, key_of: Callable[[Any], str]) -> dict[str, Any]:
     """What the fields of a dataclass contribute, but for those without effect."""
-    counted = [field for field in fields(value) if not _has(field.metadata, WITHOUT_EFFECT)]
-    return {field.name: _field(field.metadata, getattr(value, field.name), key_of) for field in counted}
+    metadata = {field.name: field.metadata for field in fields(value)}
+    return {name: _field(metadata[name], inner, key_of) for name, inner in counted(value)}
+
+
+def counted(value: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass that change a result, and their values."""
+    return ((one.name, getattr(value, one.name)) for one in fields(value) if not _has(one.metadata, WITHOUT_EFFECT))
 
 
 def _field(metadata: Mapping[str, Any], value: Any, key_of: Callable[[Any], str]) -> Any:
@@ -103,7 +108,8 @@ def modules_of(target: str) -> list[str]:
         found = get_object(target)
         module, source = inspect.getmodule(found), inspect.getsourcefile(found)
     except Exception as error:
-        raise UserError(f"_target_={target}: cannot be imported ({error}); check the name and PYTHONPATH") from error
+        raise UserError(f"_target_={target}: cannot be imported ({' '.join(str(error).split())}); check the name and "
+                        f"PYTHONPATH") from error  # fmt: skip
     if source is None or module is None:
         return []
     parts = target.split(".")

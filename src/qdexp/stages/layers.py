@@ -10,8 +10,6 @@ import torch
 from qdexp import files, models
 from qdexp.config import Config, Model, Sampling
 from qdexp.metrics.inspection import layer_errors
-from qdexp.models import checkpoint
-from qdexp.models.architecture import named
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.macs import count, macs_by_module
@@ -20,7 +18,7 @@ from qdexp.sampling.sampler import Sampler
 from qdexp.sampling.shards import first_rows
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
-from qdexp.stages.steps import StepStage
+from qdexp.stages.quantized import Quantized
 from qdexp.stages.trajectory import TrajectoryStage
 
 FILE = "layers.json"
@@ -40,19 +38,19 @@ class LayersStage(Stage):
     files: Mapping[str, Path]
     sampling: Sampling
     rows: int
-    quantization: StepStage
+    quantized: Quantized
     trajectory: TrajectoryStage
     conditions: ConditionsStage | None
 
     @classmethod
-    def of(cls, config: Config, quantization: StepStage, heldout: TrajectoryStage) -> "LayersStage":
+    def of(cls, config: Config, quantized: Quantized, heldout: TrajectoryStage) -> "LayersStage":
         return cls(
             device=heldout.device,
             model=heldout.model,
             files=heldout.files,
             sampling=config.sampling,
             rows=config.inspection.rows,
-            quantization=quantization,
+            quantized=quantized,
             trajectory=heldout,
             conditions=heldout.conditions,
         )
@@ -60,15 +58,13 @@ class LayersStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.model, self.sampling.channels_last).to(self.device)
         batches = self._batches(inputs)
-        quantized = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(self.model.network)).to(self.device)
-        converted = dict(quantized_layers(quantized))
-        order = execution_order(network, first_row(batches[0]))
-        layers = {name: quantized.get_submodule(name) for name in order}
+        saved = self.quantized.saved(inputs)
+        bits = {name: _bits(layer) for name, layer in quantized_layers(saved)}
+        order, running = execution_order(network, first_row(batches[0])), self.quantized.lowered(saved)
+        layers = {name: running.get_submodule(name) for name in order}
         errors = layer_errors(network, layers, batches)
         macs = macs_by_module(count(network, first_row(batches[0])))
-        found = [
-            {"name": name, **_bits(converted.get(name)), **asdict(error), "macs": macs[name]} for name, error in errors.items()
-        ]
+        found = [{"name": name, **bits.get(name, FULL), **asdict(error), "macs": macs[name]} for name, error in errors.items()]
         files.write_text(folder / FILE, json.dumps(found))
 
     def _batches(self, inputs: dict[str, Path]) -> list[Batch]:
@@ -87,7 +83,12 @@ class LayersStage(Stage):
         return batches
 
 
-def _bits(layer: QuantizedLayer | None) -> dict[str, int]:
-    weight = getattr(layer, "weight_scheme", None)
-    act = getattr(getattr(layer, "input_quantizer", None), "scheme", None)
-    return {"weight_bits": weight.bits if weight else FLOAT, "act_bits": act.bits if act else FLOAT}
+FULL = {"weight_bits": FLOAT, "act_bits": FLOAT}
+
+
+def _bits(layer: QuantizedLayer) -> dict[str, int]:
+    act = getattr(layer.input_quantizer, "scheme", None)
+    return {
+        "weight_bits": layer.weight_scheme.bits if layer.weight_scheme else FLOAT,
+        "act_bits": act.bits if act else FLOAT,
+    }

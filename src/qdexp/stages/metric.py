@@ -41,8 +41,10 @@ class MetricStage(Stage):
     made_with: Mapping[str, str]
 
     @classmethod
-    def of(cls, config: Config, one: NamedMetric, device: torch.device, needed: Mapping[str, Any]) -> "MetricStage":
-        """Raises UserError where a file is missing."""
+    def of(
+        cls, config: Config, one: NamedMetric, device: torch.device, needed: Mapping[str, Any], **more: Any
+    ) -> "MetricStage":
+        """``more``: fields of a subclass. Raises UserError where a file is missing."""
         try:
             read, made_with = one.metric.files(config), one.metric.identity(config)
         except ValueError as error:
@@ -55,6 +57,7 @@ class MetricStage(Stage):
             files=read,
             needed=needed,
             made_with=made_with,
+            **more,
         )
 
     @property
@@ -65,10 +68,17 @@ class MetricStage(Stage):
     def quick(self) -> bool:
         return self.metric.quick
 
-    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+    @property
+    def portable(self) -> bool:
+        return self.metric.portable
+
+    def material(self, inputs: dict[str, Path]) -> Material:
+        """What the metric gets."""
         values = {name: value for name, value in self.needed.items() if name not in inputs}
-        material = Material(device=self.device, folders=inputs, values=values, files=self.files)
-        found = dict(self.metric.measure(material))
+        return Material(device=self.device, folders=inputs, values=values, files=self.files)
+
+    def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
+        found = dict(self.metric.measure(self.material(inputs)))
         for key in found.keys() - {number.key for number in self.metric.numbers}:
             raise UserError(f"{self.target}: gives {key}, which its numbers do not declare; add it there")
         images = {key: value.detach().cpu() for key, value in found.items() if isinstance(value, Tensor)}

@@ -8,21 +8,19 @@ import torch
 
 from qdexp import device as devices
 from qdexp.config import Config
-from qdexp.models import checkpoint
-from qdexp.models.architecture import named
 from qdexp.stages.conditions import conditions_of
+from qdexp.stages.quantized import Quantized
 from qdexp.stages.samples import SamplesStage, first_stage_files, noise_stream
-from qdexp.stages.steps import StepStage
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedSamplesStage(SamplesStage):
-    """Likewise; ``quantization``: the stage that made the network. Of the model's own weights none are read."""
+    """Likewise. Of the model's own weights none are read."""
 
-    quantization: StepStage
+    quantized: Quantized
 
     @classmethod
-    def of_checkpoint(cls, config: Config, quantization: StepStage) -> "QuantizedSamplesStage":
+    def of_checkpoint(cls, config: Config, quantized: Quantized) -> "QuantizedSamplesStage":
         stream = noise_stream(config)
         return cls(
             device=devices.resolve(config.device),
@@ -33,8 +31,8 @@ class QuantizedSamplesStage(SamplesStage):
             pixels=config.protocol.pixels,
             stream=stream,
             conditions=conditions_of(config, stream),
-            quantization=quantization,
+            quantized=quantized,
         )
 
     def network(self, inputs: dict[str, Path]) -> torch.nn.Module:
-        return checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(self.model.network))
+        return self.quantized.running(inputs)

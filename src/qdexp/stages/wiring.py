@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qdexp.backends import choice
 from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.methods import recipe
 from qdexp.methods.base import OPTION
-from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, FULL_PRECISION, NETWORK, PROMPTS, SAMPLES, SIZE
+from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, FULL_PRECISION, NETWORK, PROMPTS, RUNNING, SAMPLES, SIZE
 from qdexp.metrics.chosen import metrics_of
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage
@@ -17,7 +18,9 @@ from qdexp.stages.curves import CurvesStage
 from qdexp.stages.features import FeaturesStage
 from qdexp.stages.layers import LayersStage
 from qdexp.stages.metric import MetricStage
+from qdexp.stages.quantized import Quantized
 from qdexp.stages.quantized_samples import QuantizedSamplesStage
+from qdexp.stages.running import RunningMetricStage, Source
 from qdexp.stages.samples import SamplesStage
 from qdexp.stages.size import SizeStage
 from qdexp.stages.steps import StepStage
@@ -34,7 +37,8 @@ def stages_of(config: Config) -> dict[str, Stage]:
     if not steps:
         return {**_conditions(full_precision), SAMPLES: full_precision, SIZE: SizeStage.of(config)}
     quantization = list(steps.values())[-1]
-    samples, heldout = QuantizedSamplesStage.of_checkpoint(config, quantization), heldout_trajectory(config)
+    quantized, heldout = Quantized(quantization=quantization, backend=choice.of_config(config)), heldout_trajectory(config)
+    samples = QuantizedSamplesStage.of_checkpoint(config, quantized)
     before = _calibrating(steps)
     stages: dict[str, Stage] = {
         **_conditions(samples, before.get("trajectory"), heldout),
@@ -42,13 +46,13 @@ def stages_of(config: Config) -> dict[str, Stage]:
         **steps,
         COVERAGE: CoverageStage.of(config, quantization),
         "heldout": heldout,
-        CURVES: CurvesStage.of(quantization, heldout),
+        CURVES: CurvesStage.of(quantized, heldout),
         FULL_PRECISION: full_precision,
         SAMPLES: samples,
     }
     if config.inspection.rows:
         stages["activations"] = ActivationsStage.of(config, heldout)
-        stages["layers"] = LayersStage.of(config, quantization, heldout)
+        stages["layers"] = LayersStage.of(config, quantized, heldout)
     for slot in steps:
         if stages[slot] is not steps[slot]:
             raise UserError(f"{OPTION}.{slot}: a stage of every cell is called so; give the step another name")
@@ -86,7 +90,11 @@ def measures_of(config: Config, stages: Mapping[str, Stage]) -> dict[str, Stage]
             needed[FEATURES] = found[role]
         if one.name in stages or one.name in found:
             raise UserError(f"{one.option}: a stage of the cell is called so; give the metric another name")
-        found[one.name] = MetricStage.of(config, one, there[SAMPLES].device, needed)
+        device, source = there[SAMPLES].device, needed.pop(RUNNING, None)
+        if source is None:
+            found[one.name] = MetricStage.of(config, one, device, needed)
+        else:
+            found[one.name] = RunningMetricStage.of(config, one, device, needed, source=source)
     return found
 
 
@@ -95,7 +103,10 @@ def _there(config: Config, stages: Mapping[str, Stage]) -> dict[str, Any]:
     found: dict[str, Any] = {need: stages[need] for need in (SAMPLES, FULL_PRECISION, CURVES, COVERAGE, SIZE) if need in stages}
     if COVERAGE in stages:
         found[NETWORK] = stages[COVERAGE].inputs["quantization"]
-    conditions = stages[SAMPLES].inputs.get("conditions")
+    samples = stages[SAMPLES]
+    conditions = samples.inputs.get("conditions")
+    assert conditions is None or isinstance(conditions, ConditionsStage)
+    found[RUNNING] = Source.of(config, getattr(samples, "quantized", None), conditions)
     if isinstance(conditions, ConditionsStage) and all(isinstance(one, str) for one in conditions.wanted):
         found[PROMPTS] = conditions.wanted
     return found

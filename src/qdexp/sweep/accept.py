@@ -5,6 +5,8 @@ it: the others then keep their files under their new keys. Manifests and records
 
 Of one kind are entries that the same code makes along the same ways through it: what they were asked for, and what they read,
 differs in numbers (bits aside) and files alone. So GPTQ's weights say nothing of AdaRound's, nor W8 of how W4 is packed.
+
+What belongs to one machine, as a latency does, comes out equal never: the record loses it, and the cell's next run measures it.
 """
 
 import json
@@ -118,6 +120,7 @@ def _finished(store: Store, path: Path) -> dict[str, _Finished] | None:
 def _compared(store: Store, record: Record, stages: dict[str, Stage]) -> Iterator[tuple[str, _Finished]]:
     if record["keys"].keys() != stages.keys():
         raise UserError("its stages are others now")
+    stages = {role: stage for role, stage in stages.items() if stage.portable}
     found: dict[str, Entry] = {}
     for role, stage in stages.items():
         entry = store.open(entry_name(stage.name, record["keys"][role]))
@@ -195,6 +198,7 @@ def _adopt(store: Store, one: _Finished) -> None:
 def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
     """The record under its new name, with the new keys; then the old one goes."""
     record = read_records([path])[0]
+    record = records.without(record, record["keys"].keys() - stages.keys())
     cell = Cell(checked(Config, record["config"]))
     names = {one.entry.folder.name: one.stage.entry for one in stages.values()}
     for role, one in stages.items():

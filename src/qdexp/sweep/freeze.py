@@ -19,7 +19,7 @@ from qdexp.config.checks import checked
 from qdexp.errors import NothingToSplitError, UserError
 from qdexp.layout import Layout
 from qdexp.methods.recipe import BEFORE
-from qdexp.overrides import STEPS
+from qdexp.overrides import OPEN, STEPS
 from qdexp.sweep import idle
 from qdexp.sweep.jobs import Job
 from qdexp.sweep.manifest import CellEntry, Manifest
@@ -119,7 +119,7 @@ def _is_value(override: Override) -> bool:
     """
     key, value = str(override.key_or_group), override.value()
     simple = isinstance(value, int | float | bool) or (type(value) is str and "." in key)
-    known = override.type == OverrideType.CHANGE or (override.type == OverrideType.FORCE_ADD and key.startswith(STEPS))
+    known = override.type == OverrideType.CHANGE or (override.type == OverrideType.FORCE_ADD and key.startswith(OPEN))
     return known and override.package is None and simple and not key.startswith("hydra") and not key.endswith(_TARGET)
 
 

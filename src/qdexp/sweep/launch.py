@@ -76,6 +76,11 @@ class Frozen:
         known |= {name for kind in Stage.__subclasses__() if isinstance(name := kind.__dict__["name"], str)}
         for stage in self.cluster.stages.keys() - known - {"default"}:
             raise UserError(f"cluster.stages.{stage}: no stage is called so; there are {', '.join(sorted(known))}")
+        bound = sorted({role for cell in cells for role, stage in cell.stages.items() if not stage.portable})
+        if bound:
+            raise UserError(f"metric.{bound[0]}: belongs to the machine that measures it, with nothing else running, and which "
+                            f"runs a job is not known; leave {' and '.join(bound)} out here, and run the same command with "
+                            f"them and without hydra/launcher on that machine: it finds all else in the store")  # fmt: skip
         self.out = Path(self.config.out)
         self.store = Store(self.out)
         self.nodes = plan(cells, self.store, self.cluster.parts)

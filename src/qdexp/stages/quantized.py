@@ -1,0 +1,47 @@
+"""The quantized network as a cell runs it: read from its checkpoint and lowered by the backend, here and nowhere else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from qdexp.backends.base import Lowered, NamedBackend
+from qdexp.models import checkpoint
+from qdexp.models.architecture import named
+from qdexp.stages.steps import StepStage
+
+NAMES = 3
+"""Of the modules that a backend leaves, those that are printed."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Quantized:
+    """What stages have among their fields that compute with the quantized network; ``quantization``: the stage that made it."""
+
+    quantization: StepStage
+    backend: NamedBackend
+
+    def saved(self, inputs: Mapping[str, Path]) -> nn.Module:
+        """The network as the method left it, on the device of that stage; ``inputs``: folders, by the roles of the stages."""
+        made = self.quantization
+        network = checkpoint.load(inputs["quantization"] / checkpoint.FOLDER, named(made.model.network))
+        return network.to(made.device)
+
+    def lowered(self, network: nn.Module) -> nn.Module:
+        """What runs in place of ``network``, which may be changed."""
+        made = self.backend.backend.lower(network)
+        report(made)
+        return made.network
+
+    def running(self, inputs: Mapping[str, Path]) -> nn.Module:
+        """The network that the cell runs."""
+        return self.lowered(self.saved(inputs))
+
+
+def report(made: Lowered) -> None:
+    """Prints what the backend has left in simulated arithmetic, a line for each reason."""
+    for reason in dict.fromkeys(made.left.values()):
+        names = [name for name, why in made.left.items() if why == reason]
+        more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+        print(f"  left to simulated arithmetic, {reason}: {', '.join(names[:NAMES])}{more}", flush=True)
