@@ -93,7 +93,7 @@ SCRIPTS = re.findall(r"```bash\n(.*?)```", EXTENDING, flags=re.DOTALL)
 
 def test_the_examples_are_short() -> None:
     blocks = re.findall(r"`mine/\S+\.py`\n\n```python\n(.*?)```", EXTENDING, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     assert all(block.count("\n") <= 60 for block in blocks)
 
 
@@ -152,7 +152,7 @@ def test_the_example_of_a_step_of_ones_own(checkout: Path, monkeypatch: pytest.M
 def test_the_example_of_a_backend_of_ones_own(checkout: Path) -> None:
     """In a sweep beside simulated arithmetic: one network, drawn by both, told apart in the table."""
     options = "model=mine method=timestep_aware quant=w8a8 calib.timesteps=4 calib.rows=8 out=backends sweep=own"
-    run(checkout, "python mine/mine.py\n" + SCRIPTS[2].replace("integer\n", f"integer {options}\n"))
+    run(checkout, "python mine/mine.py\n" + SCRIPTS[4].replace("integer\n", f"integer {options}\n"))
     records = [json.loads(path.read_text()) for path in (checkout / "backends" / "records").glob("*.json")]
     simulated, integer = sorted(records, key=lambda record: str(record["axes"]["backend"]), reverse=True)
     assert [one["axes"]["backend"] for one in (simulated, integer)] == ["simulated", "integer"]
@@ -181,3 +181,20 @@ def test_the_backend_of_the_example_computes_what_the_simulated_arithmetic_does(
         layers = [network.get_submodule("time_embedding.linear_1") for network in networks]
         x = torch.randn(4, 8)[:, :, None].expand(4, 8, 3).transpose(1, 2)  # not contiguous
         torch.testing.assert_close(layers[1](x), layers[0](x))
+
+
+def test_the_example_of_a_metric_of_ones_own(checkout: Path) -> None:
+    """Measured of finished cells, whose images are not sampled again; it stands in table, record and page."""
+    first, later = re.split(r"\n(?=python -m qdexp .*'metric)", SCRIPTS[3])
+    out = "out=measured calib.rows=8"
+    run(checkout, first.replace("method=fp,ptq", f"method=fp,ptq {out}"))
+    executions = checkout / "measured" / "executions.jsonl"
+    made = executions.read_text().splitlines()
+    run(checkout, f"export PYTHONPATH=mine\n{later}".replace("method=fp,ptq", f"method=fp,ptq {out}"))
+    added = [json.loads(line)["entry"].rpartition("-")[0] for line in executions.read_text().splitlines()[len(made) :]]
+    assert added == ["sharpness", "sharpness"]
+    records = [json.loads(path.read_text()) for path in (checkout / "measured" / "records").glob("*.json")]
+    assert [{"sharpness", "sharpness_lost"} & one["metrics"].keys() == {"sharpness"} for one in records].count(True) == 1
+    assert all(one["config"]["metric"]["sharpness"]["scale"] == 10 for one in records)
+    (newest,) = [path for path in (checkout / "measured" / "sweeps").glob("*/table.md") if " sharpness " in path.read_text()]
+    assert " sharpness - fp " in newest.read_text() or " FID - fp " in newest.read_text()

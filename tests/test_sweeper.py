@@ -59,14 +59,14 @@ def test_what_each_command_yields(yields: Callable[..., list[str]], arguments: s
 def test_a_sweep_ends_in_a_table_and_a_picture(qdexp: Command, tmp_path: Path) -> None:
     code, out, _ = qdexp("-m", "method=fp,ptq")
     assert code == 0
-    assert "sweep trial: 2 cells, 13 stages, 0 of them in" in out
+    assert "sweep trial: 2 cells, 27 stages, 0 of them in" in out
     folder = tmp_path / "out" / "sweeps" / "trial"
     assert {path.name for path in folder.iterdir()} == {"cells.json", "table.md", "samples.png"}
     rows = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| ")]
     assert any(row.startswith("| fp ") for row in rows)
     assert any(row.startswith("| ptq ") for row in rows)
     _, again, _ = qdexp("-m", "method=fp,ptq")
-    assert "sweep trial: 2 cells, 13 stages, 13 of them in" in again
+    assert "sweep trial: 2 cells, 27 stages, 27 of them in" in again
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,10 @@ RENAMED = {
     "quantizer.split": "quantizer.steps.split.scope",
     "quantizer.file": "quantizer.steps.released.file",
     "cluster.stages.rounding": "cluster.stages.weights",
+    "cluster.stages.evaluation": "cluster.stages.record",
     "cluster.stages.quantization": "cluster.stages.act and cluster.stages.scales",
 }
-"""What options were called before methods were lists of steps."""
+"""What options were called before methods were lists of steps, and metrics objects."""
 LISTS = ("metric",)
 """Groups of which several are taken at once: metric=[standard,mine]."""
 MEASURES = ("protocol", "protocol.extractor", "protocol.reference")

@@ -72,7 +72,7 @@ class Frozen:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.cells, self.config = {cell.key: cell for cell in cells}, cells[0].config
-        known = {stage.name for cell in cells for stage in cell.stages.values()} | {*SLOTS}
+        known = {stage.name for cell in cells for stage in cell.stages.values()} | {*SLOTS, RECORD}
         known |= {name for kind in Stage.__subclasses__() if isinstance(name := kind.__dict__["name"], str)}
         for stage in self.cluster.stages.keys() - known - {"default"}:
             raise UserError(f"cluster.stages.{stage}: no stage is called so; there are {', '.join(sorted(known))}")
@@ -123,7 +123,7 @@ class Frozen:
         return copy
 
     def job(self, node: Node) -> Job:
-        threads = self.cluster.resources("evaluation" if node.kind == RECORD else node.kind).cpus
+        threads = self.cluster.resources(node.kind).cpus
         return Job(self.out, Path.cwd(), self.config.sweep, node, threads)
 
     def done(self, node: Node) -> bool:

@@ -167,6 +167,6 @@ def disk_bytes(config: Config, stage: Stage) -> float:
     sizes = {
         "calibration": 4.0 * config.calib.timesteps * config.calib.rows * branches * (image + numbers),
         "samples": float(config.protocol.n * image),
-        "evaluation": 4.0 * config.protocol.n * 100,
+        "features": 4.0 * config.protocol.n * 100,
     }
     return sizes.get(stage.name, 0.0)

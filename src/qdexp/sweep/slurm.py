@@ -20,7 +20,7 @@ from qdexp.config import Cluster
 from qdexp.errors import UserError
 from qdexp.layout import Layout
 from qdexp.sweep import queue
-from qdexp.sweep.jobs import RECORD, Node, depths, readers_of
+from qdexp.sweep.jobs import Node, depths, readers_of
 from qdexp.sweep.manifest import Registry
 
 Task = Callable[[], object]
@@ -86,7 +86,7 @@ class Slurm:
                             f"wait; what was submitted runs, and the same command submits the rest") from error  # fmt: skip
 
     def _parameters(self, kind: str, dependency: str) -> dict[str, Any]:
-        cluster, wants = self.cluster, self.cluster.resources("evaluation" if kind == RECORD else kind)
+        cluster, wants = self.cluster, self.cluster.resources(kind)
         named = {name: getattr(cluster, name) for name in ("partition", "account", "qos", "constraint")}
         waits = {"dependency": dependency, "kill-on-invalid-dep": "yes"} if dependency else {}
         asked = {
