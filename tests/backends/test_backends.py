@@ -14,6 +14,8 @@ from qdexp.backends import Simulated, choice
 from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
+from qdexp.stages import keys
+from qdexp.stages.keys import targets
 
 CellOf = Callable[..., Cell]
 APART = {
@@ -38,6 +40,15 @@ def test_all_that_computes_with_the_quantized_network_depends_on_the_backend_and
     assert cell_of("method=fp").key == cell_of("method=fp", SCALED).key
 
 
+def test_the_code_of_a_backend_counts_and_travels_with_what_runs_it(cell_of: CellOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = cell_of(SCALED)
+    _ = base.keys
+    assert {role for role, stage in base.stages.items() if "backend_helpers.Scaled" in targets(stage)} == {"samples", "curves"}
+    digest = keys.code_of
+    monkeypatch.setattr(keys, "code_of", lambda target: "other" if target.startswith("backend_h") else digest(target))
+    assert base.stages.keys() - changed(base, cell_of(SCALED)) == APART
+
+
 def test_files_of_a_backend_count_by_content(cell_of: CellOf, tmp_path: Path) -> None:
     options = ("backend._target_=backend_helpers.Filed", f"backend.table={tmp_path}/table")
     with pytest.raises(UserError, match=rf"^backend.table={tmp_path}/table: no such file$"):
@@ -45,9 +56,9 @@ def test_files_of_a_backend_count_by_content(cell_of: CellOf, tmp_path: Path) ->
     (tmp_path / "table").write_text("1")
     base = cell_of(*options)
     assert base.files["table"]["path"] == str(tmp_path / "table")
-    keys = dict(base.keys)
+    before = dict(base.keys)
     (tmp_path / "table").write_text("22")
-    assert {role for role, key in cell_of(*options).keys.items() if key == keys[role]} == APART
+    assert {role for role, key in cell_of(*options).keys.items() if key == before[role]} == APART
 
 
 MISTAKES = {
