@@ -158,10 +158,16 @@ def test_values_of_the_images_are_kept_and_give_an_interval(cell_of: CellOf) -> 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("+metric.mine={at_least: 0.5}", r"metric\.mine=.*: name the metric's class as _target_, or leave it out with"),
+        ("+metric.mine={at_least: 0.5}", r"metric\.mine=.*: name its class or function as _target_"),
         ("+metric.mine={_target_: own_metric.Nothing}", r"metric\.mine\._target_=own_metric\.Nothing: cannot be imported"),
-        ("+metric.mine={_target_: qdexp.methods.Nearest}", r"metric\.mine\._target_=.*: is no metric; name a subclass of"),
-        ("+metric.mine={_target_: qdexp.metrics.base.Metric}", r"metric\.mine\._target_=.*: is no metric"),
+        (
+            "+metric.mine={_target_: qdexp.methods.Nearest}",
+            r"metric\.mine\.\S+Nearest: name a subclass",
+        ),
+        (
+            "+metric.mine={_target_: qdexp.metrics.base.Metric}",
+            r"metric\.mine\.\S+Metric: name a subclass",
+        ),
         ("+metric.mine={_target_: own_metric.Silent}", r"metric\.mine\._target_=.*: declares no numbers"),
         (
             "+metric.mine={_target_: own_metric.Brightness, at_most: 1}",
