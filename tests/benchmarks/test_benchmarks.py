@@ -25,7 +25,7 @@ def tables(small: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[...
     def printed(*arguments: str, set: tuple[str, ...] = ()) -> dict[str, Table]:
         main([*arguments, "--set", *small, *set])
         head, *parts = capsys.readouterr().out.strip().split("\n\n")
-        assert head.startswith("tiny, ") and "w4a8" in head and "1 threads" in head
+        assert head.startswith("tiny, ") and "w4a8" in head and "1 thread" in head
         titles, bodies = parts[::2], parts[1::2]
         return {title.split(",")[0]: read(body) for title, body in zip(titles, bodies, strict=True)}
 
