@@ -1,9 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from quant_helpers import slow_fake_quantize, slow_grid
 
 from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, Split, dequantize, fake_quantize, qparams_from_range, quantize
-from qdexp.quant.affine import fake_quantize_learned
+from qdexp.quant.affine import fake_quantize_learned, fused
 from qdexp.quant.scheme import Granularity
 
 SIGNS = {"both": lambda x: x, "positive": lambda x: x.abs() + 1, "negative": lambda x: -x.abs() - 1}
@@ -60,8 +62,15 @@ def test_agrees_with_the_fused_operator_of_torch_bit_for_bit(bits: int, symmetri
     x = torch.randn(100_000) * 4
     scheme = Scheme(bits, symmetric=symmetric)
     qparams = qparams_from_range(torch.tensor([-2.7]), torch.tensor([5.1]), scheme)
-    fused = torch.fake_quantize_per_tensor_affine(x, *qparams, scheme.qmin, scheme.qmax)
-    assert torch.equal(fake_quantize(x, qparams, scheme), fused)
+    assert torch.equal(fake_quantize(x, qparams, scheme), fused(x, qparams, scheme))
+
+
+@pytest.mark.parametrize("quantizer", [fake_quantize, fused, fake_quantize_learned])
+def test_nan_is_never_turned_into_a_number(quantizer: Callable[[torch.Tensor, QParams, Scheme], torch.Tensor]) -> None:
+    """Else a broken network would be sampled to the end, and measured."""
+    x, scheme = torch.tensor([0.5, torch.nan, torch.inf, -torch.inf]), Scheme(8)
+    found = quantizer(x, qparams_from_range(torch.tensor([-1.0]), torch.tensor([1.0]), scheme), scheme)
+    assert found.isnan().tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -128,6 +137,18 @@ def test_learned_scales_have_straight_through_gradients(bits: int, symmetric: bo
     assert 0.2 < got[0].eq(received).float().mean() < 1, "values beyond the grid have no gradient"
     assert got[1].shape == scale.shape
     torch.testing.assert_close(got[1].double(), by_scale, rtol=1e-4, atol=1e-4)
+
+    kept: list[tuple[int, int]] = []
+
+    def keep(one: torch.Tensor) -> torch.Tensor:
+        kept.append((one.numel(), one.element_size()))
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        fixed = fake_quantize_learned(x, QParams(scale.detach(), qparams.zero_point), scheme)
+    assert torch.equal(fixed, hat)
+    assert torch.equal(torch.autograd.grad(fixed, x, received)[0], got[0])
+    assert kept == [(x.numel(), 1)]
 
 
 def test_a_learned_scale_finds_its_best_value() -> None:

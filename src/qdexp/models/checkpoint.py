@@ -23,18 +23,12 @@ from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.folding import fold
 from qdexp.models import architecture as architectures
-from qdexp.quant.attention import (
-    ACT,
-    ATTENTION,
-    PROBABILITY,
-    QuantizedSite,
-    quantize_attention,
-    quantized_sites,
-)
+from qdexp.quant.attention import QuantizedSite, quantize_attention, quantized_sites
 from qdexp.quant.context import share
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
 from qdexp.quant.network import FLOAT, quantized_layers
 from qdexp.quant.packed import WEIGHT, fill, packed_tensors
+from qdexp.quant.products import ACT, ATTENTION, PROBABILITY
 from qdexp.quant.scheme import PerTensor, Scheme, Split, TimeGroups
 
 FOLDER = "checkpoint"

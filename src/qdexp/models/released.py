@@ -30,9 +30,10 @@ from qdexp.models.compvis import unet_origin
 from qdexp.models.names import Origin, levels_of, pixel_name
 from qdexp.models.weights import WeightFiles
 from qdexp.quant.affine import QParams
-from qdexp.quant.attention import ATTENTION, QuantizedAttention, quantize_attention
+from qdexp.quant.attention import quantize_attention
 from qdexp.quant.layers import kind_of, to_quantized
 from qdexp.quant.network import set_activation_mode
+from qdexp.quant.products import ATTENTION, QuantizedAttention
 from qdexp.quant.scheme import Granularity, PerChannel, PerTensor, Scheme, Split, Whole
 
 ACT, WEIGHT = ".act_quantizer", ".weight_quantizer"

@@ -6,8 +6,8 @@ With scale s > 0, zero point z and integers qmin .. qmax of a scheme,
     x_hat = (x_int - z) * s
 
 Multiplying by the reciprocal, computed once, is what torch's fused `fake_quantize_per_tensor_affine` does: both agree to the
-last bit, but for NaN, which the fused one rounds to a number. Zero is always on the grid, exactly: padding, ReLU and dead
-channels rely on it (Jacob et al. 2018, arXiv 1712.05877, section 2.1).
+last bit. The fused one rounds NaN to a number: it is put back, so that a broken network is seen to be one. Zero is always on
+the grid, exactly: padding, ReLU and dead channels rely on it (Jacob et al. 2018, arXiv 1712.05877, section 2.1).
 """
 
 from typing import Any, NamedTuple
@@ -65,16 +65,36 @@ def dequantize(x_int: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 def fake_quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """dequantize(quantize(x)) without the integers; keeps dtype, shape and strides. Not differentiable."""
     whole = isinstance(scheme.granularity, PerTensor) and qparams.scale.ndim == 1
-    if x.is_cuda and whole:  # one kernel there, but four times slower than ours on a CPU
-        return torch.fake_quantize_per_tensor_affine(x, *qparams, scheme.qmin, scheme.qmax)
+    if x.is_cuda and whole:  # four times slower than ours on a CPU
+        return fused(x, qparams, scheme)
     scale, zero_point = _expand(qparams, scheme, x.ndim)
     return round_to_grid(x, scale, zero_point, scheme).to(x.dtype)
+
+
+def fused(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+    """`fake_quantize` on one grid for the whole tensor, [1] each, by torch's kernel."""
+    return torch.where(x.isnan(), x, torch.fake_quantize_per_tensor_affine(x, *qparams, scheme.qmin, scheme.qmax))
 
 
 def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
     """x_hat for a scale and zero point that broadcast against x. The shape is that of x * scale."""
     x_int = (x * scale.reciprocal()).round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
     return x_int.sub_(zero_point).mul_(scale)
+
+
+class _FixedScale(torch.autograd.Function):
+    """x_hat with a gradient to x alone; keeps one byte an element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
+        level = (x * scale.reciprocal()).round_().add_(zero_point)
+        ctx.save_for_backward((level >= scheme.qmin).logical_and_(level <= scheme.qmax))
+        return level.clamp_(scheme.qmin, scheme.qmax).sub_(zero_point).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None
 
 
 class _LearnedScale(torch.autograd.Function):
@@ -87,23 +107,23 @@ class _LearnedScale(torch.autograd.Function):
         return round_to_grid(x, scale, zero_point, scheme).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
         x, scale, zero_point = ctx.saved_tensors
         exact = x * scale.reciprocal()
         level = exact.round()
         held = level.clamp(*(end - zero_point for end in (ctx.scheme.qmin, ctx.scheme.qmax)))
         inside = level == held
-        if not ctx.needs_input_grad[1]:
-            return gradient * inside, None, None, None
         # d x_hat / d s: round(x / s) - x / s inside the grid, the outermost level beyond it
         by_scale = gradient * (held - exact * inside)
         return gradient * inside, by_scale.sum_to_size(scale.shape), None, None
 
 
 def fake_quantize_learned(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """`fake_quantize` with straight-through gradients to x and scale (LSQ, Esser et al. 2020, arXiv 1902.08153, equation 3)."""
-    result: Tensor = _LearnedScale.apply(x, *_expand(qparams, scheme, x.ndim), scheme)
+    """`fake_quantize` with straight-through gradients to x and, where it is learned, to the scale (LSQ, Esser et al. 2020,
+    arXiv 1902.08153, equation 3)."""
+    kind: Any = _LearnedScale if qparams.scale.requires_grad else _FixedScale
+    result: Tensor = kind.apply(x, *_expand(qparams, scheme, x.ndim), scheme)
     return result
 
 

@@ -6,9 +6,6 @@ Who computes them is found by tracing: a *site* is the innermost module in whose
 torch's fused attention (in which P never exists: here it does), or by matrix products by hand, with a softmax between them or,
 in linear attention, without. A site changes class, as layers do; its forward runs under a function mode, which hands each of
 these products to quantizers of its own. Nothing depends on the names or classes of anybody's modules.
-
-P lies in [0, 1], so its grid is known: unsigned, z = 0, scale 1 / (2^b - 1); a network that was quantized elsewhere may have
-another.
 """
 
 from collections import defaultdict
@@ -21,31 +18,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, call, with_another
-from qdexp.quant.layers import quantizer_or_identity
 from qdexp.quant.macs import SOFTMAX, Tracer
+from qdexp.quant.products import (
+    ACT,
+    ATTENTION,
+    FUSED,
+    PROBABILITY,
+    PRODUCTS,
+    Product,
+    QuantizedAttention,
+    QuantizedProduct,
+    factors_of,
+)
 from qdexp.quant.scheme import Scheme
-
-FUSED = F.scaled_dot_product_attention
-PRODUCTS: Mapping[Any, tuple[int, tuple[str, str]]] = {
-    FUSED: (0, ("query", "key")),
-    **dict.fromkeys((torch.matmul, torch.linalg.matmul, Tensor.matmul), (0, ("input", "other"))),
-    **dict.fromkeys((Tensor.__matmul__, Tensor.__rmatmul__), (0, ("self", "other"))),
-    **dict.fromkeys((torch.mm, torch.bmm, Tensor.mm, Tensor.bmm), (0, ("input", "mat2"))),
-    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), (1, ("batch1", "batch2"))),
-    torch.einsum: (1, ("", "")),
-}
-"""The functions that multiply two tensors, the place of the first among their arguments, and the names of both."""
-
-ACT, PROBABILITY = "act", "probability"
-ATTENTION = ("attention",)
-Product = tuple[str, ...]
-"""How a site multiplies: ``ATTENTION`` by torch's fused attention, or the kinds of both factors; empty: nothing that is
-quantized here, such as a product with a weight."""
 
 CHILD = "quantized_products"
 """What a site calls the quantizers of its products."""
@@ -152,96 +142,11 @@ class _Looker(_Opening):
         return func(*args, **kwargs)
 
     def _kinds(self, func: Any, args: Any, kwargs: Any) -> Product:
-        factors = _factors(func, args, kwargs)
+        factors = factors_of(func, args, kwargs)
         sources = [self.tracer.source(one) for one in factors]
         if len(factors) != 2 or not self._ran or any(source is not None and not source.activation for source in sources):
             return ()
         return ATTENTION if func is FUSED else tuple(PROBABILITY if source is SOFTMAX else ACT for source in sources)
-
-
-def _factors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """What is multiplied, as it was handed over."""
-    first, names = PRODUCTS[func]
-    if func is torch.einsum:
-        return list(args[1] if isinstance(args[1], list | tuple) else args[1:])
-    return [kwargs[name] if name in kwargs else args[first + place] for place, name in enumerate(names)]
-
-
-def _exchanged(func: Any, args: Any, kwargs: Any, factors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The arguments with other factors."""
-    first, names = PRODUCTS[func]
-    if func is torch.einsum:
-        return [args[0], *factors], kwargs
-    args, kwargs = list(args), dict(kwargs)
-    for place, (name, factor) in enumerate(zip(names, factors, strict=True)):
-        if name in kwargs:
-            kwargs[name] = factor
-        else:
-            args[first + place] = factor
-    return args, kwargs
-
-
-class QuantizedProduct(nn.Module):
-    """Both factors of a product by hand, each with a quantizer: ``left`` and ``right``."""
-
-    def __init__(self, kinds: Product, act: Scheme | None, softmax: Scheme | None, known: bool) -> None:
-        super().__init__()
-        self.left, self.right = (_quantizer(kind, act, softmax, known) for kind in kinds)
-
-    def multiply(self, func: Any, args: Any, kwargs: Any) -> Any:
-        left, right = _factors(func, args, kwargs)
-        args, kwargs = _exchanged(func, args, kwargs, (self.left(left), self.right(right)))
-        return func(*args, **kwargs)
-
-
-class QuantizedAttention(nn.Module):
-    """Torch's fused attention with the softmax in the open: Q, K, V and P each pass a quantizer."""
-
-    def __init__(self, act: Scheme | None, softmax: Scheme | None, known: bool) -> None:
-        super().__init__()
-        self.query, self.key, self.value = (_quantizer(ACT, act, softmax, known) for _ in range(3))
-        self.probability = _quantizer(PROBABILITY, act, softmax, known)
-
-    def multiply(self, _: Any, args: Any, kwargs: Any) -> Tensor:
-        return self.attend(*args, **kwargs)
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        """As ``torch.nn.functional.scaled_dot_product_attention``: [..., heads, tokens, d] -> the same shape."""
-        query, key, value = self.query(query), self.key(key), self.value(value)
-        if enable_gqa:
-            key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-        scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        probability = _softmax(scores, attn_mask).to(value.dtype)
-        return self.probability(F.dropout(probability, dropout_p) if dropout_p else probability) @ value
-
-
-def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """As in fused kernels: in float32 at least; a query that may attend to nothing attends with zeros."""
-    precise = torch.promote_types(scores.dtype, torch.float32)
-    if mask is None:
-        return scores.softmax(-1, precise)
-    return torch._safe_softmax(
-        scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask, -1, precise
-    )
-
-
-def _quantizer(kind: str, act: Scheme | None, softmax: Scheme | None, known: bool) -> nn.Module:
-    """``known``: P has the grid of [0, 1]; else one that is set like the others."""
-    if kind == ACT:
-        return quantizer_or_identity(act)
-    return quantizer_or_identity(softmax, fixed_range=(0.0, 1.0) if known else None)
 
 
 class _Multiplying(_Opening):

@@ -25,7 +25,7 @@ from qdexp.quant.affine import (
 )
 from qdexp.quant.context import CallContext, spread
 from qdexp.quant.ranges import GroupedObserver, Observer, RangeEstimator
-from qdexp.quant.scheme import Scheme, Time, TimeGroups
+from qdexp.quant.scheme import PerTensor, Scheme, Time, TimeGroups
 
 Mode = Literal["off", "observe", "on"]
 
@@ -133,6 +133,14 @@ class ActivationQuantizer(nn.Module):
 def quantizer_or_identity(scheme: Scheme | None, fixed_range: tuple[float, float] | None = None) -> nn.Module:
     """An activation quantizer, or nothing where values stay unquantized (scheme None)."""
     return nn.Identity() if scheme is None else ActivationQuantizer(scheme, fixed_range)
+
+
+def elementwise(quantizer: nn.Module) -> bool:
+    """Whether what `quantizer_or_identity` gave treats each element of a tensor as if it were alone, and learns nothing."""
+    if not isinstance(quantizer, ActivationQuantizer) or quantizer.mode == "off":
+        return True
+    static = quantizer.scheme.time == "static" and isinstance(quantizer.scheme.granularity, PerTensor)
+    return quantizer.mode == "on" and static and not quantizer.scale.requires_grad
 
 
 class QuantizedLayer(nn.Module):
