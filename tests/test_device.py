@@ -1,9 +1,13 @@
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
 import torch
+from torch import Tensor
 
 from qdexp import device as devices
 from qdexp import meter
@@ -67,3 +71,31 @@ def test_peak_memory_is_that_of_the_work_alone() -> None:
     after = meter.measure(CPU, idle)["peak_memory_mb"]
     assert large - before == pytest.approx(256, abs=40)
     assert after == pytest.approx(before, abs=40)
+
+
+class Scattered(torch.autograd.Function):
+    """Its backward pass writes to places in any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clone().put_(torch.tensor([0, 0]), torch.ones(2))
+
+
+def test_learning_in_any_order_is_refused_and_ends_with_the_context() -> None:
+    x = torch.zeros(2, requires_grad=True)
+    refused = pytest.raises(UserError, match=r"^block a cannot be learned .* algorithm for put_.*; choose .*device=cpu$")
+    with refused, devices.deterministic("block a"):
+        Scattered.apply(x).sum().backward()
+    with pytest.raises(RuntimeError, match="another"), devices.deterministic("block a"):
+        raise RuntimeError("another")
+    Scattered.apply(x).sum().backward()
+
+
+def test_what_must_be_set_before_cuda_starts() -> None:
+    script = "import os; from qdexp import device; device.make_repeatable(); print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == ":4096:8\n"

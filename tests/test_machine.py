@@ -43,3 +43,8 @@ def test_where_no_such_device_is_the_rest_is_told() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     assert machine.describe(torch.device("cuda"))["gpu"] is None
+
+
+def test_a_kind_of_machine_is_one_line() -> None:
+    found = machine.describe(CPU)
+    assert machine.kind(CPU) == f"{found['processor']}, 1 thread, torch build {found['build']}"

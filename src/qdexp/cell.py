@@ -203,9 +203,10 @@ class Cell:
 
 
 def _made(key: str, entry: Entry) -> dict[str, Any]:
-    """A stage's key, the commit of the process that made the result, and the keys that it had before it was accepted."""
+    """A stage's key, the commit of the process that made the result, the keys that it had before it was accepted, and the kinds
+    of ``machines`` that made it."""
     accepted = {"accepted": entry.note["accepted"]} if "accepted" in entry.note else {}
-    return {"key": key, **entry.note["made"], **accepted}
+    return {"key": key, **entry.note["made"], **accepted, "machines": list(entry.machines)}
 
 
 def describe(stage: str, error: Exception) -> dict[str, str]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -36,11 +37,37 @@ def resolve(device: str) -> torch.device:
 
 
 def make_repeatable() -> None:
-    """The same bits on every run of one machine: no TF32, no autotuned algorithms."""
+    """The same bits on every run of one machine: no TF32, no autotuned algorithms. To be called before CUDA starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in any order
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+@contextlib.contextmanager
+def deterministic(what: str) -> Iterator[None]:
+    """While it lasts, backward passes too add up in one order: CUDA's attention does not by itself.
+
+    Raises:
+        UserError: There is no such algorithm for an operation of ``what``.
+    """
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # what is read was written
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UserError(f"{what} cannot be learned with the same bits each time: torch has no deterministic algorithm for "
+                        f"{operation}; choose quantizer=gptq, search or linear, or device=cpu") from error  # fmt: skip
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -22,18 +22,31 @@ def describe(device: torch.device) -> dict[str, Any]:
         ``digest``, equal for machines of which all that follows is equal; ``processor``, its name; ``cores`` that this process
         may run on, and the ``threads`` that torch computes with; ``memory_gb``, GiB; ``torch``, its version, and a digest of
         its ``build`` (compiler, libraries, the instructions that it uses); of a CUDA device ``gpu``, ``gpu_memory_gb``, GiB,
-        the version of the ``driver`` and that of ``cuda``; null on a CPU, and where there is no such device here.
+        its compute ``capability``, the versions of the ``driver``, of ``cuda`` and of ``cudnn``; null on a CPU, and where there
+        is no such device here.
     """
     found = {**_host(), "threads": torch.get_num_threads(), **_gpu(device)}
     told = json.dumps(found, sort_keys=True)
     return {"digest": hashlib.sha256(told.encode()).hexdigest()[:DIGITS], **found}
 
 
+def kind(device: torch.device) -> str:
+    """All of the machine that may change a result's last bits, in a few words, but for what is part of every key."""
+    found = describe(device)
+    if found["gpu"] is None:
+        return f"{found['processor']}, {_threads(found)}, torch build {found['build']}"
+    versions = ", ".join(f"{name} {found[name]}" for name in ("driver", "cuda", "cudnn"))
+    return f"{found['gpu']}, compute capability {found['capability']}, {versions}"
+
+
 def line(device: torch.device) -> str:
     """The machine in a few words, with its digest: ``AMD EPYC 7B13, 2 threads (1a2b3c4d5e6f)``."""
     found = describe(device)
-    threads = f"{found['threads']} thread" + ("s" if found["threads"] > 1 else "")
-    return f"{found['gpu'] or found['processor']}, {threads} ({found['digest']})"
+    return f"{found['gpu'] or found['processor']}, {_threads(found)} ({found['digest']})"
+
+
+def _threads(found: dict[str, Any]) -> str:
+    return f"{found['threads']} thread" + ("s" if found["threads"] > 1 else "")
 
 
 @cache
@@ -60,10 +73,16 @@ def _processor() -> str:
 
 def _gpu(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda" or not torch.cuda.is_available():  # a failure may be recorded where there is none
-        return dict.fromkeys(("gpu", "gpu_memory_gb", "driver", "cuda"))
+        return dict.fromkeys(("gpu", "gpu_memory_gb", "capability", "driver", "cuda", "cudnn"))
     properties = torch.cuda.get_device_properties(device)
-    memory = round(properties.total_memory / 2**30)
-    return {"gpu": properties.name, "gpu_memory_gb": memory, "driver": _driver(), "cuda": torch.version.cuda}
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gb": round(properties.total_memory / 2**30),
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
 
 
 @cache

@@ -110,6 +110,15 @@ def test_different_protocols_are_refused_by_name(make: Make, changes: Record) ->
     assert "\n" not in message
 
 
+def test_a_result_whose_parts_come_from_several_kinds_of_machines_is_named(make: Make) -> None:
+    record, other = make("fp"), make("ptq")
+    record["stages"] = {"samples": {"key": "0123", "machines": ["A100", "H100"]}}
+    other["stages"] = {"samples": {"key": "89ab", "machines": ["A100"]}, "rounding": {"key": "89"}}
+    told = markdown(record, other)
+    assert "samples-0123: parts of it were made on A100 and on H100; " in told
+    assert "89ab" not in told
+
+
 def test_nothing_to_show_is_an_error() -> None:
     with pytest.raises(UserError, match="no records"):
         compared([])

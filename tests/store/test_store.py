@@ -262,6 +262,23 @@ def test_a_part_that_was_killed_says_so(tmp_path: Path) -> None:
     assert Store(tmp_path).make(NAME, compute, NOTE).costs == {"seconds": 3.0, "peak_memory_mb": 2.0, "resumed": 1.0}
 
 
+def test_an_entry_knows_the_machines_that_made_its_parts(tmp_path: Path) -> None:
+    """Also the one whose process was killed: its shards are there."""
+    process = PROCESSES.Process(target=Store(tmp_path).add, args=(NAME, "0", killed_while_it_writes, "A100"))
+    process.start()
+    process.join(60)
+    store = Store(tmp_path)
+    store.add(NAME, "0", compute, "H100")
+    store.add(NAME, "1", compute, "H100")
+    made = store.make(NAME, compute, NOTE, "H100")
+    opened = store.open(NAME)
+    assert opened is not None
+    store.adopt("quantization-fedcba9876543210", opened, NOTE)
+    adopted = store.open("quantization-fedcba9876543210")
+    assert adopted is not None
+    assert [list(one.machines) for one in (made, opened, adopted)] == [["A100", "H100"]] * 3
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("flock")])
 def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(*_: object, **__: object) -> None:

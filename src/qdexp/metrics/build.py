@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 from torch_fidelity.registry import DATASETS_REGISTRY
 
 from qdexp import files
-from qdexp.device import resolve
+from qdexp.device import make_repeatable, resolve
 from qdexp.errors import UserError, one_line
 from qdexp.metrics import dinov2, reference
 from qdexp.metrics.extractor import Extractor
@@ -68,6 +68,7 @@ def build(args: argparse.Namespace) -> None:
     count = min(args.n or len(images), len(images))
     if count < 2:
         raise UserError(f"{args.images}: holds 1 image, which has no covariance; FID needs thousands, and at least 2")
+    make_repeatable()
     found = extract(extractor, Subset(images, range(count)), BATCH, resolve("auto"))
     parts = reference.statistics(found.pool)
     if found.spatial is not None:

@@ -41,14 +41,16 @@ class Distance(Metric):
     def measure(self, material: Material) -> dict[str, Result]:
         if FULL_PRECISION not in material.folders:
             return {"distance": 0.0}
-        distance = torch.cat([image_distance(*pair) for pair in material.pairs()])
+        distance = torch.cat([image_distance(*pair, material.device) for pair in material.pairs()])
         return {"distance": distance, **({"psnr": of_mean(psnr(distance.numpy()))} if distance.any() else {})}
 
 
-def image_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared distance [n] (float32) of uint8 images ``a`` and ``b`` [n, c, h, w], pixels taken in [0, 1]."""
+def image_distance(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Mean squared distance [n] (float32) of uint8 images ``a`` and ``b`` [n, c, h, w], pixels taken in [0, 1]; ``device``:
+    where it is computed."""
     if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.shape != b.shape:
         raise ValueError(f"expected uint8 images of one shape, got {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}")
     # piece by piece: as floats, a large set of large images does not fit in memory
     pieces = zip(a.split(256), b.split(256), strict=True)
-    return torch.cat([((x.float() - y.float()) / 255).square().flatten(1).mean(1) for x, y in pieces])
+    differences = ((x.to(device).float() - y.to(device).float()) / 255 for x, y in pieces)
+    return torch.cat([one.square().flatten(1).mean(1).cpu() for one in differences])

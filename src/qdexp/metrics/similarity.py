@@ -33,16 +33,15 @@ class Similarity(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, FULL_PRECISION})
 
     def measure(self, material: Material) -> dict[str, Tensor]:
-        return {"ssim": torch.cat([structural_similarity(*pair) for pair in material.pairs()])}
+        return {"ssim": torch.cat([structural_similarity(*pair, material.device) for pair in material.pairs()])}
 
 
-def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM [n] (float32) of uint8 images ``a`` and ``b`` [n, c, h, w], h and w at least 11."""
+def structural_similarity(a: Tensor, b: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """SSIM [n] (float32) of uint8 images ``a`` and ``b`` [n, c, h, w], h and w at least 11, on ``device``."""
     if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.shape != b.shape or min(a.shape[2:]) < WINDOW:
         raise ValueError(f"expected uint8 images of one shape, 11 pixels or more, got {list(a.shape)} and {list(b.shape)}")
-    return torch.cat(
-        [_similarity(x.float() / 255, y.float() / 255) for x, y in zip(a.split(PIECE), b.split(PIECE), strict=True)]
-    )
+    pieces = zip(a.split(PIECE), b.split(PIECE), strict=True)
+    return torch.cat([_similarity(*(x.to(device).float() / 255 for x in piece)).cpu() for piece in pieces])
 
 
 def _similarity(a: Tensor, b: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class Walk:
         site, device = task.site, task.site.device
         devices.require_arithmetic(device, settings.precision, settings.compile)  # a sweep may be planned elsewhere
         module = kind(site, settings, task.start)
-        with running(site.block, settings) as module.run:
+        with devices.deterministic(f"block {task.name}"), running(site.block, settings) as module.run:
             rows = self._batches(len(site.rows), settings.iterations, task.name, device)
             lightning.fit(module, rows, device, task.progress, settings.precision)
         learned = module.to(device).learned()  # Lightning leaves it on the CPU

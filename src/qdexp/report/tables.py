@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qdexp.numbers import Place
+from qdexp.record import Record
 from qdexp.report.comparison import Comparison, measured_with, write_difference, write_number
 from qdexp.report.frame import MINUS, intervals, of_comparison
 from qdexp.report.protocols import protocol_line, rehearsal
@@ -75,9 +76,22 @@ def notes(comparison: Comparison) -> list[str]:
     if any(line.differences for line in lines):
         title = "" if comparison.headline is None else f"{comparison.headline.title} "
         said.append(f"{title}differences: 95 % intervals on the same noise, in pairs; one that holds 0 is no finding")
+    said += _machines(records)
     if comparison.baseline is not None and comparison.alone:
         said.append(f"no {comparison.baseline} of the same network to compare with: {', '.join(comparison.alone)}")
     return said
+
+
+def _machines(records: Sequence[Record]) -> list[str]:
+    """Results whose parts come from machines of several kinds."""
+    found = {
+        f"{role}-{made['key']}": made["machines"]
+        for record in records
+        for role, made in record.get("stages", {}).items()
+        if len(made.get("machines", ())) > 1
+    }
+    return [f"{entry}: parts of it were made on {' and on '.join(kinds)}; the bits of one result hold for one kind of machine"
+            for entry, kinds in found.items()]  # fmt: skip
 
 
 def _floors(comparison: Comparison) -> list[str]:

@@ -148,19 +148,26 @@ class Sampling(torch.nn.Module):
         return torch.cat([first_stage.decode(part) for part in _full_batches(latents, DECODED)])[: len(latents)]
 
 
+def on_host(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Room for float32 numbers of ``device`` in the host's memory, to which it copies while it goes on computing."""
+    return torch.empty(tuple(shape), pin_memory=device.type == "cuda")
+
+
 class Recording(Sampling):
-    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w]: what was seen and answered."""
+    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w], what was seen and answered, in the
+    host's memory: as a whole it may be too large for the device's."""
 
     def forward(self, shard: int) -> Tensors:
-        seen: list[Tensor] = []
-        answered: list[Tensor] = []
+        shape = self.sampler.steps, self.stream.batch, *self.sampler.shape
+        seen, answered = (on_host(shape, self.device) for _ in range(2))
 
-        def observe(_: int, x_t: Tensor, eps: Tensor) -> None:
-            seen.append(x_t)
-            answered.append(eps)
+        def observe(call: int, x_t: Tensor, eps: Tensor) -> None:
+            seen[call].copy_(x_t, non_blocking=True)
+            answered[call].copy_(eps, non_blocking=True)
 
+        # it ends by looking at its result, and so waits for the copies too
         self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard), observe)
-        return {"x_t": torch.stack(seen, dim=1), "eps": torch.stack(answered, dim=1)}
+        return {"x_t": seen.transpose(0, 1), "eps": answered.transpose(0, 1)}
 
 
 def missing_shards(stream: Stream, folder: Path, shards: Sequence[int] | None = None) -> list[int]:

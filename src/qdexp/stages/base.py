@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qdexp import device as devices
-from qdexp import meter, provenance
+from qdexp import machine, meter, provenance
 from qdexp.config import WITHOUT_EFFECT
 from qdexp.layout import entry_name
 from qdexp.stages import code
@@ -100,7 +100,7 @@ class Stage(ABC):
             return spent
 
         note = self.described(lambda stage: stage.key) | {"made": provenance.commit()}
-        return store.make(self.entry, work, note)
+        return store.make(self.entry, work, note, machine.kind(self.device))
 
 
 def _named(value: Any) -> Iterator[tuple[str, Any]]:

@@ -47,11 +47,12 @@ class CurvesStage(Stage):
         forced, free = _Ratio(sampler.steps), _Ratio(sampler.steps)
         shards = zip(read_shards(inputs["trajectory"], "x_t"), read_shards(inputs["trajectory"], "eps"), strict=True)
         for shard, (x_t, eps) in enumerate(shards):
-            pairs = zip(x_t.to(self.device).unbind(1), timesteps, strict=True)
             asked = conditions.of(heldout.stream.samples(shard)[: len(x_t)], self.device)
-            answers = [asked.estimate(network, x, t.expand(len(x))) for x, t in pairs]
-            forced.add(torch.stack(answers, dim=1).cpu(), eps)
-            free.add(walk(shard)["x_t"][: len(x_t)].cpu(), x_t)
+            answers = torch.empty_like(eps)
+            for call, (x, t) in enumerate(zip(x_t.unbind(1), timesteps, strict=True)):
+                answers[:, call] = asked.estimate(network, x.to(self.device), t.expand(len(x))).cpu()
+            forced.add(answers, eps)
+            free.add(walk(shard)["x_t"][: len(x_t)], x_t)
         curves = {"timestep": sampler.timesteps, "teacher_forced": forced.values(), "free_running": free.values()}
         files.write_text(folder / FILE, json.dumps(curves))
 

@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,11 +31,12 @@ Compute = Callable[[Path], dict[str, float]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished stage result: its folder, what its making cost, and what it is."""
+    """One finished stage result: its folder, what its making cost, what it is, and the kinds of ``machines`` that made it."""
 
     folder: Path
     costs: dict[str, float]
     note: dict[str, Any]
+    machines: Sequence[str] = ()
 
 
 class Store:
@@ -52,18 +53,19 @@ class Store:
         folder = self.folder(name)
         try:
             manifest = entries.whole(folder)
-            return Entry(folder, manifest["costs"], manifest["note"])
+            return Entry(folder, manifest["costs"], manifest["note"], manifest.get("machines", ()))
         except (entries.CorruptError, KeyError):
             return None
 
-    def make(self, name: str, compute: Compute, note: dict[str, Any]) -> Entry:
+    def make(self, name: str, compute: Compute, note: dict[str, Any], machine: str = "") -> Entry:
         """Opens the entry ``name``, or makes it: ``compute(folder)`` fills a folder and returns the costs.
 
-        ``note`` says what the entry is (stage, options); it is kept in the manifest for a human reader.
+        ``note`` says what the entry is (stage, options); it is kept in the manifest for a human reader, as is the kind of the
+        ``machine`` that computes.
         """
         with self.alone(name):
             entry = self.open(name)
-            return entry if entry is not None else self._make(name, compute, note)
+            return entry if entry is not None else self._make(name, compute, note, machine)
 
     def has(self, name: str) -> bool:
         """Whether the entry is there, by its manifest alone: enough to plan by, not to read from."""
@@ -73,7 +75,7 @@ class Store:
         """Where the entry is in the making."""
         return self.layout.work(name)
 
-    def add(self, name: str, part: str, compute: Compute) -> None:
+    def add(self, name: str, part: str, compute: Compute, machine: str = "") -> None:
         """A ``part`` of the entry ``name``: ``compute(folder)`` fills its share of the folder in which the entry is made.
 
         Any number of processes may add parts at once; ``make`` completes the entry and adds up what the parts have cost.
@@ -82,21 +84,22 @@ class Store:
         work.mkdir(parents=True, exist_ok=True)
         begun = self.layout.begun(name, part)
         resumed = {"resumed": 1.0} if begun.exists() else {}  # what the killed process spent is not known
-        begun.touch()
+        with begun.open("a") as kinds:  # of all that worked on it, those that were killed too
+            kinds.write(f"{machine}\n")
         files.write_text(self.layout.costs(name, part), json.dumps(compute(work) | resumed))
 
     def added(self, name: str) -> int:
         """How many parts of the entry in the making are finished."""
         return len(self.layout.all_costs(name))
 
-    def _make(self, name: str, compute: Compute, note: dict[str, Any]) -> Entry:
+    def _make(self, name: str, compute: Compute, note: dict[str, Any], machine: str) -> Entry:
         final, work = self.folder(name), self.work(name)
         if final.exists():
             self._put_aside(final)
         try:
-            self.add(name, "whole", compute)
-            costs = self._costs(name)
-            _write_manifest(work, costs, note)
+            self.add(name, "whole", compute, machine)
+            costs, machines = self._costs(name), self._machines(name)
+            _write_manifest(work, Entry(work, costs, note, machines))
             work.rename(final)
         except Exception:
             entry = self.open(name)  # a file system without locks: somebody else finished the same entry first
@@ -107,7 +110,11 @@ class Store:
         for leftover in final.rglob(".*"):  # costs, and what killed processes were writing
             leftover.unlink(missing_ok=True)
         self._log(name, costs)
-        return Entry(final, costs, note)
+        return Entry(final, costs, note, machines)
+
+    def _machines(self, name: str) -> list[str]:
+        """The kinds of machines that have worked on it."""
+        return sorted({kind for path in self.layout.all_begun(name) for kind in path.read_text().splitlines() if kind})
 
     def _costs(self, name: str) -> dict[str, float]:
         """Of all parts: seconds add up, memory peaks do not; ``resumed`` where a killed process worked on one."""
@@ -130,7 +137,7 @@ class Store:
                     os.link(entry.folder / result, target)
                 except OSError:  # a file system without links, or with too many
                     shutil.copyfile(entry.folder / result, target)
-            _write_manifest(work, entry.costs, note)
+            _write_manifest(work, replace(entry, note=note))
             work.rename(self.folder(name))
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -165,6 +172,7 @@ class Store:
             lock.release()
 
 
-def _write_manifest(folder: Path, costs: dict[str, float], note: dict[str, Any]) -> None:
+def _write_manifest(folder: Path, entry: Entry) -> None:
     digests = {result: files.sha256(folder / result) for result in sorted(entries.names(folder))}
-    files.write_sealed(folder / MANIFEST, {"costs": costs, "note": note, "files": digests})
+    about = {"costs": entry.costs, "note": entry.note, "machines": entry.machines}
+    files.write_sealed(folder / MANIFEST, {**about, "files": digests})

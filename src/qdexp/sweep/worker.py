@@ -5,7 +5,7 @@ import os
 import torch
 
 from qdexp import device as devices
-from qdexp import meter
+from qdexp import machine, meter
 from qdexp.cell import Cell, describe
 from qdexp.errors import UserError
 from qdexp.stages.base import Sharded, Stage
@@ -62,7 +62,7 @@ def _add_part(job: Job, stage: Stage, store: Store) -> None:
         return meter.measure(stage.device, lambda: stage.draw(store.work(stage.entry), inputs, shards))
 
     if store.open(stage.entry) is None:
-        store.add(stage.entry, node.part_name, draw)
+        store.add(stage.entry, node.part_name, draw, machine.kind(stage.device))
         if store.added(stage.entry) >= node.parts:
             stage.make(store)
 
