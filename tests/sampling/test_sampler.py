@@ -12,6 +12,7 @@ from qdexp.errors import UserError
 from qdexp.sampling.conditions import estimate_noise
 from qdexp.sampling.noise import draw, generators
 from qdexp.sampling.sampler import Sampler, to_images
+from qdexp.sampling.shards import Recording, Sampling, Stream
 
 CPU = torch.device("cpu")
 
@@ -184,9 +185,12 @@ def test_samples_that_are_not_finite_are_no_samples(tiny_model: Model, name: str
             return super().forward(x_t, t).index_fill(0, torch.tensor([1]), value)
 
     sampler = Sampler(tiny_model, request.getfixturevalue(name))
-    assert run(sampler, Plain(), [0, 1, 2]).isfinite().all()
-    with pytest.raises(UserError, match=r"^model\.network: .*not finite; look into model\.weights, .*more bits$"):
-        run(sampler, Overflowing(), [0, 1, 2])
+    for kind, made in ((Sampling, "images"), (Recording, "eps")):
+        with torch.inference_mode():
+            assert len(kind(Plain(), sampler, Stream("evaluation", 0, 3, 3))(0)[made]) == 3
+        refused = pytest.raises(UserError, match=r"^model\.network: .*not finite; look into model\.weights, .*more bits$")
+        with torch.inference_mode(), refused:
+            kind(Overflowing(), sampler, Stream("evaluation", 0, 3, 3))(0)
 
 
 def test_images() -> None:

@@ -81,15 +81,8 @@ class Sampler:
         asked: Asked = NOTHING,
         observe: Observer | None = None,
     ) -> Tensor:
-        """x_0 [n, c, h, w] in about [-1, 1], on ``device``; one generator a sample gives all its noise.
-
-        Raises UserError where a number in it is not finite: as pixels it would look like any other.
-        """
-        x_0 = self.walk(partial(asked.estimate, network), sources, device, self.shape, observe)
-        if not x_0.isfinite().all():
-            raise UserError("model.network: its answers make samples whose numbers are not finite; look into model.weights, "
-                            "or, where full precision samples well, give quant more bits")  # fmt: skip
-        return x_0
+        """x_0 [n, c, h, w] in about [-1, 1], on ``device``; one generator a sample gives all its noise."""
+        return self.walk(partial(asked.estimate, network), sources, device, self.shape, observe)
 
     def walk(
         self,
@@ -113,6 +106,14 @@ class Sampler:
                 observe(position, seen, eps)
             x_t = scheduler.step(eps, t, x_t, return_dict=False, **noise)[0]
         return x_t
+
+
+def require_finite(x_0: Tensor) -> None:
+    """Raises UserError where a number is not finite: as pixels it would look like any other. The host waits for the device:
+    afterwards that is there which was begun to be copied before."""
+    if not x_0.isfinite().all():
+        raise UserError("model.network: its answers make samples whose numbers are not finite; look into model.weights, "
+                        "or, where full precision samples well, give quant more bits")  # fmt: skip
 
 
 def _taken(scheduler: Target, schedule: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from qdexp import files
 from qdexp.sampling.conditions import Asked, Conditions
 from qdexp.sampling.noise import generators
-from qdexp.sampling.sampler import Sampler, to_images
+from qdexp.sampling.sampler import Sampler, require_finite, to_images
 
 Tensors = dict[str, Tensor]
 
@@ -138,9 +138,12 @@ class Sampling(torch.nn.Module):
         return self.conditions.of(self.stream.samples(shard), self.device)
 
     def forward(self, shard: int) -> Tensors:
-        """``images`` uint8 [batch, c, h, w]."""
+        """``images`` uint8 [batch, c, h, w], in the host's memory. Raises UserError where the walk ends with no numbers."""
         x_0 = self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard))
-        return {"images": to_images(x_0 if self.first_stage is None else self._decode(x_0, self.first_stage), self.pixels)}
+        images = to_images(x_0 if self.first_stage is None else self._decode(x_0, self.first_stage), self.pixels)
+        kept = on_host(images.shape, self.device, torch.uint8).copy_(images, non_blocking=True)
+        require_finite(x_0)
+        return {"images": kept}
 
     def _decode(self, latents: Tensor, first_stage: Any) -> Tensor:
         """Images of the latents, ``DECODED`` at a time: a fixed number, and few, since a decoder needs much more memory than
@@ -148,14 +151,14 @@ class Sampling(torch.nn.Module):
         return torch.cat([first_stage.decode(part) for part in _full_batches(latents, DECODED)])[: len(latents)]
 
 
-def on_host(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Room for float32 numbers of ``device`` in the host's memory, to which it copies while it goes on computing."""
-    return torch.empty(tuple(shape), pin_memory=device.type == "cuda")
+def on_host(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Room in the host's memory for numbers of ``device``, which copies them there while it goes on computing."""
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
 
 
 class Recording(Sampling):
-    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w], what was seen and answered, in the
-    host's memory: as a whole it may be too large for the device's."""
+    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w], what was seen and answered. All of
+    it may be too large for the device's memory."""
 
     def forward(self, shard: int) -> Tensors:
         shape = self.sampler.steps, self.stream.batch, *self.sampler.shape
@@ -165,8 +168,7 @@ class Recording(Sampling):
             seen[call].copy_(x_t, non_blocking=True)
             answered[call].copy_(eps, non_blocking=True)
 
-        # it ends by looking at its result, and so waits for the copies too
-        self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard), observe)
+        require_finite(self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard), observe))
         return {"x_t": seen.transpose(0, 1), "eps": answered.transpose(0, 1)}
 
 

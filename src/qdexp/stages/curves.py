@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qdexp import files
 from qdexp.sampling.sampler import Sampler
-from qdexp.sampling.shards import Recording, read_shards
+from qdexp.sampling.shards import Recording, on_host, read_shards
 from qdexp.stages.base import Results, Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
 from qdexp.stages.quantized import Quantized
@@ -48,11 +48,11 @@ class CurvesStage(Stage):
         shards = zip(read_shards(inputs["trajectory"], "x_t"), read_shards(inputs["trajectory"], "eps"), strict=True)
         for shard, (x_t, eps) in enumerate(shards):
             asked = conditions.of(heldout.stream.samples(shard)[: len(x_t)], self.device)
-            answers = torch.empty_like(eps)
-            for call, (x, t) in enumerate(zip(x_t.unbind(1), timesteps, strict=True)):
-                answers[:, call] = asked.estimate(network, x.to(self.device), t.expand(len(x))).cpu()
-            forced.add(answers, eps)
-            free.add(walk(shard)["x_t"][: len(x_t)], x_t)
+            answers = on_host([sampler.steps, *x_t[:, 0].shape], self.device)
+            for answer, x, t in zip(answers, x_t.unbind(1), timesteps, strict=True):
+                answer.copy_(asked.estimate(network, x.to(self.device), t.expand(len(x))), non_blocking=True)
+            free.add(walk(shard)["x_t"][: len(x_t)], x_t)  # it waits for the device: the answers are there
+            forced.add(answers.transpose(0, 1), eps)
         curves = {"timestep": sampler.timesteps, "teacher_forced": forced.values(), "free_running": free.values()}
         files.write_text(folder / FILE, json.dumps(curves))
 
