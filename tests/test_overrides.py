@@ -1,11 +1,13 @@
-"""Files of the user's own that are called like ours."""
+"""Mistakes on the command line, and files of the user's own that are called like ours."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qdexp import overrides
 from qdexp.errors import UserError
@@ -51,7 +53,7 @@ def test_a_file_that_would_be_ignored_is_refused_with_both_names(mine: Callable[
         "hydra.searchpath=[pkg://mine]",
         "hydra.searchpath=[file://mine]",
         "hydra.searchpath=[mine]",
-        "++hydra.searchpath=['file://jobs','file://mine']",
+        "++hydra.searchpath=['file://.','file://mine']",
         "hydra.searchpath=['file://${oc.env:HERE}/mine']",
         "--config-dir=mine",
         "--config-dir mine",
@@ -78,7 +80,7 @@ def test_names_of_ones_own_and_equal_copies_are_free(tmp_path: Path) -> None:
     shutil.copytree(conf_folder(), tmp_path / "copy")
     shutil.copyfile(conf_folder() / PLACES[0], tmp_path / "copy/model/mine.yaml")
     overrides.check([f"hydra.searchpath=[file://{tmp_path / 'copy'}]"])
-    overrides.check([f"hydra.searchpath=[file://{conf_folder()}]", "hydra.searchpath=[file:///nowhere,pkg://no.where]"])
+    overrides.check([f"hydra.searchpath=[file://{conf_folder()}]", "hydra.searchpath=[]"])
 
 
 @pytest.mark.parametrize("flags", [(), ("-m",), ("--cfg=job",)])
@@ -94,3 +96,63 @@ def test_the_command_says_so_before_hydra_composes(
 def test_the_description_of_a_model_says_so_too(mine: Callable[[str], Path]) -> None:
     with pytest.raises(SystemExit, match=r"^qdexp: hydra\.searchpath: .*would be ignored"):
         describe([f"hydra.searchpath=[file://{mine(PLACES[0])}]", "model=ddpm_fashion"])
+
+
+MISTAKES = {
+    "-m quant=w8a8, w4a8": "quant=w8a8, w4a8: no space beside a comma or an equals sign: quant=w8a8,w4a8",
+    "-m quant=w8a8 , w4a8 seed=1": "quant=w8a8 , w4a8: no space beside a comma or an equals sign: quant=w8a8,w4a8",
+    "quant = w8a8": "quant = w8a8: no space beside a comma or an equals sign: quant=w8a8",
+    "-m seed=0, method=ptq": "seed=0,: ends in a comma; leave it out: seed=0",
+    "w8a8": "w8a8: name its axis too: quant=w8a8",
+    "none": "none: name its axis too: quantizer=none or tracker=none",
+    "quant": "quant: give a choice, quant=NAME; there are w32a8, w3a8, ",
+    "W8A9": "W8A9: is no option, did you mean quant=w8a8?; give KEY=VALUE, ",
+    "'' seed=1": "'': is no option; give KEY=VALUE, ",
+    "=x": "=x: is no option; give KEY=VALUE, ",
+    "seed=1;2": "seed=1;2: cannot be read (token recognition error at: ';'); texts with such signs stand in quotes: ",
+    "quant=null": "quant=null: name a choice, or leave it out",
+    "quant=w8a8 quant=w4a8": "quant=w8a8 quant=w4a8: quant is given twice; name one choice, or several by quant=ONE,OTHER",
+    "SEED=1": "SEED: there is no such option, did you mean seed?; there are model, quant, ",
+    "timesteps=4": "timesteps: there is no such option, did you mean calib.timesteps?; there are model, quant, ",
+    "quant.wieght_bits=4": "quant.wieght_bits: there is no such option, did you mean weight_bits?; there are weight_bits, ",
+    "seed.first=1": "seed.first: seed is a single value and has no options of its own",
+    "hydra.serachpath=[x]": "hydra.serachpath: there is no such option, did you mean searchpath?; ",
+    "hydra.searchpath=[file:///no/where]": "hydra.searchpath: file:///no/where: no such folder; give file:///PATH of a folder ",
+    "hydra.searchpath=[pkg://no.where]": "hydra.searchpath: pkg://no.where: no such package; give ",
+    "--config-dir /no/where": "--config-dir /no/where: no such folder; give ",
+    "out=~/mine": "out=~/mine: nothing expands ~ there; give the whole path, or $HOME",
+    "--out mine": "--out: options have no dashes here: out=VALUE",
+    "--jobs=4": "--jobs=4: there is no such flag; python -m qdexp --help lists the options",
+    "--mulitrun": "--mulitrun: there is no such flag, did you mean --multirun?; ",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_slip_is_told_with_what_was_meant(line: str) -> None:
+    assert refused(*shlex.split(line.replace(";", r"\;"))).startswith(MISTAKES[line])
+
+
+@pytest.mark.parametrize(
+    ("option", "read"),
+    [
+        ("sweep=2026_11_28", "2026_11_28"),
+        ("sweep=1e3", "1e3"),
+        ("sweep=true", "true"),
+        ("sweep=ü", "ü"),
+        ("sweep='a b'", "a b"),
+        ("model.weights=/a (1)/b.safetensors", "/a (1)/b.safetensors"),
+        ("+model.prompts=a;b", "a;b"),
+        ("out=a=b", "a=b"),
+        ("tracker.entity=null", None),
+        ("seed=1_0", 10),
+    ],
+)
+def test_text_is_taken_as_it_is_typed(option: str, read: object) -> None:
+    overrides.check([option])
+    (arranged,) = overrides.arranged([option])
+    assert OverridesParser.create().parse_override(arranged).value() == read
+
+
+@pytest.mark.parametrize("given", ["--info defaults", "-i seed=1", "--cfg job", "-cn config", "+experiment=bits -m", "~seed"])
+def test_what_hydra_takes_stays_free(given: str) -> None:
+    overrides.check(given.split())

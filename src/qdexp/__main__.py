@@ -5,6 +5,7 @@ import sys
 import threading
 from _thread import interrupt_main
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -47,6 +48,9 @@ def send_again(dropped: "sys.UnraisableHookArgs") -> None:
 def main() -> None:
     # Hydra shall pass errors on: what a user can fix is printed below in one line
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if "--version" in sys.argv[1:]:  # Hydra's own option tells of Hydra
+        print(f"qdexp {version('qdexp')}")
+        return
     try:
         with _one_line():
             overrides.check(sys.argv[1:])

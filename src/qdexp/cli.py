@@ -26,6 +26,8 @@ def help_text() -> str:
 def main() -> None:
     """Runs the command that ``sys.argv`` names, as ``python -m`` its module. Exits with one line where there is none."""
     name, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
+    if name == "--version":
+        name, arguments = "run", [name]
     if name in COMMANDS:
         sys.argv = [f"qdexp {name}", *arguments]
         runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)

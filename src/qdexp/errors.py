@@ -5,10 +5,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
-_APPEND = re.compile(r"To append to your config use \S+\s*")
-"""Hydra's advice where an option is misspelt: the config has no room for others, so following it ends in the next error."""
+_NOISE = re.compile(r"\s*(Config search path:|full_key:).*", re.DOTALL)
+"""What Hydra adds to its messages for those who build on it."""
+_PLACE = re.compile(r"In '(.*?)': ")
+"""How it names the file that makes a choice."""
 
 
 class UserError(Exception):
@@ -16,6 +19,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+def did_you_mean(word: str, known: Sequence[str], told: Sequence[str] = ()) -> str:
+    """``, did you mean X?`` of the nearest of what is ``known``, called as in ``told``; empty where nothing is near."""
+    lower = [one.lower() for one in known]
+    near = get_close_matches(word.lower(), lower, 1)
+    return f", did you mean {(told or known)[lower.index(near[0])]}?" if near else ""
 
 
 class NothingToSplitError(UserError):
@@ -38,5 +48,17 @@ def one_line(*others: type[Exception]) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         sys.exit(128 + signal.SIGPIPE)
     except mendable as error:
-        lines = error.args if isinstance(error, UserError) else [_APPEND.sub("--cfg job prints every option. ", str(error))]
+        lines = error.args if isinstance(error, UserError) else [_told(error)]
         sys.exit("\n".join(f"qdexp: {' '.join(str(line).split())}" for line in lines))  # messages of Hydra have many
+
+
+def _told(error: Exception) -> str:
+    """A message of Hydra or OmegaConf, without what it says to those who build on it; of a choice that is not there as ours."""
+    missing, options = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
+    if not missing or not options:
+        return _NOISE.sub("", str(error))
+    group, _, choice = str(missing).rpartition("/")
+    place = _PLACE.match(str(error))
+    within = f" (in {place[1]}.yaml)" if place and not place[1].endswith("config") else ""
+    return (f"{group}={choice}{within}: there is no such choice{did_you_mean(choice, options)}; there are "
+            f"{', '.join(options)}; yours are PATH/{group}/NAME.yaml of hydra.searchpath=[file:///PATH]")  # fmt: skip

@@ -1,24 +1,28 @@
 """A command line before Hydra composes it: mistakes that Hydra would take, or end in a traceback, are refused, and what follows
 from one option for another is added."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
-from qdexp.config.checks import RANDOM
-from qdexp.errors import UserError
-from qdexp.paths import conf_folder
+from qdexp import searchpath
+from qdexp.config import Config
+from qdexp.config.checks import RANDOM, schema_of, schema_of_option
+from qdexp.errors import UserError, did_you_mean
+from qdexp.searchpath import choices, own_folders
 
 MULTIRUN = ("-m", "--multirun")
+FLAGS = (*MULTIRUN, "-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-sc", "--shell-completion")
+INFO = ("-i", "--info")
+VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
+          "--experimental-rerun")  # fmt: skip
+"""Hydra's flags; those that a value may follow, and those that one follows."""
 STEPS = "quantizer.steps."
 OPEN = (STEPS, "backend.")
 """What options begin with that may be new to Hydra: the class that they are of says which there are."""
@@ -47,16 +51,21 @@ def check(arguments: Sequence[str]) -> None:
     """Checks the arguments of a command.
 
     Raises:
-        UserError: An axis is given what names no choice, several values stand where one cell is run, or a folder of the
-            user's own configs holds a file that is called like one of ours.
+        UserError: An argument is none, or cannot be read; an option or a choice does not exist, or is given several values
+            where one cell is run; a folder of the user's own configs is not there, or hides a file.
     """
-    for folder in _own_folders(arguments):
-        _check_names(folder)
-    axes = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    given = list(_words(arguments))
+    overrides = {argument: override for argument in given if (override := _parse(argument)) is not None}
+    own, axes = own_folders(arguments, list(overrides.values())), searchpath.axes()
+    known = {axis: choices(axis, own) for axis in axes}
     sweeps = any(argument in MULTIRUN for argument in arguments)
-    for argument in arguments:
-        override = _parse(argument)
-        if override is None or override.is_delete():
+    _refuse_torn(given)
+    seen: dict[str, str] = {}
+    for argument in given:
+        override = overrides.get(argument)
+        if override is None:
+            raise UserError(_what(argument, known))
+        if override.is_delete():
             continue
         key = str(override.key_or_group)
         if (old := next((old for old in RENAMED if key == old or key.startswith(f"{old}.")), None)) is not None:
@@ -64,9 +73,80 @@ def check(arguments: Sequence[str]) -> None:
         if override.is_sweep_override() and not sweeps:
             raise UserError(f"{argument}: several values are a sweep; add -m")
         if key in axes:
+            if key in seen:
+                raise UserError(f"{seen[key]} {argument}: {key} is given twice; name one choice, or several by {key}=ONE,OTHER")
+            seen[key] = argument
             for value in _values(override):
                 for one in value if key in LISTS and isinstance(value, list) else [value]:
                     _check_choice(key, one)
+        elif override.type == OverrideType.CHANGE and _schema(key).get("type") == "string" and "=~" in argument:
+            raise UserError(f"{argument}: nothing expands ~ there; give the whole path, or $HOME")
+
+
+def _words(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments without flags and their values. UserError where there is no such flag."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag = argument.partition("=")[0]
+        if before in VALUED or (before in INFO and "=" not in argument):
+            continue
+        if not argument.startswith("-"):
+            yield argument
+        elif flag not in (*FLAGS, *INFO, *VALUED):
+            name = flag.lstrip("-").replace("-", "_")
+            if name in schema_of(Config)["properties"]:
+                raise UserError(f"{argument}: options have no dashes here: {name}=VALUE")
+            meant = did_you_mean(flag, [*FLAGS, *INFO, *VALUED])
+            raise UserError(f"{argument}: there is no such flag{meant}; python -m qdexp --help lists the options")
+
+
+def _refuse_torn(given: Sequence[str]) -> None:
+    """UserError where a shell has parted what belongs together: ``quant=w8a8, w4a8``."""
+    pieces: list[list[str]] = []
+    for one in given:
+        last = pieces[-1][-1] if pieces else ""
+        torn = pieces and (one.startswith((",", "=")) or (last.endswith((",", "=")) and "=" not in one))
+        if torn:
+            pieces[-1].append(one)
+        else:
+            pieces.append([one])
+    for piece in pieces:
+        whole = "".join(piece)
+        if len(piece) > 1:
+            raise UserError(f"{' '.join(piece)}: no space beside a comma or an equals sign: {whole}")
+        if whole.endswith(","):
+            raise UserError(f"{whole}: ends in a comma; leave it out: {whole.rstrip(',')}")
+
+
+def _what(argument: str, known: Mapping[str, Sequence[str]]) -> str:
+    """What to say of an argument that is no ``KEY=VALUE``; ``known``: the choices of each axis."""
+    key, equals, _ = argument.partition("=")
+    if equals and key:
+        try:
+            OverridesParser.create().parse_override(argument)
+        except HydraException as error:
+            why = str(error).partition(" expecting ")[0]
+            return f"{argument}: cannot be read ({why}); texts with such signs stand in quotes: \"{key}='TEXT'\""
+    named = [f"{axis}={argument}" for axis in sorted(known) if argument in known[axis]]
+    if named:
+        return f"{argument}: name its axis too: {' or '.join(named)}"
+    if argument in known:
+        return f"{argument}: give a choice, {argument}=NAME; there are {', '.join(known[argument])}"
+    told = [f"{axis}={choice}" for axis in sorted(known) for choice in known[axis]]
+    meant = did_you_mean(argument, [choice.partition("=")[2] for choice in told], told)
+    return f"{argument or repr(argument)}: is no option{meant}; give KEY=VALUE, python -m qdexp --help lists them"
+
+
+def _schema(key: str) -> Mapping[str, Any]:
+    """What is known of an option that chooses no file. UserError where there is none of this name."""
+    if key.startswith("hydra."):
+        name, known = key.split(".")[1], [field.name for field in fields(HydraConf)]
+        if name not in known:
+            raise UserError(
+                f"{key}: there is no such option{did_you_mean(name, known)}; python -m qdexp --hydra-help lists them"
+            )
+    if key.startswith(("hydra.", *OPEN)) or "/" in key or "@" in key or key in searchpath.axes():
+        return {}
+    return schema_of_option(Config, key)
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
@@ -86,15 +166,30 @@ def completed(arguments: Sequence[str]) -> list[str]:
 
 
 def _forced(arguments: Sequence[str]) -> list[str]:
-    """Whether steps, backends and their options are possible is checked where they are made."""
-    return [f"++{argument}" if argument.startswith(OPEN) else argument for argument in arguments]
+    """As Hydra is to read them. Steps and their options may be new to it: whether they are possible is checked where the steps
+    are made. What is text is quoted where Hydra would read a number (2026_11_28 is 20261128), or nothing."""
+    return [f"++{argument}" if argument.startswith(OPEN) else _quoted(argument) for argument in arguments]
+
+
+def _quoted(argument: str) -> str:
+    key, equals, text = argument.partition("=")
+    try:
+        is_text = bool(equals) and _schema(key.lstrip("+")).get("type") == "string"
+    except UserError:
+        return argument  # is said elsewhere
+    override = _read(argument)
+    if not is_text or (override is not None and type(override.value()) not in (bool, int, float)):
+        return argument
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
+
+
+def _parse(argument: str) -> Override | None:
+    """None where it is none, or none that can be read."""
+    return None if argument.startswith(("-", "=")) else _read(_quoted(argument) if "=" in argument else argument)
 
 
 @cache
-def _parse(argument: str) -> Override | None:
-    """None where it is none, or none that can be read: Hydra says so."""
-    if "=" not in argument or argument.startswith("-"):
-        return None
+def _read(argument: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -111,42 +206,5 @@ def _check_choice(axis: str, value: Any) -> None:
         raise UserError(f"{axis}={value}: name one; several are a sweep: -m {axis}={','.join(map(str, value))}")
     if isinstance(value, int | float):
         raise UserError(f"{axis}={value}: no name of a choice; python -m qdexp --help lists them")
-
-
-def _own_folders(arguments: Sequence[str]) -> Iterator[Traversable]:
-    """Where else Hydra will look for configs, as far as it can."""
-    for flag, folder in pairwise(arguments):
-        if flag in ("--config-dir", "-cd"):
-            yield Path(folder)
-    for argument in arguments:
-        if argument.startswith("--config-dir="):
-            yield Path(argument.partition("=")[2])
-        override = _parse(argument)
-        if override is None or override.key_or_group != "hydra.searchpath" or override.is_delete():
-            continue
-        given = override.value()
-        for place in OmegaConf.create(given if isinstance(given, list) else [given]):  # ${oc.env:...} is looked up
-            scheme, _, name = str(place).rpartition("://")
-            if scheme in ("", "file"):
-                yield Path(name)
-            elif scheme == "pkg" and (package := _package(name)) is not None:
-                yield package
-
-
-def _package(name: str) -> Traversable | None:
-    """The folder ``a.b/c`` or ``a.b.c`` of a package; None where there is none: Hydra says so."""
-    try:
-        return files(name.replace("/", "."))
-    except (ImportError, TypeError, ValueError):
-        return None
-
-
-def _check_names(folder: Traversable) -> None:
-    """UserError where a file would be ignored, since one of ours has its name and comes first. An equal copy may stay."""
-    ours = conf_folder()
-    hidden = [(folder.joinpath(str(own.relative_to(ours))), own) for own in sorted(ours.rglob("*.yaml"))]
-    hidden = [(file, own) for file, own in hidden if file.is_file() and file.read_bytes() != own.read_bytes()]
-    if hidden:
-        (file, own), others = hidden[0], len(hidden) - 1
-        more = f"; so would {others} more" if others else ""
-        raise UserError(f"hydra.searchpath: {file} would be ignored, since {own} has its name{more}; rename it")
+    if value is None:
+        raise UserError(f"{axis}=null: name a choice, or leave it out")

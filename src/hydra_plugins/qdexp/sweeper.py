@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -40,10 +42,13 @@ class LadderSweeperConf:
 ConfigStore.instance().store(group="hydra/sweeper", name="qdexp", node=LadderSweeperConf, provider="qdexp")
 
 
-def grid(arguments: list[str]) -> list[list[str]]:
-    """All combinations of the values that ``arguments`` (Hydra overrides) sweep over, the last axis moving fastest."""
+def grid(arguments: list[str], loader: ConfigLoader | None = None) -> list[list[str]]:
+    """All combinations of the values that ``arguments`` (Hydra overrides) sweep over, the last axis moving fastest.
+
+    ``loader`` knows what ``glob(*)`` stands for.
+    """
     axes = []
-    for override in OverridesParser.create().parse_overrides(arguments):
+    for override in OverridesParser.create(loader).parse_overrides(arguments):
         if override.is_sweep_override():
             name = override.get_key_element()
             axes.append([f"{name}={value}" for value in override.sweep_string_iterator()])
@@ -82,7 +87,11 @@ class LadderSweeper(Sweeper):
             if twice:
                 raise UserError(f"hydra.sweeper.cells={' '.join(cell)}: {', '.join(sorted(twice))} is named beside the list "
                                 f"too; leave it out there")  # fmt: skip
-        points = [point for arguments in chosen for point in grid(arguments)]
+        points = [
+            point
+            for arguments in chosen
+            for point in grid(arguments, self.hydra_context.config_loader if self.hydra_context else None)
+        ]
         for left_out in self.exclude:
             kept = [point for point in points if not set(left_out) <= set(point)]
             if len(kept) == len(points):
@@ -115,7 +124,8 @@ class LadderSweeper(Sweeper):
         loader, ours = self.hydra_context.config_loader, self.launcher if isinstance(self.launcher, CellLauncher) else None
         config = self.config
         composer = Composer(lambda overrides: loader.load_sweep_config(config, overrides))
-        name = f"sweep={config.sweep}"  # read once: ${now:...} would name every cell anew
+        # read once: ${now:...} would name every cell anew
+        name = f"sweep={QuotedString(str(config.sweep), Quote.single).with_quotes()}"
         points = [[*point, name] for point in self.points(arguments)]
         with nullcontext() if ours is None else ours.place():
             ladder = not self.cells and self.climbs(arguments)

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetPyda
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from qdexp.errors import UserError
+from qdexp.errors import UserError, did_you_mean
 
 UNTOUCHED = 32
 """The bit-width that means: leave it in full precision."""
@@ -102,9 +101,43 @@ class _Lenient(GenerateJsonSchema):
     def emit_warning(self, kind: Any, detail: str) -> None: ...
 
 
-def schema_of(kind: type) -> dict[str, Any]:
-    """The JSON schema of a dataclass."""
+def _schema_of(kind: type) -> dict[str, Any]:
     return _adapter(kind).json_schema(schema_generator=_Lenient)
+
+
+schema_of: Callable[[Any], dict[str, Any]] = cache(_schema_of)
+"""The JSON schema of a dataclass."""
+
+
+def schema_of_option(kind: type, option: str) -> dict[str, Any]:
+    """What the schema of ``kind`` says of an option in it; nothing of one in a mapping that takes any.
+
+    Raises UserError where there is none of this name.
+    """
+    names = option.split(".")
+    schema = schema_of(kind)
+    part, depth = _part(schema, names)
+    if depth < len(names) and "properties" in part:
+        elsewhere = [path for path in _paths(schema, schema) if path.endswith(f".{names[-1]}")]
+        raise UserError(f"{option}: {_unknown(names[depth], part, elsewhere)}")
+    if depth < len(names) and part.get("type", "object") != "object":
+        raise UserError(f"{option}: {'.'.join(names[:depth])} is a single value and has no options of its own")
+    return part if depth == len(names) else {}
+
+
+def _paths(schema: dict[str, Any], part: dict[str, Any]) -> Iterator[str]:
+    """The names of all options in a ``part`` of a schema."""
+    for name in part.get("properties", {}):
+        inner, _ = _part(schema | part, [name])
+        yield name
+        yield from (f"{name}.{path}" for path in _paths(schema, inner))
+
+
+def _unknown(name: str, part: Mapping[str, Any], elsewhere: Sequence[str] = ()) -> str:
+    """``elsewhere``: options that are called so, in other places."""
+    known = list(part["properties"])
+    meant = f", did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(name, known)
+    return f"there is no such option{meant}; there are {', '.join(known) or 'none'}"
 
 
 def _told(error: Mapping[str, Any], schema: dict[str, Any], option: str) -> tuple[str, str]:
@@ -117,9 +150,7 @@ def _told(error: Mapping[str, Any], schema: dict[str, Any], option: str) -> tupl
     if error["type"] == "missing":
         return place, "is missing; give a value"
     if unknown:
-        known = list(part["properties"])
-        meant = "".join(f", did you mean {near}?" for near in get_close_matches(str(names[-1]), known, 1))
-        return place, f"there is no such option{meant}; there are {', '.join(known) or 'none'}"
+        return place, _unknown(str(names[-1]), part)
     if error["type"] == "value_error" and "properties" in part:
         inner, _, told = told.partition(": ")
         return f"{place}.{inner}".lstrip("."), told
