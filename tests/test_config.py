@@ -66,8 +66,23 @@ FAULTS = {
     "cluster.stages.default.memory_gb": ["+cluster.stages.default.memory_gb=0"],
     "device": ["device=tpu", "device=null"],
     "seed": ["seed=-1", "seed=4294967296", "seed=first"],
-    "sweep": ["sweep=a/b", "sweep=/a", "sweep=..", "sweep=.", "sweep=''", "sweep='a%j'", f"sweep={'x' * 101}"],
+    "sweep": [
+        "sweep=a/b",
+        "sweep=/a",
+        "sweep=..",
+        "sweep=.",
+        "sweep=''",
+        "sweep='a%j'",
+        f"sweep={'x' * 300}",
+        "sweep=-a",
+        "sweep=.a",
+        "sweep=a.",
+        "sweep='a,b'",
+        "sweep=nul",
+        f"sweep='{'ü' * 41}'",
+    ],
     "model.name": ["model.name=my/model", "model.name=../../x", "model.name=''", f"model.name={'x' * 300}"],
+    **{f"{group}.name": [f"{group}.name=../x"] for group in ("protocol", "quantizer", "calib", "recon", "tracker", "cluster")},
     "out": ["out=''", "out=null", "out=${nothing}"],
     "typo": ["+typo=1"],
     "quant.weight_bit": ["+quant.weight_bit=4"],
@@ -87,6 +102,15 @@ def composed(*overrides: str) -> DictConfig:
 
 def config(*overrides: str) -> Config:
     return Config.of(composed(*overrides))
+
+
+@pytest.mark.parametrize("name", ["2026_11_28", "a b", "ü", "w4a8+layers", "a.b-c", "x" * 80])
+def test_a_name_of_letters_digits_and_a_few_signs_is_kept(name: str) -> None:
+    assert config(f"sweep='{name}'").sweep == name
+
+
+def test_a_letter_is_the_same_bytes_however_it_was_typed() -> None:
+    assert config("sweep='u\u0308'").sweep == "\u00fc"
 
 
 @pytest.mark.parametrize(("option", "override"), [(option, override) for option in FAULTS for override in FAULTS[option]])

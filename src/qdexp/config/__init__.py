@@ -78,11 +78,11 @@ class Config:
     protocol: Protocol
     tracker: Tracker
     cluster: Cluster
-    method: Text
+    method: Name
     trajectory: Trajectory
     sampling: Sampling
     inspection: Inspection
-    out: Annotated[Text, Field(min_length=1, description="a folder")]
+    out: Annotated[Text, Field(min_length=1, pattern=r"^[^\x00-\x1f]*$", description="a folder")]
     sweep: Name
     seed: Seed
     device: Device

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
+from unicodedata import normalize
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
@@ -22,8 +23,12 @@ RANDOM = "random"
 NO_EXTRACTOR = "none"
 """In place of a feature extractor: images are compared with those of full precision alone."""
 
-LONGEST_NAME = 100
-"""Bytes of a name that becomes a part of file names, which may have 255."""
+LONGEST_NAME = 80
+"""Bytes of a name that becomes a part of file names: these may have 255, and hold two names and what is put around them."""
+PART_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""The name of a step or a metric, which becomes a part of file names too."""
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names of devices, on Windows whatever follows their first dot."""
 
 WITHOUT_EFFECT = {"without_effect": True}
 """Marks a dataclass field that changes no result: a label, a place, a bound on memory. All others are part of the keys."""
@@ -42,9 +47,14 @@ def _target(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(text: str) -> str:
-    """What can be part of a file's name on every file system."""
-    if re.fullmatch(r"\w[\w .+-]*", text) is None or len(text.encode()) > LONGEST_NAME:
-        raise ValueError(f"give letters, digits, spaces and . _ + - alone, at most {LONGEST_NAME} bytes")
+    """What can be part of a file's name on every file system, one letter always the same bytes."""
+    text = normalize("NFC", text)
+    if re.fullmatch(r"\w([\w .+-]*[\w+-])?", text) is None or len(text.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"give letters, digits, spaces and . _ + - alone, a letter or digit first, at most {LONGEST_NAME} bytes"
+        )
+    if _RESERVED.fullmatch(text):
+        raise ValueError("is reserved by some file systems; give another name")
     return text
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from pydantic import Field
 
-from qdexp.config.checks import Device, Finite, Positive, Text
+from qdexp.config.checks import Device, Finite, Name, Positive, Text
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Cluster:
     is queued again that reached its time limit. ``options``: further options of sbatch.
     """
 
-    name: Text
+    name: Name
     device: Device
     parts: Positive
     parallel: Positive

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from qdexp.config.checks import WITHOUT_EFFECT, Finite, Positive, Text
+from qdexp.config.checks import WITHOUT_EFFECT, Finite, Name, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,6 @@ class ScaleLearning(ScaleOptions, Iterations):
 class Recon(Learning):
     """What the steps that learn block by block take for their options where nothing else is said."""
 
-    name: Text
+    name: Name
     weights: WeightOptions
     scales: ScaleOptions

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 from pydantic import Field
 
-from qdexp.config.checks import NO_EXTRACTOR, Finite, Positive, Seed, Target, Text
+from qdexp.config.checks import NO_EXTRACTOR, Finite, Name, Positive, Seed, Target, Text
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Protocol(SamplerOptions):
     ``clip``: the folder of a CLIP model that scores how well images show their prompts; None: they are not scored.
     """
 
-    name: Text
+    name: Name
     n: Annotated[int, Ge(10), Field(description="images; 1,000 and more give KID too")]
     noise_seed: Seed
     heldout: Positive
@@ -83,7 +83,7 @@ class Inspection:
 
 @dataclass
 class Tracker:
-    name: Text
+    name: Name
     project: Annotated[Text, Field(pattern=r"^[^/\\#?%:]{0,128}$", description=r"as in W&B: none of / \ # ? % :")] = "qdexp"
     entity: Text | None = None
     mode: Literal["offline", "online"] = "offline"

@@ -8,7 +8,7 @@ from annotated_types import Gt
 from pydantic import GetPydanticSchema
 from typing_extensions import TypedDict  # pydantic's of Python 3.11
 
-from qdexp.config.checks import ORDERED, UNTOUCHED, WITHOUT_EFFECT, ActBits, Positive, SoftmaxBits, Target, Text, WeightBits
+from qdexp.config.checks import ORDERED, UNTOUCHED, WITHOUT_EFFECT, ActBits, Name, Positive, SoftmaxBits, Target, WeightBits
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
 """What can be quantized."""
@@ -106,7 +106,7 @@ class Quantizer:
     ``before`` ("end": after all). What a step may say is up to its class, see ``qdexp.methods``.
     """
 
-    name: Text = field(metadata=WITHOUT_EFFECT)
+    name: Name = field(metadata=WITHOUT_EFFECT)
     steps: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,7 +124,7 @@ class Quantizer:
 class Calib:
     """``rows`` samples at each of ``timesteps`` timesteps, chosen by ``strategy``."""
 
-    name: Text = field(metadata=WITHOUT_EFFECT)
+    name: Name = field(metadata=WITHOUT_EFFECT)
     timesteps: Positive
     rows: Positive
     strategy: Target

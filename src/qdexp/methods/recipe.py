@@ -1,11 +1,11 @@
 """From ``quantizer.steps`` to the steps of a cell, in order, each checked: alone, beside the others and for the cell."""
 
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from qdexp.config import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, Config
+from qdexp.config.checks import PART_NAME
 from qdexp.errors import UserError
 from qdexp.methods.base import OPTION, NamedStep, Step
 from qdexp.targets import TARGET, made
@@ -66,8 +66,8 @@ def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
             raise UserError(f"{OPTION}.{slot}.{BEFORE}={nodes[slot][BEFORE]}: this slot has its place; leave it out, or give "
                             f"the step a name of its own")  # fmt: skip
     for slot in own:
-        if not re.fullmatch(r"[a-z]\w*", slot) or slot == END:
-            raise UserError(f"{OPTION}.{slot}: is no name of a step; give small letters, digits and _ alone")
+        if not PART_NAME.fullmatch(slot) or slot == END:
+            raise UserError(f"{OPTION}.{slot}: is no name of a step; give small letters, digits and _ alone, at most 40")
     while own:
         placed = [slot for slot, node in own.items() if isinstance(node, Mapping) and node.get(BEFORE) in order]
         if not placed:

@@ -1,9 +1,9 @@
 """From ``metric`` in the config to the metrics of a cell, each checked."""
 
-import re
 from typing import Any
 
 from qdexp.config import Config
+from qdexp.config.checks import PART_NAME
 from qdexp.errors import UserError
 from qdexp.metrics.base import OPTION, Metric, NamedMetric
 from qdexp.targets import TARGET, made
@@ -34,8 +34,8 @@ def check(config: Config, one: NamedMetric) -> None:
 
 def _made(name: str, node: Any) -> NamedMetric:
     option = f"{OPTION}.{name}"
-    if not re.fullmatch(r"[a-z]\w*", name):
-        raise UserError(f"{option}: is no name of a metric; give small letters, digits and _ alone")
+    if not PART_NAME.fullmatch(name):
+        raise UserError(f"{option}: is no name of a metric; give small letters, digits and _ alone, at most 40")
     metric = made(Metric, node, option, ours="qdexp.metrics.base", optional=True)  # type: ignore[type-abstract]
     target = str(node[TARGET])
     if not getattr(metric, "numbers", ()):
