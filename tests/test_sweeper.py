@@ -3,12 +3,13 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from qdexp.cell import Cell
+from qdexp.layout import Layout
 from qdexp.sweep import launch
 
 Command = Callable[..., tuple[int, str, str]]
@@ -34,7 +35,7 @@ def yields(qdexp: Command, cell_of: Callable[..., Cell], monkeypatch: pytest.Mon
         if "-m" not in arguments:
             return [cell_of(*arguments).label]
         seen: list[str] = []
-        monkeypatch.setattr(launch, "dry", lambda cells: seen.extend(cell.label for cell in cells))
+        monkeypatch.setattr(launch, "dry", lambda cells: seen.extend(cell.title for cell in cells))
         code, _, err = qdexp(*arguments, "hydra.launcher.dry=true")
         assert (code, err) == (0, "")
         return seen
@@ -49,6 +50,19 @@ def cells(stdout: str) -> list[str]:
     assert all(record["status"] == "complete" for record in records)
     axes = [record["axes"] for record in records]
     return [own["method"] if own["method"] == "fp" else f"{own['method']} {own['quant']}" for own in axes]
+
+
+def test_seeds_are_told_apart_wherever_cells_are_listed(
+    qdexp: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def write(cells: Sequence[Cell]) -> None:
+        launch.Frozen(cells).write()
+
+    monkeypatch.setattr(launch, "dry", write)
+    assert qdexp("-m", "method=ptq", "seed=0,1", "hydra.launcher.dry=true")[0] == 0
+    folder, labels = Layout(tmp_path / "out").sweep("trial"), ["ptq w4a8 seed=0", "ptq w4a8 seed=1"]
+    assert [cell["label"] for cell in json.loads(folder.cells.read_text()).values()] == labels
+    assert [cell["label"] for cell in json.loads(folder.manifest.read_text())["cells"].values()] == labels
 
 
 @pytest.mark.parametrize(("arguments", "expected"), TABLE, ids=[row[0] or "(nothing)" for row in TABLE])

@@ -38,6 +38,7 @@ class Cell:
     """Made from a config that has been checked; ``stages`` are in the order in which they are made.
 
     What it is, its images and the protocol say; what is measured of these beside, its metrics, can be more tomorrow.
+    ``title``: its label; a sweep adds what differs among its cells.
 
     ``key``, ``keys``: its own and those of the stages as they were planned, of a cell that other code than that of this process
     computes.
@@ -49,6 +50,7 @@ class Cell:
         self.device = devices.resolve(config.device)
         self.quantized = not config.full_precision
         self._key, self._keys = key, keys
+        self.title = self.label
 
     @cached_property
     def made(self) -> dict[str, Stage]:
@@ -132,7 +134,7 @@ class Cell:
         """
         store = Store(self.out)
         rehearsal = f"  (weights: random; no number of this run says anything of {self.config.model.name})"
-        print(f"{self.label}{rehearsal if models.is_rehearsal(self.config.model) else ''}", flush=True)
+        print(f"{self.title}{rehearsal if models.is_rehearsal(self.config.model) else ''}", flush=True)
         stage = "record"
         try:
             entries = {}
@@ -161,9 +163,11 @@ class Cell:
         if known.get("status") != "complete" and known.get("error") != error:
             records.write(self.out, self._record("failed") | {"error": error})
 
-    def _record(self, status: str) -> Record:
+    @property
+    def axes(self) -> dict[str, Any]:
+        """What it was made of, in the words of its record."""
         config = self.config
-        axes = {
+        return {
             "model": config.model.name,
             "weights": RANDOM if models.is_rehearsal(config.model) else "file",
             "method": self.method,
@@ -177,12 +181,15 @@ class Cell:
             "protocol": config.protocol.name,
             "seed": config.seed,
         }
+
+    def _record(self, status: str) -> Record:
+        config = self.config
         seeds = {"seed": config.seed, "noise_seed": config.protocol.noise_seed}
         return {
             "format": records.FORMAT,
             "cell": self.name,
             "status": status,
-            "axes": axes,
+            "axes": self.axes,
             "config": asdict(config),
             "identity": self.identity,
             "keys": self.keys,

@@ -171,6 +171,7 @@ def _forced(arguments: Sequence[str]) -> list[str]:
     return [f"++{argument}" if argument.startswith(OPEN) else _quoted(argument) for argument in arguments]
 
 
+@cache  # a sweep of hundreds of cells asks for the same few over and over
 def _quoted(argument: str) -> str:
     key, equals, text = argument.partition("=")
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from qdexp.report.rows import in_order, names
+from qdexp.report.rows import in_order, names, told_apart
 
 Record = dict[str, Any]
 Make = Callable[..., Record]
@@ -68,3 +68,12 @@ def test_records_of_the_first_format_are_told_by_path_and_seed(make: Make) -> No
     for number, record in enumerate(records):
         record |= {"files": {}, "identity": str(number), "cell": str(number)}
     assert names(records) == ["ptq weights=a.pt seed=0", "ptq weights=a.pt seed=1", "ptq weights=b.pt"]
+
+
+def test_cells_that_have_no_record_yet_are_told_apart_likewise(make: Make) -> None:
+    told = ("cell", "axes", "config", "files")
+    records = [make("ptq", seed=seed, config={"rows": rows}) for rows in (1, 2) for seed in (0, 1)] + [make("fp")]
+    coming = [{"cell": str(number), **{name: one[name] for name in told[1:]}} for number, one in enumerate(records)]
+    labels = ["ptq w4a8"] * 4 + ["fp"]
+    expected = [f"ptq w4a8 rows={rows} seed={seed}" for rows in (1, 2) for seed in (0, 1)] + ["fp"]
+    assert told_apart(labels, coming) == expected

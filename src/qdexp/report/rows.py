@@ -5,7 +5,7 @@ since rows that differ in their seed alone are one.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -59,8 +59,18 @@ def row_names(groups: Sequence[Sequence[Record]]) -> list[str]:
     firsts = [group[0] for group in groups]
     several = len({bits(record) for record in firsts if not full_precision(record)}) > 1
     found = [f"{r['axes']['method']} {bits(r)}" if several and not full_precision(r) else r["axes"]["method"] for r in firsts]
-    for trait in _traits(firsts):
-        told = [trait(record) for record in firsts]
+    return told_apart(found, firsts)
+
+
+def told_apart(found: list[str], records: Sequence[Record]) -> list[str]:
+    """The names ``found`` of the records, with what else differs among those that are called alike: no two are the same.
+
+    Of a record that is still to come its axes, config, files and cell are enough.
+    """
+    for trait in _traits(records):
+        if len(set(found)) == len(found):
+            break
+        told = [trait(record) for record in records]
         values = {name: {value for other, value in zip(found, told, strict=True) if other == name} for name in set(found)}
         shown = [len(values[name]) > 1 and text is not None for name, text in zip(found, told, strict=True)]
         found = [f"{name} {text}" if show else name for name, text, show in zip(found, told, shown, strict=True)]
@@ -76,19 +86,16 @@ def bits(record: Record) -> str:
 def _traits(records: Sequence[Record]) -> Iterator[Trait]:
     """In the order in which they are told, where those before do not tell enough."""
     yield lambda record: record["axes"].get("model")
-    for name in _known(records, contents):
+    for name in sorted({name for record in records for name in contents(record)}):
         yield _file(name, records)
     for axis in AXES[1:]:
         yield lambda record, axis=axis: _equation(axis, record["axes"].get(axis))  # type: ignore[misc]
     for read in (options, _environment, _places, lambda record: {"seed": record["axes"].get("seed")}):
-        known = _known(records, read)
-        yield from (_value(name, known, read) for name in known)
+        told = {record["cell"]: read(record) for record in records}
+        known = sorted(set().union(*told.values()))
+        yield from (_value(name, known, told) for name in known)
     yield lambda record: f"key={record['cell'].rpartition('-')[2][:DIGITS]}"
     yield lambda record: record["cell"]
-
-
-def _known(records: Sequence[Record], read: Callable[[Record], dict[str, Any]]) -> list[str]:
-    return sorted({name for record in records for name in read(record)})
 
 
 def _environment(record: Record) -> dict[str, Any]:
@@ -100,12 +107,12 @@ def _places(record: Record) -> dict[str, Any]:
     return {name: value for name, value in flat(record["config"]).items() if name in PLACES}
 
 
-def _value(name: str, among: Sequence[str], read: Callable[[Record], dict[str, Any]]) -> Trait:
-    """``timesteps=10``: called by its last words, as many as tell it from the others."""
+def _value(name: str, among: Sequence[str], told: Mapping[str, dict[str, Any]]) -> Trait:
+    """``timesteps=10``, of what is ``told`` of each cell: called by its last words, as many as tell it from the others."""
     words = name.split(".")
     tails = (".".join(words[-count:]) for count in range(1, len(words) + 1))
     short = next(tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in among) == 1 or tail == name)
-    return lambda record: _equation(short, read(record).get(name))
+    return lambda record: _equation(short, told[record["cell"]].get(name))
 
 
 def _equation(name: str, value: Any) -> str | None:

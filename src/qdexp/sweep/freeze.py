@@ -5,6 +5,7 @@ Hydra takes a good tenth of a second to compose one; what is equal is reused.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from qdexp.errors import NothingToSplitError, UserError
 from qdexp.layout import Layout
 from qdexp.methods.recipe import BEFORE
 from qdexp.overrides import OPEN, STEPS
+from qdexp.report.rows import told_apart
 from qdexp.sweep import idle
 from qdexp.sweep.jobs import Job
 from qdexp.sweep.manifest import CellEntry, Manifest
@@ -48,7 +50,7 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
                                 f"leave one of the two out")  # fmt: skip
     elif parts:
         with open_dict(plain):
-            plain.method = f"{choices.quantizer}-{choices.calib}"
+            plain.method = f"{choices.quantizer}-{choices.calib}".replace("/", ".")  # of files in folders
     return Config.of(plain)
 
 
@@ -148,7 +150,15 @@ def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder:
         made.append(cell)
         cells.setdefault(cell.key, (index, cell))
     idle.check(points, made)
+    _entitle([cell for _, cell in cells.values()])
     return list(cells.values())
+
+
+def _entitle(cells: Sequence[Cell]) -> None:
+    """Gives each cell of a sweep a title that no other has, by what tells their records apart later."""
+    told = [{"cell": c.name, "axes": c.axes, "config": asdict(c.config), "files": c.files} for c in cells]
+    for cell, title in zip(cells, told_apart([cell.label for cell in cells], told), strict=True):
+        cell.title = title
 
 
 def read_config(place: Job | Manifest, cell: str) -> Config:

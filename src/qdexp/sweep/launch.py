@@ -46,12 +46,12 @@ def sequential(cells: Sequence[Cell]) -> list[Record]:
             if not bar.shown:
                 print(f"{place} {_left(start, number, len(cells))}", end="", flush=True)
             try:
-                results.finish(cell, partial(_advance, bar, number, cell, f"{place} {cell.label}"))
+                results.finish(cell, partial(_advance, bar, number, cell, f"{place} {cell.title}"))
             except BrokenPipeError:
                 raise
             except Exception as error:
                 print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
-                failed.append(cell.label)
+                failed.append(cell.title)
     return results.end(cells, [cell.record for cell in cells], failed)
 
 
@@ -82,6 +82,9 @@ class Frozen:
                             f"runs a job is not known; leave {' and '.join(bound)} out here, and run the same command with "
                             f"them and without hydra/launcher on that machine: it finds all else in the store")  # fmt: skip
         self.out = Path(self.config.out)
+        if "%" in str(self.out.resolve()):
+            raise UserError(f"out={self.out}: jobs write their logs below it, where % stands for numbers; choose a folder "
+                            f"without it")  # fmt: skip
         self.store = Store(self.out)
         self.nodes = plan(cells, self.store, self.cluster.parts)
 
@@ -111,7 +114,7 @@ class Frozen:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, json.dumps(asdict(cell.config)))
         entries = {
-            key: CellEntry(key, cell.name, cell.label, {name: stage.entry for name, stage in cell.stages.items()})
+            key: CellEntry(key, cell.name, cell.title, {name: stage.entry for name, stage in cell.stages.items()})
             for key, cell in self.cells.items()
         }
         kind = next(iter(self.cells.values())).device.type
@@ -154,7 +157,7 @@ def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
     written = manifest.read(sweep.out, sweep.config.sweep)
     results.settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if cell.finished() is None]
-    return results.end(cells, [cell.record for cell in cells], [cell.label for cell in incomplete])
+    return results.end(cells, [cell.record for cell in cells], [cell.title for cell in incomplete])
 
 
 def dry(cells: Sequence[Cell]) -> None:

@@ -59,7 +59,7 @@ def enlist(cells: Sequence[Cell]) -> None:
         before = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"sweep={cells[0].config.sweep}: {path} is truncated; delete it, or choose another name") from error
-    listed = {cell.name: {"label": cell.label, "entries": [one.entry for one in cell.stages.values()]} for cell in cells}
+    listed = {cell.name: {"label": cell.title, "entries": [one.entry for one in cell.stages.values()]} for cell in cells}
     files.write_text(path, json.dumps(before | listed, indent=1))
 
 
@@ -136,7 +136,7 @@ def conclude(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> list[Record
     jobs = list(zip(cells, returns, strict=True))
     # a job may have run on another machine, whose device gives its record another name: it says which
     paths = [Path(job.return_value) if job.status == JobStatus.COMPLETED else cell.record for cell, job in jobs]
-    return end(cells, paths, [cell.label for cell, job in jobs if job.status == JobStatus.FAILED])
+    return end(cells, paths, [cell.title for cell, job in jobs if job.status == JobStatus.FAILED])
 
 
 def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> list[Record]:
