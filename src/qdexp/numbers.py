@@ -58,12 +58,14 @@ class Number:
         return cls(key, **{"title": key} | known | ({"shown": tuple(known["shown"])} if "shown" in known else {}))
 
     def text(self, value: float) -> str:
-        """A value in its unit and digits."""
+        """A value in its unit and digits; a small cost, which would be nothing in these, in two significant ones."""
         value *= self.factor
         if self.significant:
             if value == 0:
                 return "0"
             return f"{value:#.{self.digits}g}".rstrip(".") if abs(value) < 10**self.digits else f"{value:.0f}"
+        if self.kind == "cost" and 0 < abs(value) < 10 ** (1 - self.digits):
+            return f"{value:.2g}"
         return f"{value:.{self.digits}f}"
 
 
