@@ -27,6 +27,13 @@ def call(network: nn.Module, x_t: Any, t: Any, named: Mapping[str, Any]) -> Any:
     return network(x_t, **{TIMESTEP: t}, **named) if _by_name(network) else network(x_t, t, **named)
 
 
+def estimate_of(returned: Any) -> Any:
+    """What is predicted, among what a network returns: of a tuple, a dict or a diffusers output, the first element."""
+    if isinstance(returned, torch.Tensor):
+        return returned
+    return next(iter(returned.values() if isinstance(returned, Mapping) else returned))
+
+
 def _by_name(network: nn.Module) -> bool:
     own = getattr(network, "_orig_mod", network)  # what torch.compile has wrapped takes anything
     taken = list(inspect.signature(own.forward).parameters)

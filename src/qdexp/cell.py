@@ -19,7 +19,7 @@ from qdexp.methods.base import NamedStep
 from qdexp.metrics.base import FULL_PRECISION, NETWORK
 from qdexp.metrics.chosen import check as check_metric
 from qdexp.metrics.chosen import metrics_of
-from qdexp.models import checks
+from qdexp.models import checks, trial
 from qdexp.models.architecture import check_plain
 from qdexp.protocol import check as check_protocol
 from qdexp.protocol import measured_under, protocol_of
@@ -247,6 +247,9 @@ def preflight(config: Config, passed: set[str] | None = None) -> Cell:
     _ = cell.key, cell.keys, cell.files  # every _target_ can be imported, every file be read
     check(lambda: checks.declarations(model), "declared", model)
     check(lambda: checks.fit(model), "fit", model)
+    check(lambda: checks.first_stage(model), "first stage", model)
+    check(lambda: trial.check(model), "trial", model)
+    check(lambda: checks.finite(model), "finite", model)
     check(lambda: Sampler(model, protocol).rehearse(), "sampler", protocol, model)
     check(lambda: refuse_bounds(model, protocol), "bounds", protocol, model)
     if cell.quantized:

@@ -42,3 +42,9 @@ def test_what_a_model_cannot_be_asked_for(config: Config, change: dict[str, Any]
         setattr(config.protocol, option, value)
     with pytest.raises(UserError, match=f"^{message}"):
         Classes(3).check(config)
+
+
+def test_a_label_that_the_network_does_not_take(config: Config) -> None:
+    told = r"the network takes no such argument, did you mean class_labels\?; it takes hidden_states, "
+    with pytest.raises(UserError, match=rf"^model\.condition\.name=class_label: {told}"):
+        Classes(10, name="class_label").check(config)

@@ -132,3 +132,41 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "--help")[0] == "python -m qdexp.models model=NAME [OPTION=VALUE ...]"
     with pytest.raises(SystemExit, match="model=NAME"):
         main([])
+
+
+def test_weights_that_do_not_fit_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "model=ddpm_fashion", "model.network.layers_per_block=3")
+    told = next(line for line in lines if line.startswith("weights "))
+    assert "; no run takes them: model.weights=" in told and "does not fit model.network (" in told
+
+
+def test_a_network_that_no_run_takes_is_not_described() -> None:
+    with pytest.raises(SystemExit, match=r"^qdexp: model\.network: called with x_t of model\.shape, \[1, 1, 27, 28\]"):
+        main(["model=ddpm_fashion", "model.shape=[1,27,28]"])
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x_t
+
+
+class Small(torch.nn.Module):
+    """Ten numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> Any:
+        return self.layer(x_t)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [(Nothing, ["0", "0"]), (Small, ["4e-05", "4e-05"])])
+def test_the_smallest_networks_are_described_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: type, sizes: list[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    text = f"name: mine\nweights: random\nshape: [1, 8, 8]\nschedule: {{}}\nnetwork: {{_target_: {__name__}.{kind.__name__}}}\n"
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    lines = printed(capsys, f"hydra.searchpath=[file://{tmp_path}]", "model=mine")
+    assert next(line for line in lines if line.startswith("w32a32")).split()[1:3] == sizes

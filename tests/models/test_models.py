@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from qdexp import models
 from qdexp.config import Model
+from qdexp.device import to_channels_last
 from qdexp.errors import UserError
 from qdexp.files import sha256
 from qdexp.models import checks
@@ -125,3 +127,34 @@ def test_arguments_that_the_class_does_not_take(tiny: Model, tiny_architecture: 
     wrong = replace(tiny, network={**tiny_architecture, "colour": "red"})
     message(partial(build, wrong), "model.network: ")
     message(partial(build, replace(tiny, network={**tiny_architecture, "norm_num_groups": 3})), "model.network: ")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(tiny: Model, tmp_path: Path, suffix: str, value: float) -> None:
+    checks.finite(tiny)
+    held = load_file(tiny.weights)
+    held["conv_in.weight"][0, 0, 0, 0] = value
+    path = tmp_path / f"wrong{suffix}"
+    torch.save(held, path) if suffix == ".pt" else save_file(held, path)
+    told = message(lambda: checks.finite(replace(tiny, weights=str(path))), f"model.weights={path}: conv_in.weight has numbers")
+    assert told.endswith("are not finite; fetch or export it again")
+
+
+def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
+    network = {"_target_": f"{__name__}.Masked"}
+    save_file(Masked().state_dict(), tmp_path / "masked.safetensors")
+    checks.finite(Model("masked", str(tmp_path / "masked.safetensors"), [1, 8, 8], network, {}))
+
+
+class Masked(torch.nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("mask", torch.full((2, 2), -math.inf))
+
+
+def test_channels_last_lays_out_what_has_them_alone() -> None:
+    images, volumes = torch.nn.Conv2d(2, 2, 3), torch.nn.Conv3d(2, 2, 3)
+    to_channels_last(torch.nn.Sequential(images, volumes, torch.nn.Linear(2, 2)))
+    assert images.weight.is_contiguous(memory_format=torch.channels_last)
+    assert volumes.weight.is_contiguous()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdexp.calling import estimate_of
 from qdexp.quant.blocks import Batch, arguments, call, first_row
 from qdexp.quant.context import knowing, seen
 from qdexp.quant.network import execution_order
@@ -150,8 +151,7 @@ class _Swap:
 
 def _estimate(network: nn.Module, batch: Batch) -> Tensor:
     """The noise estimate alone: a variance that the network answers with it is not what the sampler reads."""
-    output = call(network, batch)
-    answer: Tensor = output if isinstance(output, Tensor) else output[0]
+    answer: Tensor = estimate_of(call(network, batch))
     return answer[:, : batch[0].shape[1]]
 
 

@@ -12,6 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from qdexp import device as devices
 from qdexp.config import RANDOM, FirstStage, Model
 from qdexp.errors import UserError
 from qdexp.folding import fold
@@ -56,9 +57,9 @@ def first_stage_opened(model: Model, stage: FirstStage) -> WeightFiles:
 
 def build(model: Model, channels_last: bool) -> torch.nn.Module:
     """The full-precision network in eval mode, without gradients, its weights folded. UserError where they do not fit it."""
-    network = _architecture(model.network, "model.network")
+    network = drawn(model)
     if channels_last:
-        network = network.to(memory_format=torch.channels_last)
+        devices.to_channels_last(network)
     if not is_random(model):
         found = opened(model)
         found.check_digests()
@@ -79,6 +80,11 @@ def first_stage(model: Model) -> Decoder | None:
         loading.fill(network, found, "model.first_stage.network")
         scale = loading.measured_scale(found, stage.scale)
     return Decoder(network, scale, stage.shift).eval().requires_grad_(False)
+
+
+def drawn(model: Model) -> torch.nn.Module:
+    """The network with the numbers that its constructor draws, in memory."""
+    return _architecture(model.network, "model.network")
 
 
 def skeleton(model: Model) -> torch.nn.Module:
@@ -112,7 +118,9 @@ def _architecture(target: Mapping[str, Any], option: str) -> torch.nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network: torch.nn.Module = instantiate(target, _convert_="all")
+            network = instantiate(target, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{option}: {' '.join(str(error).split())}") from error
+    if not isinstance(network, torch.nn.Module):
+        raise UserError(f"{option}._target_={target['_target_']}: makes no torch.nn.Module; name the class of a network")
     return network

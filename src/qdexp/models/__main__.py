@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qdexp import models, overrides
 from qdexp.config import Config, Model, Quant
 from qdexp.errors import UserError, one_line
+from qdexp.models import checks, trial
 from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import Block, Description, describe
 from qdexp.paths import conf_folder
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> None:
             choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
             quants = [Config.of(compose("config", [*arguments, f"quant={choice}"])).quant for choice in choices]
             config = Config.of(compose("config", arguments))
+        trial.check(config.model)
         description = describe(config.model)
         left_out = left_out_lines(description.coverage(config.quant))
         parts = summary(config.model, description), costs(description, quants), left_out, block_lines(description.blocks)
@@ -55,9 +57,14 @@ def _weights(model: Model) -> str:
     if models.is_random(model):
         return "random"
     try:
-        return ", ".join(str(path) for path in models.files(model, fetch=False).values())
+        paths = ", ".join(str(path) for path in models.files(model, fetch=False).values())
     except UserError as error:
         return f"missing: {error}"
+    try:
+        checks.fit(model)
+    except UserError as error:
+        return f"{paths}; no run takes them: {error}"
+    return paths
 
 
 def costs(description: Description, quants: list[Quant]) -> Iterator[str]:
@@ -67,9 +74,14 @@ def costs(description: Description, quants: list[Quant]) -> Iterator[str]:
     for quant in sorted([whole, *quants], key=lambda quant: (-quant.weight_bits, -quant.act_bits)):
         found, stored = description.coverage(quant), description.stored_bytes(quant) / 1e6
         nominal = nominal_bytes(description.parameters, quant.weight_bits, found.weights) / 1e6
-        shares = [100 * (1 - counts["full"] / counts.total()) for counts in (found.macs, found.parameters)]
-        yield (f"{quant.label:<8} {nominal:>12,.1f} {stored:>12,.1f} {found.bit_operations / 1e9:>14,.1f} "
+        shares = [100 * (1 - counts["full"] / max(counts.total(), 1)) for counts in (found.macs, found.parameters)]
+        yield (f"{quant.label:<8} {_shown(nominal):>12} {_shown(stored):>12} {_shown(found.bit_operations / 1e9):>14} "
                f"{shares[0]:>9.2f} {shares[1]:>14.2f}")  # fmt: skip
+
+
+def _shown(value: float) -> str:
+    """Small networks have sizes too: 0.0086."""
+    return f"{value:,.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def left_out_lines(found: Coverage) -> Iterator[str]:

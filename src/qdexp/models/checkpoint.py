@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qdexp import device as devices
 from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.folding import fold
@@ -113,7 +114,9 @@ def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collect
         owner, _, own = name.removeprefix(DRAWN).rpartition(".")
         network.get_submodule(owner).register_buffer(own, tensors.pop(name), persistent=False)
     network.load_state_dict(tensors, assign=True)
-    return network.to(memory_format=torch.channels_last) if content["channels_last"] else network
+    if content["channels_last"]:
+        devices.to_channels_last(network)
+    return network
 
 
 def metadata(folder: Path | str) -> dict[str, Any]:

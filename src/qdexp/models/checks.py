@@ -20,9 +20,19 @@ def declarations(model: Model) -> None:
 
 
 def fit(model: Model) -> None:
-    """Raises UserError where architecture and weights differ in a name or a shape."""
+    """Raises UserError where the network and its weights differ in a name or a shape."""
     if not models.is_random(model):
         loading.check_fit(models.skeleton(model), models.opened(model), "model.network")
+
+
+def finite(model: Model) -> None:
+    """Raises UserError where the network's weights are no numbers. Reads them all."""
+    if not models.is_random(model):
+        loading.check_finite(models.skeleton(model), models.opened(model))
+
+
+def first_stage(model: Model) -> None:
+    """Raises UserError where the first stage and its weights differ likewise, or in its scale."""
     stage = model.first_stage
     if stage is not None and stage.weights != RANDOM:
         found, option = models.first_stage_opened(model, stage), "model.first_stage.network"

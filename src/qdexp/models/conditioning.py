@@ -7,13 +7,15 @@ wants, modulo their number, in every cell.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 
 from qdexp.config import Config, Model
-from qdexp.errors import UserError
+from qdexp.errors import UserError, did_you_mean
 from qdexp.models.conditions import Condition
 
 CALIBRATION = "calibration"
@@ -65,6 +67,11 @@ class Classes(Conditioning):
 
     def check(self, config: Config) -> None:
         protocol = config.protocol
+        taken = signature(getattr(get_object(config.model.network["_target_"]), "forward", lambda **_: None)).parameters
+        if self.name not in taken and all(one.kind != Parameter.VAR_KEYWORD for one in taken.values()):
+            known = list(taken)[1:]
+            raise UserError(f"model.condition.name={self.name}: the network takes no such argument"
+                            f"{did_you_mean(self.name, known)}; it takes {', '.join(known)}")  # fmt: skip
         if any(not 0 <= label < self.classes for label in protocol.classes or []):
             raise UserError(f"protocol.classes={protocol.classes}: choose from 0 to {self.classes - 1}")
         if protocol.guidance != 1 and self.empty is None:

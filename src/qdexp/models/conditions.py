@@ -25,7 +25,7 @@ def example_condition(network: nn.Module, rows: int = 1, stated: Mapping[str, Se
 
     stated: ``model.example``: by name the shape of one row, [] for an integer.
     """
-    device = next(network.parameters()).device
+    device = _device(network)
     options = getattr(network, "config", {})
     if stated is not None:
         kinds = {name: torch.float32 if shape else torch.int64 for name, shape in stated.items()}
@@ -64,6 +64,10 @@ def has_example(model: Model) -> bool:
 
 def example_row(network: nn.Module, model: Model) -> tuple[Any, ...]:
     """One row that ``network`` can be called with: x_t, t and, if it takes one, a condition; all zeros."""
-    device = next(network.parameters()).device
+    device = _device(network)
     x_t, t = torch.zeros(1, *model.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     return x_t, t, example_condition(network, stated=model.example)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((value.device for value in network.parameters()), torch.device("cpu"))

@@ -69,6 +69,16 @@ def fill(network: nn.Module, found: WeightFiles, architecture: str) -> None:
         network.load_state_dict(adapt(taken), strict=False)
 
 
+def check_finite(network: nn.Module, found: WeightFiles) -> None:
+    """Raises UserError where a parameter of ``network`` has a number in the files that is not finite; buffers may: masks do."""
+    named, learned = origins(network, found.shapes)[0], dict(network.named_parameters())
+    for held in found.read({origin.key for name, origin in named.items() if name in learned}):
+        for key, value in held.items():
+            value = value.float() if value.is_floating_point() else value.new_zeros(())
+            if not value.sum().isfinite() and not value.isfinite().all():  # a sum may overflow, and is faster
+                raise UserError(f"{found.option}: {key} has numbers that are not finite; fetch or export it again")
+
+
 def check_schedule(found: WeightFiles, schedule: Mapping[str, Any]) -> None:
     """Raises UserError where the file holds a noise schedule that is not ``schedule``."""
     if "betas" not in found.shapes:

@@ -9,7 +9,7 @@ guidance g the noise is estimated twice (Ho and Salimans, arXiv 2207.12598, in t
 so g = 1 is the conditional network alone, which is then called once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qdexp.calling import call
+from qdexp.calling import call, estimate_of
 
 Named = dict[str, Any]
 """Tensors by their names, dicts of such inside."""
@@ -36,10 +36,7 @@ def estimate_noise(network: nn.Module, x_t: Tensor, t: Tensor, **condition: Any)
 
     Networks that learned a variance too answer with twice the channels: the first are the noise.
     """
-    output = call(network, x_t, t, condition)
-    if not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    answer: Tensor = output
+    answer: Tensor = estimate_of(call(network, x_t, t, condition))
     return answer[:, : x_t.shape[1]]
 
 
