@@ -108,7 +108,7 @@ def test_a_reference_is_built_from_a_folder(
     [
         (["nowhere", "--size", "8"], "nowhere: no folder, and none of cifar10-train"),
         (["cifar10-train", "--root", "empty"], "cifar10-train: not in empty; put it there"),
-        (["."], "--size is missing"),
+        (["one", "--prepare", "ldm"], "--size is missing"),
         (["bare", "--size", "8"], r"holds no image"),
         ([".", "--size", "0"], "--size 0: choose at least 1"),
         ([".", "--n", "1"], "--n 1: choose at least 2"),

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from qdexp.errors import UserError
-from qdexp.metrics.preparation import ImageFolder, adm, ldm, none
+from qdexp.metrics.preparation import ImageFolder, adm, common_side, ldm, none
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -67,3 +67,15 @@ def test_none_refuses_another_size() -> None:
     assert none(gradient(8, 8), 8).size == (8, 8)
     with pytest.raises(UserError, match="an image is 9x8, not 8x8"):
         none(gradient(9, 8), 8)
+
+
+def test_the_side_that_all_images_have(tmp_path: Path) -> None:
+    gradient(8, 8).save(tmp_path / "a.png")
+    gradient(8, 8).save(tmp_path / "b.jpg")
+    assert common_side(tmp_path) == 8
+    gradient(8, 9).save(tmp_path / "c.png")
+    with pytest.raises(UserError, match=r"^--size is missing: .* \(a\.png 8x8, c\.png 8x9\); name the pixels"):
+        common_side(tmp_path)
+    (tmp_path / "b.jpg").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"b\.jpg: cannot be read as an image"):
+        common_side(tmp_path)

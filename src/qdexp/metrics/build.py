@@ -19,13 +19,14 @@ from torch.utils.data import Subset
 from torch_fidelity.registry import DATASETS_REGISTRY
 
 from qdexp import files
+from qdexp.arguments import Parser
 from qdexp.device import make_repeatable, resolve
 from qdexp.errors import UserError, one_line
 from qdexp.metrics import dinov2, reference
 from qdexp.metrics.extractor import Extractor
 from qdexp.metrics.extractors import EXTRACTORS, INCEPTION
 from qdexp.metrics.features import extract
-from qdexp.metrics.preparation import PREPARATIONS, ImageFolder
+from qdexp.metrics.preparation import PREPARATIONS, ImageFolder, common_side
 
 BATCH = 64
 
@@ -40,9 +41,9 @@ def images_of(args: argparse.Namespace) -> ImageFolder | Any:
     if args.images not in DATASETS_REGISTRY:
         if not Path(args.images).is_dir():
             raise UserError(f"{args.images}: no folder, and none of {', '.join(sorted(DATASETS_REGISTRY))}; name one of these")
-        if args.size is None:
+        if args.size is None and args.prepare != "none":
             raise UserError("--size is missing: name the pixels of a side, as the model draws them")
-        return ImageFolder(Path(args.images), args.prepare, args.size)
+        return ImageFolder(Path(args.images), args.prepare, args.size or common_side(Path(args.images)))
     root = args.root or Path(torch.hub.get_dir()).parent / "fidelity_datasets"
     try:
         return DATASETS_REGISTRY[args.images](str(root), False)
@@ -56,6 +57,8 @@ def build(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < least:
             raise UserError(f"--{option} {value}: choose at least {least}")
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a folder; name a file, {args.out / 'reference.safetensors'}")
     files.require_writable(args.out.parent, f"--out {args.out}")
     extractor = known()[args.extractor]
     extractor = extractor if args.weights is None else replace(extractor, weights=Path(args.weights))
@@ -83,16 +86,14 @@ def build(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m qdexp.metrics.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m qdexp.metrics.build", __doc__)
     parser.add_argument("images", help="a folder, or the name of one of torch-fidelity's inputs")
     parser.add_argument("--out", type=Path, required=True, help="the reference file")
     parser.add_argument("--extractor", default=INCEPTION.name, choices=list(known()))
     parser.add_argument("--weights", help="of the extractor; without: torch-fidelity's cache")
     parser.add_argument("--digest", help="SHA-256 of other weights than the published ones, of DINOv2")
     parser.add_argument("--prepare", default="none", choices=list(PREPARATIONS), help="crop and resize of a folder's images")
-    parser.add_argument("--size", type=int, help="pixels of a side, of a folder's images")
+    parser.add_argument("--size", type=int, help="pixels of a side, of a folder's images; without: that of them all")
     parser.add_argument("--n", type=int, help="only the first n images")
     parser.add_argument("--keep", type=int, default=10_000, help="features kept for KID, precision and recall")
     parser.add_argument("--root", type=Path, help="where torch-fidelity's data sets lie")

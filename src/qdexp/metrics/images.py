@@ -103,7 +103,20 @@ def read(path: Path) -> tuple[Image.Image, str]:
     except UserError:
         raise
     except Exception as error:  # decoders raise whatever they like
-        raise UserError(f"{path}: cannot be read as an image ({' '.join(str(error).split())}); remove or fix it") from error
+        raise _unreadable(path, error) from error
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height, as the head of the file says. Raises UserError where it is no image."""
+    try:
+        with Image.open(path, formats=sorted(formats())) as file:
+            return file.size
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read as an image ({' '.join(str(error).split())}); remove or fix it")
 
 
 def _upright(file: Image.Image) -> Image.Image:

@@ -47,6 +47,18 @@ def adm(image: Image.Image, size: int) -> Image.Image:
 PREPARATIONS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"none": none, "ldm": ldm, "adm": adm}
 
 
+def common_side(folder: Path) -> int:
+    """The pixels of each side of all images under ``folder``. Raises UserError where they differ, or there is none."""
+    paths = images.listing(folder).paths
+    sizes = {images.size(path): path for path in reversed(paths)}
+    odd = next((size for size in sizes if size[0] != size[1]), None)
+    if len(sizes) > 1 or odd:
+        told = ", ".join(f"{path.name} {width}x{height}" for (width, height), path in [*sizes.items()][::-1][:2])
+        raise UserError(f"--size is missing: not all images are squares of one size ({told}); name the pixels of a side, "
+                        f"as the model draws them, and by --prepare how images get there")  # fmt: skip
+    return sizes.popitem()[0][0] if sizes else 1  # of none: said by who reads them
+
+
 class ImageFolder(Dataset[Tensor]):
     """All images under ``folder``, as an LSUN export or a flat folder holds them, sorted by path: uint8 [3, size, size].
 
