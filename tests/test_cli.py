@@ -75,7 +75,10 @@ def test_one_command_leads_to_all_others() -> None:
     assert (described.returncode, described.stderr) == (0, "")
     assert "--out" in described.stdout
     wrong = command("stor")
-    assert (wrong.returncode, wrong.stderr) == (1, f"qdexp: stor: no such command; there are {', '.join(COMMANDS)}\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        f"qdexp: stor: no such command, did you mean store?; there are {', '.join(COMMANDS)}\n",
+    )
 
 
 @pytest.mark.parametrize("module", ["qdexp", "qdexp.cli"])
@@ -212,6 +215,23 @@ def test_a_mistake_in_a_process_of_its_own(small: list[str], tmp_path: Path) -> 
     out, err = process.communicate()
     assert (process.returncode, out) == (1, "")
     assert re.fullmatch(r"qdexp: quant=w9a9.*\n", err)
+
+
+@pytest.mark.parametrize("flags", [(), ("-m",)], ids=["one", "sweep"])
+def test_what_the_config_tells_is_said_before_torch_is_loaded(small: list[str], flags: tuple[str, ...]) -> None:
+    arguments = [*flags, *(option for option in small if not option.startswith("protocol.n=")), "protocol.n=5", "method=fp"]
+    script = f"""
+import sys
+from qdexp.__main__ import main
+sys.argv[1:] = {arguments!r}
+try:
+    main()
+except SystemExit as stop:
+    assert str(stop).startswith("qdexp: protocol.n=5: "), stop
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 SAMPLING = ("method=fp", "protocol.n=160")

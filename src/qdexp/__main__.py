@@ -15,12 +15,16 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qdexp import overrides, permanent
+from qdexp.config import Config
 from qdexp.errors import one_line
 from qdexp.paths import conf_folder
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def app(cfg: DictConfig) -> str:
+    if HydraConfig.get().mode == RunMode.RUN:
+        with _one_line():
+            check_early(cfg)
     with permanent.imports():
         from qdexp.sweep.results import run  # torch is loaded here, not for --help
 
@@ -28,6 +32,15 @@ def app(cfg: DictConfig) -> str:
         return run(cfg)  # what it raises is Hydra's: the other cells go on
     with _one_line():  # not by way of Hydra, which would print the overrides before it
         return run(cfg)
+
+
+def check_early(cfg: DictConfig) -> None:
+    """Raises UserError for what can be known before all is loaded that computes: that takes seconds."""
+    if Config.of(cfg).device == "cuda":
+        with permanent.imports():
+            from qdexp.device import resolve  # torch alone
+
+        resolve("cuda")
 
 
 def _one_line() -> AbstractContextManager[None]:

@@ -18,10 +18,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.qdexp.launchers import CellLauncher
 from qdexp import permanent
+from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.overrides import completed
 
@@ -115,18 +116,22 @@ class LadderSweeper(Sweeper):
         return not (named | set(self.params)) & {"method", "quantizer", "calib", "experiment"}
 
     def sweep(self, arguments: list[str]) -> Any:
+        assert self.launcher is not None and self.hydra_context is not None and self.config is not None
+        loader, ours = self.hydra_context.config_loader, self.launcher if isinstance(self.launcher, CellLauncher) else None
+        config = self.config
+        # read once: ${now:...} would name every cell anew
+        name = f"sweep={QuotedString(str(config.sweep), Quote.single).with_quotes()}"
+        points = [[*point, name] for point in self.points(arguments)]
+        first = loader.load_sweep_config(config, points[0])
+        Config.of(
+            OmegaConf.masked_copy(first, [str(key) for key in first if key != "hydra"])
+        )  # before torch: that takes seconds
         # late imports: Hydra loads every plugin before it prints --help
         with permanent.imports():
             from qdexp.sweep.freeze import Composer, distinct
             from qdexp.sweep.results import announce, conclude
 
-        assert self.launcher is not None and self.hydra_context is not None and self.config is not None
-        loader, ours = self.hydra_context.config_loader, self.launcher if isinstance(self.launcher, CellLauncher) else None
-        config = self.config
         composer = Composer(lambda overrides: loader.load_sweep_config(config, overrides))
-        # read once: ${now:...} would name every cell anew
-        name = f"sweep={QuotedString(str(config.sweep), Quote.single).with_quotes()}"
-        points = [[*point, name] for point in self.points(arguments)]
         with nullcontext() if ours is None else ours.place():
             ladder = not self.cells and self.climbs(arguments)
             kept = distinct(points, (composer.config(point) for point in points), ladder)
