@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from qdexp.errors import one_line
+from qdexp.errors import did_you_mean, one_line
 
 COMMANDS = {
     "run": ("qdexp", "one cell, or with -m a sweep of cells"),
@@ -36,7 +36,7 @@ def main() -> None:
             print(help_text())
         sys.exit(0 if name else 2)
     else:
-        sys.exit(f"qdexp: {name}: no such command; there are {', '.join(COMMANDS)}")
+        sys.exit(f"qdexp: {name}: no such command{did_you_mean(name, list(COMMANDS))}; there are {', '.join(COMMANDS)}")
 
 
 if __name__ == "__main__":

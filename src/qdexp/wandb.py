@@ -3,19 +3,17 @@
 Run it where there is a network, a login node say. The exit code is 0 only where every run is whole (check), and sent (sync).
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from qdexp.arguments import Parser
 from qdexp.layout import Layout
 from qdexp.tracking.sync import check, report, runs_in, sync
 
 
 def main() -> int:
     """Checks the runs, and sends those that are whole if it is asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qdexp.wandb", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m qdexp.wandb", __doc__)
     parser.add_argument("action", choices=["check", "sync"])
     parser.add_argument(
         "place", type=Path, nargs="?", default=Layout(Path("outputs")).wandb, help="folder of runs, or a run (%(default)s)"

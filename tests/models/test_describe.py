@@ -170,3 +170,9 @@ def test_the_smallest_networks_are_described_too(
     (tmp_path / "model" / "mine.yaml").write_text(text)
     lines = printed(capsys, f"hydra.searchpath=[file://{tmp_path}]", "model=mine")
     assert next(line for line in lines if line.startswith("w32a32")).split()[1:3] == sizes
+
+
+@pytest.mark.parametrize("flag", ["-m", "--cfg", "--version"])
+def test_flags_of_runs_are_none_of_a_description(flag: str) -> None:
+    with pytest.raises(SystemExit, match=f"^qdexp: {flag}: is for runs; "):
+        main([flag, "model=ddpm_fashion"])

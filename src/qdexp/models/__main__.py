@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> None:
         print(__doc__, end="")
         return
     with one_line(HydraException, OmegaConfBaseException):
+        if flag := next((argument for argument in arguments if argument.startswith("-")), None):
+            raise UserError(f"{flag}: is for runs; a description takes OPTION=VALUE alone, leave it out")
         overrides.check(arguments)
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qdexp import files
+from qdexp.arguments import Parser
 from qdexp.errors import one_line
 from qdexp.layout import Layout
 from qdexp.report import page, tables
@@ -25,7 +26,7 @@ WIDTH = 150
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qdexp.report", description=__doc__)
+    parser = Parser("python -m qdexp.report", __doc__)
     parser.add_argument("source", nargs="+", metavar="SWEEP", help="a sweep's name or folder, records, or a folder of records")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="output folder that holds the sweep (%(default)s)")
     parser.add_argument("--baseline", default="fp", help="method or cell to compare with (%(default)s)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdexp.errors import UserError
+from qdexp.errors import UserError, did_you_mean
 from qdexp.layout import Layout, Sweep
 from qdexp.record import Record, read_records
 
@@ -32,7 +32,8 @@ def open_source(given: Sequence[str], out: Path) -> Source:
             return _listed(sweep)
     if not first.exists():
         known = [path.parent.name for path in layout.all_cells()]
-        raise UserError(f"{given[0]}: no sweep in {layout.sweeps} and no file; sweeps there: {', '.join(known) or 'none'}")
+        meant = f"{did_you_mean(given[0], known)}; sweeps there: {', '.join(known) or 'none'}"
+        raise UserError(f"{given[0]}: no sweep in {layout.sweeps} and no file{meant}")
     records = read_records(first if first.is_dir() else map(Path, given))
     folder = first if first.is_dir() else first.parent
     return Source(folder.resolve().parent.name, folder.resolve().parent, records, [])

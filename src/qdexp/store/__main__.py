@@ -13,18 +13,17 @@ copy SWEEP TO          a sweep's records, tables, images and checkpoints (--all:
 ssh cluster 'cd study && python -m qdexp.store copy ladder -' | tar xf - -C outputs
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from qdexp import permanent
+from qdexp.arguments import Parser
 from qdexp.errors import UserError, one_line
 from qdexp.store import Store, tool
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser("python -m qdexp.store", description=__doc__, formatter_class=raw)
+def _parser() -> Parser:
+    parser = Parser("python -m qdexp.store", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("du", "verify", "prune", "accept", "copy"):
         command = commands.add_parser(name)

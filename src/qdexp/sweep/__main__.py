@@ -9,11 +9,11 @@
 SWEEP is the newest one unless it is named; --out says which output folder.
 """
 
-import argparse
 import runpy
 import sys
 from pathlib import Path
 
+from qdexp.arguments import Parser
 from qdexp.errors import UserError, one_line
 from qdexp.sweep import manifest, queue
 from qdexp.sweep.manifest import Manifest
@@ -69,10 +69,8 @@ def _live(sweep: Manifest) -> dict[str, str]:
     return {name: found.jobs[name] for name in needed if name in found.nodes and found.nodes[name].live}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m qdexp.sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser("python -m qdexp.sweep", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("plan")  # for the list of commands alone: what follows it is Hydra's
     for name in ("status", "collect", "logs", "cancel"):

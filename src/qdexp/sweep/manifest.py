@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qdexp import files
-from qdexp.errors import UserError
+from qdexp.errors import UserError, did_you_mean
 from qdexp.layout import Layout, stage_and_key
 from qdexp.sweep.jobs import Node
 
@@ -58,8 +58,9 @@ def read(out: Path, sweep: str) -> Manifest:
     try:
         text = json.loads(path.read_text())
     except OSError as error:
-        known = ", ".join(names(out)) or "none"
-        raise UserError(f"{sweep}: no such sweep was submitted from {out} (there are: {known})") from error
+        known = names(out)
+        raise UserError(f"{sweep}: no such sweep was submitted from {out}{did_you_mean(sweep, known)} (there are: "
+                        f"{', '.join(known) or 'none'})") from error  # fmt: skip
     except ValueError as error:
         raise UserError(f"{path} is truncated: delete it and submit the sweep again") from error
     if text.get("format") != FORMAT:
