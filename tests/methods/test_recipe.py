@@ -11,14 +11,13 @@ import annotated_types
 import pytest
 from omegaconf import OmegaConf
 
-from qdexp import methods
+from qdexp import code, methods
 from qdexp.cell import Cell
 from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.methods import recipe
 from qdexp.methods.base import Step
 from qdexp.paths import conf_folder
-from qdexp.stages import code
 from qdexp.stages.base import Stage
 
 CellOf = Callable[..., Cell]

@@ -11,14 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qdexp import code
 from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.numbers import Number, shipped
+from qdexp.paths import conf_folder
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.tables import to_csv, to_markdown
 from qdexp.sampling.shards import read_shards
-from qdexp.stages import code, keys
+from qdexp.stages import keys
 from qdexp.stages.base import Stage
 from qdexp.stages.metric import MetricStage
 from qdexp.store import Store
@@ -221,7 +223,7 @@ def test_the_code_of_a_metric_is_in_its_key_and_in_no_other(cell_of: CellOf, own
 
 def test_no_metric_of_qdexp_leads_to_another() -> None:
     """But to what they are varieties of, and what they share."""
-    shared = {"base", "extractor", "extractors", "features", "reference", "scores"}
+    shared = {"base", "extractor", "extractors", "features", "own", "reference", "scores"}
     generic = {name for name in code.reached(MetricStage.__module__, _is_stage) if name.startswith("qdexp.metrics.")}
     assert generic == {f"qdexp.metrics.{name}" for name in ("base", "extractor", "features")}
     for target in TARGETS:
@@ -231,7 +233,7 @@ def test_no_metric_of_qdexp_leads_to_another() -> None:
         assert led <= allowed, target
 
 
-CONF = Path(code.__file__).parents[3] / "conf" / "metric"
+CONF = conf_folder() / "metric"
 TARGETS = [target for path in CONF.glob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", path.read_text())]
 
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
+from qdexp import code, machine, meter, provenance
 from qdexp import device as devices
-from qdexp import machine, meter, provenance
 from qdexp.config import WITHOUT_EFFECT
 from qdexp.layout import entry_name
-from qdexp.stages import code
 from qdexp.stages.keys import content_of_fields, counted, short_hash
 from qdexp.store import Entry, Store
 

@@ -17,11 +17,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from hydra.utils import get_object
 
+from qdexp import code
 from qdexp.config import NAMES_CODE, ORDERED, WITHOUT_EFFECT, Target
 from qdexp.entries import digest
 from qdexp.errors import UserError
 from qdexp.paths import PACKAGE
-from qdexp.stages import code
 
 _VERSIONED = ("diffusers.", "torch.")
 """Of what is in these packages the environment names the version."""

@@ -16,10 +16,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
 
-from qdexp import environ, files, provenance
+from qdexp import code, environ, files, provenance
 from qdexp.cell import Cell
 from qdexp.paths import PACKAGE
-from qdexp.stages import code
 from qdexp.stages.keys import modules_of, targets
 
 LARGE = 10**7

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import qdexp.stages.wiring  # noqa: F401 - loads all stages
-from qdexp.stages import code, keys
+from qdexp import code
+from qdexp.stages import keys
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage, code_of_stage
 from qdexp.stages.calibration import CalibrationStage

@@ -35,7 +35,7 @@ WITHOUT_EFFECT = {
         "qdexp.meter",
         "qdexp.numbers",
     ),
-    *("qdexp.stages.base", "qdexp.stages.code", "qdexp.stages.keys"),
+    *("qdexp.stages.base", "qdexp.code", "qdexp.stages.keys"),
 }
 """Modules and packages that carry options, results and messages about without changing a result (a test holds them to it)."""
 
