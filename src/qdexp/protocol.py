@@ -61,7 +61,7 @@ def _scored_with(config: Config) -> dict[str, Any]:
     protocol = config.protocol
     if not protocol.scores:
         return {"extractor": NO_EXTRACTOR}
-    extractor, reference = find(protocol.extractor), protocol.reference
+    extractor, reference = find(protocol.extractor, protocol.extractor_weights), protocol.reference
     return {
         "extractor": extractor.name,
         "extractor_digest": extractor.digest,
@@ -85,4 +85,4 @@ def _remarks(config: Config) -> dict[str, Any]:
         return {}
     lowest = floor(Reference.load(Path(protocol.reference)), protocol.n)
     said: dict[str, Any] = {} if lowest is None else {"floor": {"fid": lowest, "n": protocol.n}}
-    return said | ({"random_extractor": True} if find(protocol.extractor).random else {})
+    return said | ({"random_extractor": True} if find(protocol.extractor, protocol.extractor_weights).random else {})

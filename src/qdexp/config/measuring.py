@@ -36,7 +36,8 @@ class Protocol(SamplerOptions):
     """How a number is measured. Numbers of different protocols are never put into one comparison.
 
     ``pixels``: how an image becomes one of 8 bits, by ``round`` or by ``truncate``.
-    ``extractor``: of the features in which images are compared with ``reference``; "none": they are not.
+    ``extractor``: of the features in which images are compared with ``reference``, a name, or a module of the user's own as
+    ``{_target_: CLASS, size: PIXELS}`` with its options; "none": they are not.
     Of conditional models: ``classes`` (null: all) or the ``prompts`` in a file are drawn in turn, with ``guidance`` (1: none).
     ``clip``: the folder of a CLIP model that scores how well images show their prompts; None: they are not scored.
     """
@@ -45,7 +46,7 @@ class Protocol(SamplerOptions):
     n: Annotated[int, Ge(10), Field(description="images; 1,000 and more give KID too")]
     noise_seed: Seed
     heldout: Positive
-    extractor: Text
+    extractor: Target | Text
     reference: Text
     pixels: Literal["round", "truncate"] = "round"
     classes: Annotated[Annotated[list[int], MinLen(1)] | None, Field(description="null: all")] = None

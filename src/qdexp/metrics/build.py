@@ -6,7 +6,8 @@
 The images are one of torch-fidelity's registered inputs, in its folder of data sets, or a folder (an LSUN export, too), read in
 the order of its paths; what was read and what was left out is printed, and kept in the reference. Then:
 protocol.reference=cifar10.safetensors protocol.extractor=inception-v3. Of --extractor dinov2-vit-l-14 it is one for FD-DINOv2:
-metric=[standard,fd_dinov2] metric.fd_dinov2.reference=FILE.
+metric=[standard,fd_dinov2] metric.fd_dinov2.reference=FILE. A module of your own is named in both as the same mapping, for
+example '{_target_: mine.Features, size: 32}'.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from torch.utils.data import Subset
 from torch_fidelity.registry import DATASETS_REGISTRY
 
@@ -22,13 +25,14 @@ from qdexp import files
 from qdexp.arguments import Parser
 from qdexp.device import make_repeatable, resolve
 from qdexp.errors import UserError, one_line
-from qdexp.metrics import dinov2, reference
+from qdexp.metrics import dinov2, own, reference
 from qdexp.metrics.extractor import Extractor
 from qdexp.metrics.extractors import EXTRACTORS, INCEPTION
 from qdexp.metrics.features import extract
 from qdexp.metrics.preparation import PREPARATIONS, ImageFolder, common_side
 
 BATCH = 64
+EXAMPLE = "'{_target_: mine.Features, size: 32}'"
 
 
 def known() -> dict[str, Extractor]:
@@ -51,6 +55,22 @@ def images_of(args: argparse.Namespace) -> ImageFolder | Any:
         raise UserError(f"{args.images}: not in {root}; put it there, or name its folder by --root") from error
 
 
+def extractor_of(args: argparse.Namespace) -> Extractor:
+    """The extractor that the command names. Raises UserError where there is none."""
+    if args.extractor.startswith("{"):
+        try:  # as the command that is to use it reads it
+            node: Any = OverridesParser.create().parse_override(f"extractor={args.extractor}").value()
+        except HydraException as error:
+            raise UserError(f"--extractor {args.extractor}: cannot be read; give {EXAMPLE}") from error
+        return own.made(node, args.weights)
+    if args.extractor not in known():
+        raise UserError(f"--extractor {args.extractor}: there is none of this name; choose one of {', '.join(known())}, or a "
+                        f"module of yours as {EXAMPLE}")  # fmt: skip
+    extractor = known()[args.extractor]
+    extractor = extractor if args.weights is None else replace(extractor, weights=Path(args.weights))
+    return extractor if args.digest is None else replace(extractor, digest=args.digest)
+
+
 def build(args: argparse.Namespace) -> None:
     """Extracts features and writes the reference. Raises UserError before that where something is missing or cannot be."""
     for option, least in (("n", 2), ("size", 1), ("keep", 0)):
@@ -60,10 +80,8 @@ def build(args: argparse.Namespace) -> None:
     if args.out.is_dir():
         raise UserError(f"--out {args.out}: is a folder; name a file, {args.out / 'reference.safetensors'}")
     files.require_writable(args.out.parent, f"--out {args.out}")
-    extractor = known()[args.extractor]
-    extractor = extractor if args.weights is None else replace(extractor, weights=Path(args.weights))
-    extractor = extractor if args.digest is None else replace(extractor, digest=args.digest)
-    if not (extractor.random or extractor.weights.is_file()):
+    extractor = extractor_of(args)
+    if not (extractor.random or isinstance(extractor, own.OwnExtractor) or extractor.weights.is_file()):
         raise UserError(
             f"--weights {extractor.weights}: no such file; fetch {extractor.publisher}, and put it there or name its place"
         )
@@ -89,7 +107,7 @@ def main() -> None:
     parser = Parser("python -m qdexp.metrics.build", __doc__)
     parser.add_argument("images", help="a folder, or the name of one of torch-fidelity's inputs")
     parser.add_argument("--out", type=Path, required=True, help="the reference file")
-    parser.add_argument("--extractor", default=INCEPTION.name, choices=list(known()))
+    parser.add_argument("--extractor", default=INCEPTION.name, help=f"{', '.join(known())}, or a module of your own")
     parser.add_argument("--weights", help="of the extractor; without: torch-fidelity's cache")
     parser.add_argument("--digest", help="SHA-256 of other weights than the published ones, of DINOv2")
     parser.add_argument("--prepare", default="none", choices=list(PREPARATIONS), help="crop and resize of a folder's images")

@@ -1,4 +1,5 @@
-"""The feature extractors a protocol can name: each is registered with torch-fidelity. ``fashion-cnn`` is the embedded one."""
+"""The feature extractors a protocol can name. Ours are registered with torch-fidelity, ``fashion-cnn`` is the embedded one; a
+module of the user's own is named by its class (``qdexp.metrics.own``)."""
 
 import io
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from qdexp.config import NO_EXTRACTOR
+from qdexp.config import NO_EXTRACTOR, Target
 from qdexp.errors import UserError
+from qdexp.metrics import own
 from qdexp.metrics.extractor import Extractor
 from qdexp.paths import ZOO
 from qdexp.zoo.extractor import FashionCNN
@@ -166,8 +168,14 @@ register_feature_extractor(INCEPTION.name, InceptionExtractor)
 register_feature_extractor(RANDOM_INCEPTION.name, RandomInceptionExtractor)
 
 
-def find(name: str, weights: str | None = None) -> Extractor:
-    """The extractor called ``name``, its weights at the path ``weights`` if it is given; UserError if there is none."""
+def find(name: str | Target, weights: str | None = None) -> Extractor:
+    """The extractor called ``name``, or made by it, its weights at the path ``weights`` if it is given.
+
+    Raises UserError where there is none, or it cannot be made.
+    """
+    if not isinstance(name, str):
+        return own.made(name, weights)
     if name not in EXTRACTORS:
-        raise UserError(f"protocol.extractor={name} is unknown; choose one of {', '.join(EXTRACTORS)}, or {NO_EXTRACTOR}")
+        raise UserError(f"protocol.extractor={name} is unknown; choose one of {', '.join(EXTRACTORS)}, {NO_EXTRACTOR}, or "
+                        f"a module of yours: '{{_target_: mine.Features, size: 32}}'")  # fmt: skip
     return EXTRACTORS[name] if weights is None else replace(EXTRACTORS[name], weights=Path(weights))

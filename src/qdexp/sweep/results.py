@@ -212,7 +212,7 @@ def show(cell: Cell, records: Sequence[Record]) -> None:
     print(f"report   python -m qdexp.report {cell.config.sweep} --out {cell.out}", flush=True)
 
 
-def say_how_to_score(extractors: Iterable[str]) -> None:
+def say_how_to_score(extractors: Iterable[object]) -> None:
     """Prints what FID takes, where cells are measured without; ``extractors``: those of the cells' protocols."""
     if NO_EXTRACTOR in extractors:
         print("FID      takes a reference and InceptionV3's weights: protocol=fid5k protocol.reference=FILE, which "
