@@ -25,7 +25,7 @@ from qdexp.sweep.freeze import freeze
 
 Command = Callable[..., tuple[int, str, str]]
 
-MODELS = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml") if path.stem != "folder")
 EMBEDDED = ("ddpm_fashion", "ddpm_fashion_bimodal", "dit_fashion")
 CHOSEN = [
     ("", ("quick", "dpm_solver")),

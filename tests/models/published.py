@@ -107,6 +107,7 @@ SD_0_17: dict[str, Any] = {
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
+    "sample_size": 64,
     "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,

@@ -98,7 +98,7 @@ def test_pixart_can_be_called_as_its_pipeline_calls_it() -> None:
     assert torch.equal(by_name, network(x_t, t, **condition)[0])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted({path.stem for path in (conf_folder() / "model").glob("*.yaml")} - {"folder"}))
 def test_shapes_of_our_configs_fit_their_networks(name: str) -> None:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         model = Config.of(compose("config", [f"model={name}"])).model

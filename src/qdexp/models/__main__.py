@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qdexp import models, overrides
 from qdexp.config import Config, Model, Quant
 from qdexp.errors import UserError, one_line
-from qdexp.models import checks, trial
+from qdexp.models import checks, folder, trial
 from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import Block, Description, describe
 from qdexp.paths import conf_folder
@@ -35,13 +35,17 @@ def main(arguments: list[str]) -> None:
         overrides.check(arguments)
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
-            quants = [Config.of(compose("config", [*arguments, f"quant={choice}"])).quant for choice in choices]
-            config = Config.of(compose("config", arguments))
+            quants = [_config([*arguments, f"quant={choice}"]).quant for choice in choices]
+            config = _config(arguments)
         trial.check(config.model)
         description = describe(config.model)
         left_out = left_out_lines(description.coverage(config.quant))
         parts = summary(config.model, description), costs(description, quants), left_out, block_lines(description.blocks)
         print("\n\n".join("\n".join(part) for part in parts))
+
+
+def _config(arguments: list[str]) -> Config:
+    return Config.of(folder.filled(compose("config", arguments)))
 
 
 def summary(model: Model, description: Description) -> Iterator[str]:

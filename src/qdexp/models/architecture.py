@@ -124,12 +124,12 @@ def _make(value: Any, trust: Collection[str]) -> Any:
     """A JSON value with its descriptions, inner ones first, replaced by what they describe."""
     if isinstance(value, Mapping):
         made = {key: _make(inner, trust) for key, inner in value.items() if key != TARGET}
-        return _imported(value[TARGET], trust)(**made) if TARGET in value else made
+        return imported(value[TARGET], trust)(**made) if TARGET in value else made
     return [_make(inner, trust) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _imported(name: str, trust: Collection[str]) -> Any:
-    """What ``name`` stands for: of what is only listed, a class of networks that is defined where it says."""
+def imported(name: str, trust: Collection[str] = ()) -> Any:
+    """What ``name`` stands for: of what is only listed, a class of networks that is defined where it says; else UserError."""
     try:
         found = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

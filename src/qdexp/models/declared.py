@@ -8,7 +8,7 @@ counts, not what diffusers would add to it; what changes no arithmetic does not.
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from qdexp.calling import FLOW
 from qdexp.config import RANDOM, FirstStage, Model, Target
 from qdexp.errors import UserError
 from qdexp.files import read_text
-from qdexp.models.weights import find, find_in
+from qdexp.models.weights import NETWORKS, find, find_in
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
 SHOWN = 3
 """Contradictions that are told; the others are counted."""
 
 BETAS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas")
-_APART = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
+APART = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
 """Keys of an autoencoder's config that are options of ``model.first_stage``, not of its network."""
 
 _HINTS = {"sample_size", "dropout", "force_upcast"}
@@ -61,7 +61,7 @@ def check(model: Model, build: Build, fetch: bool = True) -> None:
     Raises:
         UserError: One contradicts the other; the first few contradictions are named with both values.
     """
-    found = _read(model.weights, model.subfolder, fetch, "model.weights")
+    found = read(model.weights, model.subfolder, "model.weights", fetch).files
     network = build(model.network) if CONFIG in found else None
     _refuse(
         f"model.weights={model.weights}",
@@ -71,7 +71,7 @@ def check(model: Model, build: Build, fetch: bool = True) -> None:
         ],
     )
     stage = model.first_stage
-    found = {} if stage is None else _read(stage.weights, stage.subfolder, fetch, "model.first_stage.weights")
+    found = {} if stage is None else read(stage.weights, stage.subfolder, "model.first_stage.weights", fetch).files
     if stage is not None and CONFIG in found:
         option, network = "model.first_stage.network", build(stage.network)
         told = [*_of_latents(*found[CONFIG], stage), *_of_network(*found[CONFIG], network, stage.network, option, build)]
@@ -85,35 +85,65 @@ def _refuse(weights: str, contradictions: list[Contradiction]) -> None:
         raise UserError(f"{weights}: {told}{more}; give these options the folder's values, or name the folder of this model")
 
 
-def _read(weights: str, subfolder: str, fetch: bool, option: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The names and contents of ``config.json`` and ``scheduler_config.json``, as far as they are there.
+@dataclass(frozen=True)
+class Said:
+    """``files``: the names and contents of ``config.json`` and ``scheduler_config.json`` by these words, as far as they are
+    there; ``root``: the folder, or name on the hub, of the whole pipeline; ``index``: its ``model_index.json``.
+    """
 
-    The class that ``model_index.json`` gives the network stands in for one that ``config.json`` lacks.
+    root: str
+    index: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def kind_of(self, part: str) -> str | None:
+        """The class of a part of the pipeline; None where the index names none."""
+        named = self.index.get(part)
+        return str(named[1]) if isinstance(named, list) and len(named) == 2 and named[1] else None
+
+
+def read(weights: str, subfolder: str, option: str, fetch: bool = True) -> Said:
+    """What lies around the weights of a network.
+
+    The class that ``model_index.json`` gives the network stands in for one that ``config.json`` lacks. Raises
+    FileNotFoundError where there are no weights, UserError where a file is truncated.
     """
     place = Path(weights)
     if weights == RANDOM:
-        return {}
+        return Said(weights)
     first = find(weights, subfolder, fetch)[0]
     if place.is_file() and not first.name.startswith("diffusion_pytorch_model"):
-        return {}  # what lies beside any other file is none of its
+        return Said(weights)  # what lies beside any other file is none of its
     here, root = first.parent.name, weights
-    folder = Path(subfolder if here == subfolder else "")
+    folder = Path(here if here == subfolder or (not subfolder and here in NETWORKS) else "")
     if place.exists():
         top = place if place.is_dir() else first.parent
         if top == first.parent and here in declared(str(top.parent), INDEX, option):
             top = top.parent
         root, folder = str(top), first.parent.relative_to(top)
     config = dict(declared(root, str(folder / CONFIG), option, fetch))
-    pipeline = declared(root, INDEX, option, fetch)
-    roles = (here,) if folder.name else ("unet", "transformer")
-    role = next((name for name in roles if name in pipeline), None)
-    if config and role is not None:
-        config.setdefault("_class_name", pipeline[role][1])
+    around = Said(root, declared(root, INDEX, option, fetch))
+    kind = next(filter(None, map(around.kind_of, (here,) if folder.name else NETWORKS)), None)
+    if config and kind is not None:
+        config.setdefault("_class_name", kind)
     found = {CONFIG: (str(folder / CONFIG), config)} if config else {}
     for file in (SCHEDULER, f"scheduler/{SCHEDULER}"):
         if said := declared(root, file, option, fetch):
             found[SCHEDULER] = file, dict(said)
-    return found
+    return replace(around, files=found)
+
+
+def class_name(said: Mapping[str, Any]) -> str | None:
+    """What diffusers calls a network today; None where the file does not say."""
+    name = said.get("_class_name")
+    plain = None if name is None else str(name).removeprefix("Flax")
+    return _RENAMED.get(str(said.get("norm_type")), plain) if plain == "Transformer2DModel" else plain
+
+
+def scheduler_class(said: Mapping[str, Any]) -> type:
+    """That of diffusers; DDPM's where it has none of this name, or one whose requirements are not installed."""
+    kind = getattr(diffusers, str(said.get("_class_name")).removeprefix("Flax"), None)
+    own = isinstance(kind, type) and kind.__module__.startswith("diffusers.schedulers")
+    return kind if isinstance(kind, type) and own else DDPMScheduler
 
 
 def declared(place: str, name: str, option: str, fetch: bool = True) -> Mapping[str, Any]:
@@ -143,13 +173,12 @@ def _of_network(
     own = [kind.__name__ for kind in kinds if kind.__module__.startswith("diffusers.models.")]
     if not own:
         return
-    name = str(said.get("_class_name") or own[0]).removeprefix("Flax")
-    name = _RENAMED.get(str(said.get("norm_type")), name) if name == "Transformer2DModel" else name
+    name = class_name(said) or own[0]
     if name not in own:
         yield Contradiction(file, f"_class_name={name}", f"{option}._target_", target["_target_"])
         return
     config: Mapping[str, Any] = network.config  # type: ignore[assignment]
-    theirs, ours = ({key: _plain(values[key]) for key in said.keys() & config.keys() - _APART} for values in (said, config))
+    theirs, ours = ({key: _plain(values[key]) for key in said.keys() & config.keys() - APART} for values in (said, config))
     differing = [key for key in sorted(theirs) if not key.startswith("_") and theirs[key] != ours[key]]
     unsure = [key for key in differing if key in _HINTS or _is_unset(theirs[key], ours[key])]
     if unsure and _same_arithmetic(network, build, {**target, **{key: theirs[key] for key in unsure}}):
@@ -193,9 +222,7 @@ def _is_plain(value: Any) -> bool:
 def _of_schedule(file: str, said: Mapping[str, Any], schedule: Mapping[str, Any]) -> Iterator[Contradiction]:
     """Betas are compared by their numbers, which several options may give; the others by their values, as all of a flow's."""
     ours = DDPMScheduler(**{key: schedule[key] for key in BETAS if key in schedule})
-    kind = getattr(diffusers, str(said.get("_class_name")).removeprefix("Flax"), DDPMScheduler)
-    if not kind.__module__.startswith("diffusers.schedulers"):  # stands for one whose requirements are not installed
-        kind = DDPMScheduler
+    kind: Any = scheduler_class(said)
     takes = inspect.signature(kind).parameters
     if schedule.get("prediction_type") == FLOW:
         for key in schedule.keys() & said.keys():
@@ -209,7 +236,8 @@ def _of_schedule(file: str, said: Mapping[str, Any], schedule: Mapping[str, Any]
     try:
         theirs = kind(**stated).betas
     except Exception as error:
-        raise UserError(f"model.weights: {file} describes no noise schedule ({error}); fetch it again") from error
+        told = " ".join(str(error).split())
+        raise UserError(f"model.weights: {file} describes no noise schedule ({told}); fetch it again") from error
     if theirs.shape != ours.betas.shape or not torch.allclose(theirs, ours.betas, rtol=1e-4, atol=1e-7):
         differing = [key for key in stated if _plain(stated[key]) != _plain(ours.config[key])]
         for key in differing:

@@ -30,6 +30,9 @@ FILE_NAMES = tuple(
 ENCODER_NAMES = tuple(f"{stem}{part}" for stem in ("model.safetensors", "pytorch_model.bin") for part in ("", ".index.json"))
 """Likewise transformers."""
 
+NETWORKS = ("unet", "transformer")
+"""Where in a pipeline's folder the network lies."""
+
 CHUNK = 2**27
 """Bytes read at a time, about: what was read of a mapped file counts as memory for as long as the file is open."""
 
@@ -59,14 +62,14 @@ class Inert:
 def find(weights: str, subfolder: str, fetch: bool = True) -> list[Path]:
     """The files behind the path of a file, of a diffusers folder, or a name on the Hugging Face hub.
 
-    ``subfolder``: where in the folder they lie, if not at its top. Raises as ``find_in`` does.
+    ``subfolder``: where in the folder they lie; "": at its top, or where pipelines have their networks. Raises as ``find_in``
+    does.
     """
     path = Path(weights)
     if path.is_file():
         return [path]
-    return find_in(
-        weights, [str(Path(folder) / name) for folder in dict.fromkeys((subfolder, "")) for name in FILE_NAMES], fetch
-    )
+    folders = (subfolder, "") if subfolder else ("", *NETWORKS)
+    return find_in(weights, [str(Path(folder) / name) for folder in folders for name in FILE_NAMES], fetch)
 
 
 def find_in(weights: str, names: Sequence[str], fetch: bool = True) -> list[Path]:

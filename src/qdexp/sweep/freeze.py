@@ -20,6 +20,7 @@ from qdexp.config.checks import checked
 from qdexp.errors import NothingToSplitError, UserError
 from qdexp.layout import Layout
 from qdexp.methods.recipe import BEFORE
+from qdexp.models import folder, titles
 from qdexp.overrides import OPEN, STEPS
 from qdexp.report.rows import told_apart
 from qdexp.sweep import idle
@@ -51,7 +52,7 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
     elif parts:
         with open_dict(plain):
             plain.method = f"{choices.quantizer}-{choices.calib}".replace("/", ".")  # of files in folders
-    return Config.of(plain)
+    return Config.of(folder.filled(plain))
 
 
 def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
@@ -135,7 +136,7 @@ def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder:
     shared: dict[str, object] = {}
     cells: dict[str, tuple[int, Cell]] = {}
     made: list[Cell | None] = []
-    for index, config in enumerate(configs):
+    for index, config in enumerate(titles.told_apart(list(configs))):
         for option in ("out", "sweep", "cluster"):
             if shared.setdefault(option, getattr(config, option)) != getattr(config, option):
                 raise UserError(f"{option}: one sweep has one {option}; run a sweep for each")
