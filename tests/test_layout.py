@@ -16,7 +16,14 @@ def paths() -> set[str]:
     """All that a layout knows, from the output folder, but for folders that hold another of these."""
     layout = Layout(Path("out"))
     found = {path for place in (layout, layout.sweep("trial")) for path in vars(place).values()}
-    found |= {layout.sweep("trial").config("0123"), layout.record("fp"), layout.job(ENTRY), layout.error(ENTRY)}
+    found |= {
+        layout.sweep("trial").config("0123"),
+        layout.sweep("trial").shell("01"),
+        layout.sweep("trial").shell_cancelled("01"),
+        layout.record("fp"),
+        layout.job(ENTRY),
+        layout.error(ENTRY),
+    }
     found |= {layout.entry(ENTRY), layout.work(ENTRY), layout.begun(ENTRY, "whole"), layout.costs(ENTRY, "1-of-2")}
     found |= {layout.corrupt(ENTRY, 1), layout.pruned(ENTRY)}
     folders = {folder for path in found for folder in path.parents}

@@ -7,7 +7,7 @@ from qdexp.errors import did_you_mean, one_line
 
 COMMANDS = {
     "run": ("qdexp", "one cell, or with -m a sweep of cells"),
-    "sweep": ("qdexp.sweep", "plan, and look after what was submitted: status, collect, logs, cancel"),
+    "sweep": ("qdexp.sweep", "plan and look after sweeps: status, collect, logs, cancel"),
     "report": ("qdexp.report", "tables, figures and a page of a sweep"),
     "store": ("qdexp.store", "look after results: du, verify, prune, accept, copy"),
     "models": ("qdexp.models", "what a model is made of and what it costs"),

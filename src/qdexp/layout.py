@@ -13,6 +13,8 @@ store/
     .pruned-ENTRY/              on its way out
 sweeps/SWEEP/
     cells.json                  its cells and the entries that they need, written before the first one starts
+    shells/SHELL                a process of this machine that runs it, which holds a lock on the file
+    shells/.cancel-SHELL        it is asked to end
     table.md                    what the sweep ends with
     samples.png                 the first images of every cell
     manifest.json               of a submitted sweep: its cells and jobs, written before the first one starts
@@ -85,7 +87,8 @@ class Layout:
         return Sweep(self.sweeps / name)
 
     def all_cells(self) -> list[Path]:
-        return sorted(self.sweeps.glob(f"*/{_CELLS}"))
+        """The lists of all sweeps, the newest last."""
+        return sorted(self.sweeps.glob(f"*/{_CELLS}"), key=lambda path: path.stat().st_mtime_ns)
 
     def all_manifests(self) -> list[Path]:
         return list(self.sweeps.glob(f"*/{MANIFEST}"))
@@ -103,15 +106,29 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cells = folder / _CELLS
+        self.shells = folder / "shells"
         self.table = folder / "table.md"
         self.samples = folder / "samples.png"
         self.manifest = folder / MANIFEST
         self.code = folder / "code"
 
     @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
     def layout(self) -> Layout:
         """That of the output folder around it."""
         return Layout(self.folder.resolve().parents[1])
+
+    def shell(self, name: str) -> Path:
+        return self.shells / name
+
+    def all_shells(self) -> list[Path]:
+        return [path for path in sorted(self.shells.glob("*")) if not is_hidden(path)]
+
+    def shell_cancelled(self, name: str) -> Path:
+        return self.shells / f".cancel-{name}"
 
     def config(self, cell: str) -> Path:
         return self.folder / "cells" / f"{cell}.json"

@@ -1,7 +1,6 @@
 """The launchers of one machine, and cells one by one."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +8,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
 from qdexp.sweep.__main__ import main as sweep_command
 from qdexp.sweep.freeze import Composer, freeze
-from qdexp.sweep.launch import Frozen
-from qdexp.sweep.manifest import Registry
-from qdexp.sweep.queue import HERE
 
 Command = Callable[..., tuple[int, str, str]]
 Executed = Callable[..., list[str]]
-PASSING = r"\.work-|\.corrupt-|\.pruned-|jobs/\.lock|\.error\.|^reports/|^\.?wandb"
+PASSING = r"\.work-|/shells/|\.corrupt-|\.pruned-|jobs/\.lock|\.error\.|^reports/|^\.?wandb"
 """What a sweep without mishaps, report and tracker leaves none of."""
 
 
@@ -71,19 +66,11 @@ def test_several_processes_at_once(
     assert {name: alone[name] for name in ("metrics", "keys")} == {name: record[name] for name in ("metrics", "keys")}
 
 
-def test_jobs_of_another_shell_of_this_machine_are_not_said_to_be_cancelled(cell_of: Callable[..., Cell]) -> None:
-    sweep = Frozen([cell_of("method=fp")])
-    sweep.write()
-    for node in sweep.nodes:
-        Registry(sweep.out).submitted(node.id, f"{HERE}{os.getpid()}", sweep.out / "log", "trial")
-    with pytest.raises(UserError, match="cancel trial: it runs on this machine; press Ctrl-C"):
-        sweep_command(["cancel", "--out", str(sweep.out)])
-
-
 def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
     manifest = tmp_path / "sweeps" / "trial" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"format": 1, "sw')
+    manifest.with_name("cells.json").write_text("{}")
     with pytest.raises(UserError, match=r"manifest\.json is truncated: delete it and submit the sweep again"):
         sweep_command(["status", "--out", str(tmp_path)])
 

@@ -1,17 +1,17 @@
 """What `collect` does for cells whose jobs left no word."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qdexp.cell import Cell
+from qdexp.layout import Layout
 from qdexp.sweep import manifest
 from qdexp.sweep.__main__ import main as sweep_command
 from qdexp.sweep.launch import Frozen
-from qdexp.sweep.queue import HERE
+from qdexp.sweep.shell import running
 from qdexp.tracking.log import read
 
 
@@ -26,18 +26,15 @@ def test_a_killed_job_gets_its_record_and_its_run(
     out, collect = cell.out, lambda: sweep_command(["collect", "--out", str(cell.out)])
     Frozen([cell]).write()
     node = manifest.read(out, "trial").nodes[0]
-    with subprocess.Popen(["sleep", "600"]) as job:
-        manifest.Registry(out).submitted(node.id, f"{HERE}{job.pid}", out / "its.log", "trial")
-        try:
-            collect()
-            assert not cell.record.exists()
-        finally:
-            job.kill()
+    with running(Layout(out).sweep("trial")) as shell:
+        manifest.Registry(out).started(node.id, shell.name, out / "its.log", "trial")
+        collect()
+        assert not cell.record.exists()
     collect()
     record = json.loads(cell.record.read_text())
     assert record["status"] == "failed"
     assert record["error"]["type"] == "JobEnded"
-    assert "its job ended as LOST; its last words are in" in record["error"]["message"]
+    assert "its job ended as LOST, with its shell; its last words are in" in record["error"]["message"]
     (log,) = runs(out)
     run = read(log)
     assert (run.exit_code, run.summary["error_stage"], run.summary["status"]) == (1, "samples", "failed")

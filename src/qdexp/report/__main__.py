@@ -27,7 +27,12 @@ WIDTH = 150
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = Parser("python -m qdexp.report", __doc__)
-    parser.add_argument("source", nargs="+", metavar="SWEEP", help="a sweep's name or folder, records, or a folder of records")
+    parser.add_argument(
+        "source",
+        nargs="*",
+        metavar="SWEEP",
+        help="a sweep's name or folder, records, or a folder of records (the newest sweep)",
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="output folder that holds the sweep (%(default)s)")
     parser.add_argument("--baseline", default="fp", help="method or cell to compare with (%(default)s)")
     parser.add_argument(
@@ -43,6 +48,8 @@ def main() -> None:
     """Prints the table and the paths of what was written."""
     args = arguments()
     source = open_source(args.source, args.out)
+    if not args.source:
+        print(f"sweep {source.name}, the newest in {args.out}")
     if args.protocol:
         source = replace(source, records=of_protocol(source.records, args.protocol))
     paper = Paper.read(args.reported, source.records) if args.reported else None

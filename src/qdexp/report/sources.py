@@ -22,10 +22,13 @@ class Source:
 
 
 def open_source(given: Sequence[str], out: Path) -> Source:
-    """The sweep that ``given`` names (its name under ``out``, or its folder), or the record files or folder of records.
+    """The sweep that ``given`` names (its name under ``out``, or its folder), or the record files or folder of records; the
+    newest sweep where nothing is named.
 
     Raises UserError where there is nothing of the kind, or no record yet.
     """
+    if not given:
+        return _listed(newest(out))
     first, layout = Path(given[0]), Layout(out)
     for sweep in (layout.sweep(given[0]), Sweep(first)):
         if len(given) == 1 and sweep.cells.is_file():
@@ -39,12 +42,27 @@ def open_source(given: Sequence[str], out: Path) -> Source:
     return Source(folder.resolve().parent.name, folder.resolve().parent, records, [])
 
 
-def _listed(sweep: Sweep) -> Source:
-    name, layout = sweep.folder.resolve().name, sweep.layout
+def newest(out: Path) -> Sweep:
+    """The sweep of an output folder that was started last, on whatever machine. Raises UserError where there is none."""
+    found = Layout(out).all_cells()
+    if not found:
+        raise UserError(f"--out {out}: no sweep was started here; python -m qdexp -m starts one, --out names another folder")
+    return Sweep(found[-1].parent)
+
+
+def cells_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """``label`` and store ``entries`` of every cell of a sweep, by the name of its record. Raises UserError where the list is
+    truncated."""
     try:
         cells: dict[str, dict[str, Any]] = json.loads(sweep.cells.read_text())
     except ValueError as error:
         raise UserError(f"{sweep.cells} is truncated: delete it and run the sweep again") from error
+    return cells
+
+
+def _listed(sweep: Sweep) -> Source:
+    name, layout = sweep.folder.resolve().name, sweep.layout
+    cells = cells_of(sweep)
     paths = {cell: layout.record(cell) for cell in cells}
     records = read_records([path for path in paths.values() if path.exists()])
     if not records:

@@ -1,4 +1,4 @@
 """From the cells of a sweep to their records: freeze, plan, run here or submit, look, collect.
 
-``python -m qdexp.sweep`` looks after sweeps that were submitted.
+``python -m qdexp.sweep`` looks after sweeps.
 """

@@ -1,10 +1,10 @@
-"""``python -m qdexp.sweep``: looks after sweeps that were submitted.
+"""``python -m qdexp.sweep``: looks after sweeps, wherever they run.
 
     plan ARGUMENTS...      what `python -m qdexp ARGUMENTS... -m` would run, what is there already, and what it costs
-    status [SWEEP]         cells x stages, what failed and why; --live keeps the table up to date
+    status [SWEEP]         cells and stages, what failed and why; --live keeps the table up to date
     collect [SWEEP]        the table and the picture of what is finished; cells that failed get their records
     logs CELL [SWEEP]      what the jobs of a cell printed (a part of its name will do)
-    cancel [SWEEP]         cancels what waits or runs, but for what another sweep needs too
+    cancel [SWEEP]         ends what waits or runs, but for what another sweep has on the cluster too
 
 SWEEP is the newest one unless it is named; --out says which output folder.
 """
@@ -15,8 +15,12 @@ from pathlib import Path
 
 from qdexp.arguments import Parser
 from qdexp.errors import UserError, one_line
+from qdexp.layout import Layout, Sweep
+from qdexp.report.sources import newest
 from qdexp.sweep import manifest, queue
+from qdexp.sweep.listed import Listed
 from qdexp.sweep.manifest import Manifest
+from qdexp.sweep.shell import living
 from qdexp.sweep.status import Status, log_of, show
 
 
@@ -25,48 +29,73 @@ def plan(arguments: list[str]) -> None:
     runpy.run_module("qdexp", run_name="__main__")
 
 
-def status(sweep: Manifest, live: bool) -> None:
-    watcher = queue.Watcher()
-    show(lambda: Status(sweep, watcher.states), every=2.0 if live else None)
+def status(sweep: Sweep, live: bool) -> None:
+    watcher, submitted = queue.Watcher(), _submitted(sweep)
+    show(
+        lambda: Listed(sweep) if submitted is None else Status(submitted, watcher.states),
+        every=2.0 if live else None,
+    )
 
 
-def collect(sweep: Manifest) -> None:
-    from qdexp.sweep.results import collect as work  # torch is loaded here, not for the others
+def collect(sweep: Sweep) -> None:
+    from qdexp.sweep import results  # torch is loaded here, not for the others
 
-    work(sweep, Status(sweep, queue.Watcher(grace=0).states))
+    submitted = _submitted(sweep)
+    if submitted is None:
+        results.collect_listed(Listed(sweep))
+    else:
+        results.collect(submitted, Status(submitted, queue.Watcher(grace=0).states))
 
 
-def logs(sweep: Manifest, cell: str) -> None:
-    found = log_of(sweep, cell)
+def logs(sweep: Sweep, cell: str) -> None:
+    submitted = _submitted(sweep)
+    if submitted is None:
+        raise UserError(f"logs {cell}: sweep {sweep.name} has no jobs: it runs in the shell that started it, and prints there")
+    found = log_of(submitted, cell)
     if not found:
-        names = ", ".join(entry.name for entry in sweep.cells.values())
-        raise UserError(f"logs {cell}: no job of sweep {sweep.sweep} worked for such a cell; its cells are {names}")
+        names = ", ".join(entry.name for entry in submitted.cells.values())
+        raise UserError(f"logs {cell}: no job of sweep {sweep.name} worked for such a cell; its cells are {names}")
     for path in found:
         print(f"==> {path}")
         print(path.read_text() if path.exists() else "(not started)")
 
 
-def cancel(sweep: Manifest) -> None:
-    own, others = _live(sweep), dict[str, str]()
-    for name in manifest.names(sweep.out):
-        if name != sweep.sweep:
-            others |= _live(manifest.read(sweep.out, name))
-    if any(job.startswith(queue.HERE) for job in own.values()):
-        raise UserError(f"cancel {sweep.sweep}: it runs on this machine; press Ctrl-C in the shell that started it")
-    kept = own.keys() & others.keys()
-    queue.cancel({job for node, job in own.items() if node not in kept})
-    print(f"cancelled {len(own) - len(kept)} jobs of {sweep.sweep}" + (f"; {len(kept)} go on for other sweeps" if kept else ""))
+def cancel(sweep: Sweep) -> None:
+    submitted = _submitted(sweep)
+    own = {} if submitted is None else _live(submitted)
+    places = []
+    for shell in living(sweep):
+        places.append(shell.place)
+        shell.cancel()
+    jobs = {node: job for node, job in own.items() if job}
+    others = dict[str, str]()
+    for name in manifest.names(sweep.layout.out) if jobs else []:
+        if name != sweep.name:
+            others |= _live(manifest.read(sweep.layout.out, name))
+    kept = jobs.keys() & others.keys()
+    queue.cancel({job for node, job in jobs.items() if node not in kept})
+    ended = f"; {', '.join(places)} has ended" if places else ""
+    print(
+        f"cancelled {len(own) - len(kept)} jobs of {sweep.name}{ended}"
+        + (f"; {len(kept)} go on for other sweeps" if kept else "")
+    )
 
 
 def _live(sweep: Manifest) -> dict[str, str]:
-    """The jobs of a sweep that wait or run, by node, as long as one of its cells still hopes for its record."""
+    """The jobs of a sweep that wait or run, by node, as long as one of its cells still hopes for its record; of a process of
+    this machine the empty string."""
     found = Status(sweep, queue.Watcher(grace=0).states)
     hopes = {node.id for node in sweep.nodes if node.stage == "record" and found.nodes[node.id].live}
     needed = set(hopes)
     for node in reversed(sweep.nodes):
         if node.id in needed:
             needed |= set(node.needs)
-    return {name: found.jobs[name] for name in needed if name in found.nodes and found.nodes[name].live}
+    return {name: found.jobs.get(name, "") for name in needed if name in found.nodes and found.nodes[name].live}
+
+
+def _submitted(sweep: Sweep) -> Manifest | None:
+    """None where the sweep runs in its shell alone, and has no jobs."""
+    return manifest.read(sweep.layout.out, sweep.name) if sweep.manifest.exists() else None
 
 
 def _parser() -> Parser:
@@ -88,10 +117,13 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["plan"]:
         return plan(arguments[1:])
     given = _parser().parse_args(arguments)
-    known = manifest.names(given.out)
-    if given.sweep is None and not known:
-        raise UserError(f"--out {given.out}: no sweep was submitted from here")
-    sweep = manifest.read(given.out, given.sweep or known[-1])
+    layout = Layout(given.out)
+    sweep = newest(given.out) if given.sweep is None else layout.sweep(given.sweep)
+    if not sweep.cells.exists():
+        known = ", ".join(path.parent.name for path in layout.all_cells()) or "none"
+        raise UserError(f"{given.sweep}: no such sweep in {layout.sweeps} (there are: {known})")
+    if given.sweep is None:
+        print(f"sweep {sweep.name}, the newest in {given.out}")
     if given.command == "status":
         status(sweep, given.live)
     elif given.command == "collect":

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qdexp import permanent
+from qdexp.layout import Layout
+from qdexp.sweep.shell import Shell
 
 RECORD = "record"
 """The kind of the job that ends a cell: it makes what is quick, and the record."""
@@ -35,15 +37,21 @@ class Node:
 
 @dataclass(frozen=True)
 class Job:
-    """Makes ``node`` from the frozen config of its cell. Idempotent: run again, it goes on where it stopped."""
+    """Makes ``node`` from the frozen config of its cell. Idempotent: run again, it goes on where it stopped.
+
+    ``shell``: that of this machine with which it ends; empty for a job of a cluster.
+    """
 
     out: Path
     cwd: Path
     sweep: str
     node: Node
     threads: int
+    shell: str = ""
 
     def __call__(self) -> None:
+        if self.shell:
+            Shell(Layout(self.cwd / self.out).sweep(self.sweep), self.shell).end_with()
         with permanent.imports():
             from qdexp.sweep.worker import work  # torch takes seconds to load
 

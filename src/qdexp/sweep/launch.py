@@ -17,6 +17,7 @@ from qdexp import files, progress
 from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.errors import UserError
+from qdexp.layout import Layout, Sweep
 from qdexp.methods.recipe import SLOTS
 from qdexp.record import Record
 from qdexp.stages.base import Stage
@@ -26,6 +27,7 @@ from qdexp.sweep.jobs import RECORD, Job, Node
 from qdexp.sweep.local import Local
 from qdexp.sweep.manifest import CellEntry, Manifest, Registry
 from qdexp.sweep.plan import estimate, plan
+from qdexp.sweep.shell import Shell, running
 from qdexp.sweep.slurm import Slurm
 from qdexp.sweep.status import Status
 
@@ -39,8 +41,8 @@ def sequential(cells: Sequence[Cell]) -> list[Record]:
     """One cell after another, in this process; a cell that fails stops no other."""
     results.announce(cells)
     devices.make_repeatable()
-    start, failed = time.monotonic(), []
-    with progress.bar("cells", len(cells)) as bar:
+    start, failed, folder = time.monotonic(), [], Layout(cells[0].out).sweep(cells[0].config.sweep)
+    with running(folder), progress.bar("cells", len(cells)) as bar:
         for number, cell in enumerate(cells):
             place = f"[{number + 1}/{len(cells)}]"
             if not bar.shown:
@@ -106,7 +108,7 @@ class Frozen:
 
     def write(self) -> Path:
         """Freezes: from here on no YAML and no code that is edited changes anything. Returns the copy of the code."""
-        folder = self.store.layout.sweep(self.config.sweep)
+        folder = self.folder
         results.enlist(list(self.cells.values()))
         copy = snapshot.take(folder.code, self.cells.values())
         for key, cell in self.cells.items():
@@ -125,9 +127,13 @@ class Frozen:
         written.write()
         return copy
 
-    def job(self, node: Node) -> Job:
+    @property
+    def folder(self) -> Sweep:
+        return self.store.layout.sweep(self.config.sweep)
+
+    def job(self, node: Node, shell: Shell | None = None) -> Job:
         threads = self.cluster.resources(node.kind).cpus
-        return Job(self.out, Path.cwd(), self.config.sweep, node, threads)
+        return Job(self.out, Path.cwd(), self.config.sweep, node, threads, "" if shell is None else shell.name)
 
     def done(self, node: Node) -> bool:
         if node.stage == RECORD:
@@ -152,8 +158,8 @@ def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
     """Runs what is missing here, ``jobs`` processes at once, and waits for it."""
     sweep = Frozen(cells)
     sweep.describe()
-    with snapshot.running(sweep.write()):
-        Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job).run(sweep.nodes)
+    with snapshot.running(sweep.write()), running(sweep.folder) as shell:
+        Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job, shell).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
     results.settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if cell.finished() is None]

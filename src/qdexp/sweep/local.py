@@ -1,7 +1,10 @@
-"""Runs the graph of a sweep on this machine, several jobs at once, each a process that submitit starts."""
+"""Runs the graph of a sweep on this machine, several jobs at once, each a process that submitit starts and that ends with the
+shell that runs the sweep."""
 
+import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 
 import submitit
@@ -9,18 +12,25 @@ import submitit
 from qdexp import progress
 from qdexp.sweep.jobs import Node, dependents
 from qdexp.sweep.manifest import Registry
-from qdexp.sweep.queue import HERE
+from qdexp.sweep.shell import Shell
 
 POLL = 0.2  # seconds
+ENDING = 10.0  # seconds that jobs have to end in, once they are told to
 
 
 class Local:
     """``task`` says what runs in a node's job. Runs at most ``jobs`` of them at once, each on one of ``gpus`` in turn."""
 
     def __init__(
-        self, registry: Registry, sweep: str, jobs: int, gpus: int, task: Callable[[Node], Callable[[], object]]
+        self,
+        registry: Registry,
+        sweep: str,
+        jobs: int,
+        gpus: int,
+        task: Callable[[Node, Shell], Callable[[], object]],
+        shell: Shell,
     ) -> None:
-        self.registry, self.sweep, self.jobs, self.task = registry, sweep, jobs, task
+        self.registry, self.sweep, self.jobs, self.task, self.shell = registry, sweep, jobs, task, shell
         self._gpus = cycle(range(gpus)) if gpus else None
         self.executor = submitit.AutoExecutor(folder=registry.layout.logs / "%j", cluster="local")
         self.executor.update_parameters(timeout_min=60 * 24 * 365)  # none: nobody waits for this machine
@@ -41,15 +51,26 @@ class Local:
                 for name in ended:
                     failed = running.pop(name).exception() is not None
                     if failed:
+                        self.registry.ended(name, "FAILED")
                         for lost in dependents(nodes, [name]) & waiting.keys():
                             del waiting[lost]
                     self._say(name, failed, f"{len(nodes) - len(waiting) - len(running)}/{len(nodes)} jobs")
                     bar.update(len(nodes) - len(waiting) - len(running))
                 if not ended:
                     time.sleep(POLL)
-        finally:
-            for job in running.values():
-                job.cancel()
+        except BaseException:
+            self._stop(waiting, running)
+            raise
+
+    def _stop(self, waiting: Iterable[str], running: "Mapping[str, submitit.Job[object]]") -> None:
+        for job in running.values():
+            if not job.done():
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's own way is a Ctrl-C, which may be ignored
+        end = time.monotonic() + ENDING
+        while not all(job.done() for job in running.values()) and time.monotonic() < end:
+            time.sleep(POLL)
+        for name in (*running, *waiting):
+            self.registry.ended(name, "CANCELLED")
 
     def _start(self, waiting: dict[str, Node], running: dict[str, "submitit.Job[object]"]) -> None:
         for name, node in list(waiting.items()):
@@ -57,8 +78,8 @@ class Local:
             if not blocked and len(running) < self.jobs:
                 if self._gpus is not None:
                     self.executor.update_parameters(gpus_per_node=1, local_visible_gpus=[next(self._gpus)])
-                running[name] = self.executor.submit(self.task(waiting.pop(name)))
-                self.registry.submitted(name, HERE + running[name].job_id, running[name].paths.stdout, self.sweep)
+                running[name] = self.executor.submit(self.task(waiting.pop(name), self.shell))
+                self.registry.started(name, self.shell.name, running[name].paths.stdout, self.sweep)
 
     def _say(self, name: str, failed: bool, progress: str) -> None:
         why = " ".join(self.registry.error(name).get("message", "its process was killed").split())

@@ -84,12 +84,20 @@ class Registry:
         self.layout = Layout(out)
 
     def job(self, node: str) -> dict[str, Any]:
-        """``id``, ``log`` and ``sweep`` of the last job that was submitted for ``node``; empty where there was none."""
+        """``id``, ``log`` and ``sweep`` of the last job that was submitted for ``node``, or of a process of this machine, which
+        has a ``shell`` for an ``id``, and a ``state`` once it has ended; empty where there was none."""
         return _read(self.layout.job(node))
 
     def submitted(self, node: str, job: str, log: Path, sweep: str) -> None:
         self.succeeded(node)  # an error of an earlier job is past
         _write(self.layout.job(node), {"id": job, "log": str(log), "sweep": sweep})
+
+    def started(self, node: str, shell: str, log: Path, sweep: str) -> None:
+        _write(self.layout.job(node), {"shell": shell, "log": str(log), "sweep": sweep})
+
+    def ended(self, node: str, state: str) -> None:
+        """A process of this machine has ended, or never was, and has not succeeded."""
+        _write(self.layout.job(node), self.job(node) | {"state": state})
 
     def forget(self, node: str) -> None:
         """An earlier job and its error are past."""

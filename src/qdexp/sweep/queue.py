@@ -4,7 +4,6 @@ submitit's own watcher asks sacct alone: it waits for ever where there is no slu
 before its start, and takes the crash of a node, after which Slurm runs a job again, for its end.
 """
 
-import os
 import re
 import subprocess
 import time
@@ -19,9 +18,6 @@ LIVE = {"PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "COMPLE
 LOST = "LOST"
 """Of a job that nobody knows any more."""
 
-HERE = "here:"
-"""How the ids of this machine's own processes begin, which are no jobs of Slurm."""
-
 GRACE = 10.0
 """Seconds that a job must be unknown before it is called lost: a controller that restarts forgets for a moment."""
 
@@ -34,15 +30,11 @@ class Watcher:
 
     def states(self, ids: Sequence[str]) -> dict[str, str]:
         """The state of each job: Slurm's word, or LOST. An id is that of a job or of one array element, like 12_3."""
-        here = {job: "RUNNING" if _runs_here(job) else LOST for job in ids if job.startswith(HERE)}
-        return here | self._slurm([job for job in ids if not job.startswith(HERE)])
-
-    def _slurm(self, wanted: list[str]) -> dict[str, str]:
-        if not wanted:
+        if not ids:
             return {}
-        past = self._past(wanted) if self._accounting else {}
+        past = self._past(ids) if self._accounting else {}
         said, now, states = queue(), time.monotonic(), dict[str, str]()
-        for job in wanted:
+        for job in ids:
             state = _state(job, said, past)
             if state is not None:
                 self._unknown.pop(job, None)
@@ -52,7 +44,7 @@ class Watcher:
                 states[job] = LOST if lost else "PENDING"
         return states
 
-    def _past(self, ids: list[str]) -> dict[str, str]:
+    def _past(self, ids: Sequence[str]) -> dict[str, str]:
         whole = sorted({job.partition("_")[0] for job in ids})
         command = ["sacct", "-X", "-n", "--parsable2", "-o", "JobID,State", "-j", ",".join(whole)]
         done = _run(command)
@@ -103,14 +95,6 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
         return subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return None
-
-
-def _runs_here(job: str) -> bool:
-    try:
-        os.kill(int(job.removeprefix(HERE)), 0)
-    except OSError:
-        return False
-    return True
 
 
 def _elements(name: str) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -31,7 +32,9 @@ from qdexp.store import Store
 from qdexp.sweep import idle
 from qdexp.sweep.freeze import freeze, planned
 from qdexp.sweep.jobs import RECORD, Node
+from qdexp.sweep.listed import Listed
 from qdexp.sweep.manifest import CellEntry, Manifest
+from qdexp.sweep.shell import running
 from qdexp.sweep.status import BLOCKED, FAILED, Status
 from qdexp.tracking.mirror import TrackingError, mirror, written
 
@@ -77,9 +80,10 @@ def run(cfg: DictConfig) -> str:
     devices.make_repeatable()
     if alone:
         enlist([cell])
-    record = finish(cell)
+    with running(Layout(cell.out).sweep(cell.config.sweep)) if alone else nullcontext():
+        record = finish(cell)
     if alone:
-        show(cell, [record])
+        show(cell.out, cell.config.sweep, [record])
     return str(cell.record)
 
 
@@ -143,7 +147,7 @@ def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> 
     """Shows the records at ``paths``, where there are any; UserError where cells failed."""
     records = read_records([path for path in paths if path.exists()])
     if records:
-        show(cells[0], records)
+        show(cells[0].out, cells[0].config.sweep, records)
     if failed:
         names = ", ".join(failed)
         raise UserError(f"{len(failed)} of {len(cells)} cells failed: {names}; the same command runs only these again")
@@ -159,9 +163,16 @@ def collect(sweep: Manifest, status: Status) -> Sequence[Record]:
     paths = [cell.record for cell in cells.values() if cell.record.exists()]
     found = read_records(paths)
     if found:
-        show(next(iter(cells.values())), found)
+        show(sweep.out, sweep.sweep, found)
     print(status.summary(), flush=True)
     return found
+
+
+def collect_listed(sweep: Listed) -> None:
+    """Shows what is finished of a sweep without jobs: its cells have settled what failed."""
+    if sweep.records:
+        show(sweep.store.out, sweep.sweep.name, list(sweep.records.values()))
+    print(sweep.summary(), flush=True)
 
 
 def settle(sweep: Manifest, status: Status, cells: Mapping[str, Cell]) -> None:
@@ -187,29 +198,29 @@ def _word(node: Node, status: Status) -> dict[str, str]:
     return {"stage": node.stage, "type": "JobEnded", "message": message, "traceback": ""}
 
 
-def show(cell: Cell, records: Sequence[Record]) -> None:
+def show(out: Path, sweep_name: str, records: Sequence[Record]) -> None:
     """Prints a table a protocol and writes it, with the picture, into the sweep's folder."""
     from qdexp.report import tables  # pandas is loaded here, not for planning or by a worker
 
-    layout = Layout(cell.out)
-    sweep = layout.sweep(cell.config.sweep)
+    layout = Layout(out)
+    sweep = layout.sweep(sweep_name)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
     protocols = defaultdict(list)
     for record in records:
         protocols[record["protocol"]["hash"]].append(record)
     for _, group in sorted(protocols.items()):
-        comparison = compare(group, Evidence(cell.out))
+        comparison = compare(group, Evidence(out))
         console.print(tables.to_terminal(comparison, console.width, tables.brief(comparison)))
         pages.append(tables.to_markdown(comparison, tables.brief(comparison)))
     files.write_text(sweep.table, "\n\n".join(pages))
     for record in records:
         print(f"record   {layout.record(record['cell'])}")
-    if _picture(cell.out, records, sweep.samples):
+    if _picture(out, records, sweep.samples):
         print(f"samples  {sweep.samples}")
     print(f"table    {sweep.table}")
     say_how_to_score(record["protocol"].get("extractor", "") for record in records)
-    print(f"report   python -m qdexp.report {cell.config.sweep} --out {cell.out}", flush=True)
+    print(f"report   python -m qdexp.report {sweep_name} --out {out}", flush=True)
 
 
 def say_how_to_score(extractors: Iterable[object]) -> None:

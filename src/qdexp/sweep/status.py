@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -17,9 +17,11 @@ from qdexp import record as records
 from qdexp.store import Store
 from qdexp.sweep.jobs import RECORD, Node
 from qdexp.sweep.manifest import Manifest, Registry
-from qdexp.sweep.queue import HERE, LIVE, LOST
+from qdexp.sweep.queue import LIVE
+from qdexp.sweep.shell import Shell, living
 
 DONE, FAILED, BLOCKED = "done", "failed", "blocked"
+ENDED = "LOST, with its shell"
 WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
 SIGNS = {DONE: ("ok", "green"), FAILED: ("err", "red"), BLOCKED: ("-", "red"), "running": ("run", ""), "waiting": (".", "dim")}
 """How the table says it, and in which style."""
@@ -28,7 +30,7 @@ NAME, FILE = 16, 200
 """Characters of a cell's name at the least, and of a line in a file."""
 
 States = Callable[[list[str]], Mapping[str, str]]
-"""What Slurm says of jobs (``Watcher.states``); of jobs of this machine nobody says anything."""
+"""What Slurm says of jobs (``Watcher.states``)."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,26 @@ class NodeState:
 
 
 class Status:
-    """The state of every node of a sweep at one moment. On one machine jobs are started one after another: while one of them
-    runs, the others wait."""
+    """The state of every node of a sweep at one moment. A shell starts its jobs one after another: while it lives, the others
+    wait."""
 
     def __init__(self, sweep: Manifest, ask: States) -> None:
         self.sweep, self.store, self.registry = sweep, Store(sweep.out), Registry(sweep.out)
-        self.jobs = {node.id: self.registry.job(node.id).get("id", "") for node in sweep.nodes}
+        self.shells = living(self.store.layout.sweep(sweep.sweep))
         open_nodes = [node for node in sweep.nodes if not self._done(node)]
-        said = ask([self.jobs[node.id] for node in open_nodes if self.jobs[node.id]])
-        self._starts = any(job.startswith(HERE) and state in LIVE for job, state in said.items())
+        told = {node.id: self.registry.job(node.id) for node in open_nodes}
+        self.jobs = {name: job["id"] for name, job in told.items() if "id" in job}
+        said = ask(list(self.jobs.values()))
         self.nodes = dict.fromkeys((node.id for node in sweep.nodes), NodeState(DONE))
         for node in open_nodes:
-            self.nodes[node.id] = self._state(node, said.get(self.jobs[node.id], LOST))
+            job = told[node.id]
+            self.nodes[node.id] = self._state(node, said[job["id"]] if "id" in job else self._here(job))
+
+    def _here(self, job: Mapping[str, str]) -> str | None:
+        """The state of a process that some sweep's shell has started on its own machine; None where none has."""
+        if "state" in job or not job:
+            return job.get("state")
+        return "RUNNING" if Shell(self.store.layout.sweep(job["sweep"]), job["shell"]).lives else ENDED
 
     def _done(self, node: Node) -> bool:
         if node.stage == RECORD:
@@ -66,7 +76,7 @@ class Status:
         cell = self.sweep.cells[key]
         return records.read_complete(self.sweep.out, cell.name, cell.keys) is not None
 
-    def _state(self, node: Node, said: str) -> NodeState:
+    def _state(self, node: Node, said: str | None) -> NodeState:
         error = self.registry.error(node.id)
         if said in LIVE:
             return NodeState("waiting" if said in WAITING else "running", said, live=True)
@@ -74,9 +84,9 @@ class Status:
             return NodeState(FAILED, f"{error['type']}: {_last_line(error['message'])}")
         if any(self.nodes[need].state in (FAILED, BLOCKED) for need in node.needs if need in self.nodes):
             return NodeState(BLOCKED)
-        if self.jobs[node.id]:
+        if said is not None:
             return NodeState(FAILED, f"its job ended as {said}")
-        return NodeState("waiting") if self._starts else NodeState(FAILED, "it was never submitted")
+        return NodeState("waiting", live=True) if self.shells else NodeState(FAILED, "it was never started")
 
     @property
     def live(self) -> bool:
@@ -130,7 +140,18 @@ class Status:
         if left and states.count(DONE):
             seconds = (time.time() - self.sweep.time) / states.count(DONE) * left
             text += f"; about {seconds / 60:.0f} min left at this pace"
+        if self.shells:
+            text += f"; run by {', '.join(shell.place for shell in self.shells)}"
         return text
+
+
+class Look(Protocol):
+    """How a sweep stands at one moment, of whatever kind."""
+
+    @property
+    def live(self) -> bool: ...
+
+    def table(self, width: int = FILE) -> Group: ...
 
 
 def _last_line(text: str) -> str:
@@ -146,7 +167,7 @@ def log_of(sweep: Manifest, cell: str) -> list[Path]:
     return [Path(log) for log in logs if log]
 
 
-def show(look: Callable[[], Status], every: float | None, console: Any = None) -> None:
+def show(look: Callable[[], Look], every: float | None, console: Any = None) -> None:
     """Prints the table; with ``every`` keeps it up to date until nothing waits or runs any more."""
     console = console or Console(width=None if sys.stdout.isatty() else FILE)
     status = look()
