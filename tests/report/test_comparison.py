@@ -63,6 +63,20 @@ def test_differences_are_to_the_baseline_of_the_same_seed(study: Study, comparis
     assert line.differences["fid"].half < line.numbers["fid"].half  # the same noise: what both have in common cancels
 
 
+def test_without_full_precision_the_first_row_is_the_baseline(study: Study, comparison: Comparison) -> None:
+    rest = [record for record in study.records if record["axes"]["method"] != "fp"]
+    alone, named = compare(rest, Evidence(study.out)), compare(rest, Evidence(study.out), baseline="ptq")
+    assert alone.baseline == "ptq" and alone.first
+    assert [line.differences for line in alone.lines] == [line.differences for line in named.lines]
+    assert [line.differences for line in alone.cells] == [line.differences for line in named.cells]
+    assert alone.lines[1].differences and not alone.lines[0].differences
+    note = "no full precision here: compared with the first row, ptq (--baseline NAME: another)"
+    assert note in tables.notes(alone) and "FID - ptq" in tables.to_markdown(alone)
+    assert not any("first row" in said for one in (named, comparison) for said in tables.notes(one))
+    single = compare([record for record in rest if record["axes"]["method"] == "ptq"], Evidence(study.out))
+    assert single.baseline is None and not any("first row" in said for said in tables.notes(single))
+
+
 def test_bit_operations_of_full_precision_are_those_of_the_same_products(comparison: Comparison) -> None:
     fp, ptq = comparison.lines[0].numbers["gbops"].value, comparison.lines[1].numbers["gbops"].value
     assert 10 < fp / ptq < 32  # 4 x 8 bits but for the first layer (8 x 8) and the last (untouched)

@@ -85,3 +85,12 @@ def test_a_named_cell_is_compared_with_all_of_its_network(make: Make) -> None:
 def test_an_unknown_baseline_is_named(make: Make) -> None:
     with pytest.raises(UserError, match="--baseline squant: no such cell or method; methods there: fp, ptq"):
         Baselines([make("ptq"), make("fp")], "squant")
+
+
+def test_a_row_is_a_baseline_for_the_same_seed_and_network(make: Make) -> None:
+    row = [make("own", seed=seed) for seed in (0, 1)]
+    baselines = Baselines([*row, make("ptq")], row=row)
+    assert baselines.of(make("ptq", seed=1, quant="w8a8", weight_bits=8)) == row[1]
+    assert baselines.of(make("ptq", seed=2)) is None
+    assert baselines.of(make("ptq", weights="other")) is None
+    assert not Baselines([make("fp"), *row], row=row).row

@@ -44,6 +44,13 @@ def test_a_sweep_by_name_gives_tables_figures_and_page(report: Report, study: St
     assert all((tmp_path / name).read_bytes().startswith(b"%PDF" if name.endswith("pdf") else b"\x89PNG") for name in drawn)
 
 
+def test_without_a_name_the_newest_sweep_is_reported(report: Report, study: Study, tmp_path: Path) -> None:
+    printed = report("--out", study.out, "--to", tmp_path, "--no-figures")
+    assert printed.startswith(f"sweep {study.name}, the newest in {study.out}\n")
+    with pytest.raises(UserError, match=f"--out {tmp_path}: no sweep was started here"):
+        report("--out", tmp_path)
+
+
 def test_records_by_name_do_as_well(report: Report, study: Study, tmp_path: Path) -> None:
     paths = sorted((study.out / "records").glob("*ptq*"))
     assert "± " in report(*paths, "--to", tmp_path, "--no-figures")

@@ -22,7 +22,7 @@ Record = dict[str, Any]
 Make = Callable[..., Record]
 
 
-def compared(records: list[Record], baseline: str = "fp") -> Comparison:
+def compared(records: list[Record], baseline: str | None = None) -> Comparison:
     """Of records whose store is elsewhere."""
     return compare(records, Evidence(Path("nowhere")), baseline)
 

@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
         help="a sweep's name or folder, records, or a folder of records (the newest sweep)",
     )
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="output folder that holds the sweep (%(default)s)")
-    parser.add_argument("--baseline", default="fp", help="method or cell to compare with (%(default)s)")
+    parser.add_argument("--baseline", help="method or cell to compare with (fp, or the first row where there is none)")
     parser.add_argument(
         "--protocol", help="of records of several protocols, those of this one: its name, or how its hash begins"
     )

@@ -65,7 +65,8 @@ class Comparison:
 
     ``numbers``: what the records say of those that they hold, in the order of columns. ``lines``: seeds pooled. ``cells``: each
     record alone, with its ``estimates`` by cell and metric. ``failed``: the records of cells that failed. ``baseline``: what
-    was compared with, if it was found; ``alone``: the lines that it does not belong to.
+    was compared with, if it was found; ``first``: that is the first line, since none was named and full precision is not
+    there; ``alone``: the lines that it does not belong to.
     """
 
     numbers: list[Number]
@@ -75,6 +76,7 @@ class Comparison:
     estimates: dict[str, dict[str, Estimate]]
     protocol: dict[str, Any]
     baseline: str | None
+    first: bool
     alone: list[str]
 
     def shown(self, place: Place) -> list[Number]:
@@ -93,8 +95,9 @@ class Comparison:
         return next((number for number in self.numbers if number.key in taken), None)
 
 
-def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp") -> Comparison:
-    """Compares the complete records; ``baseline`` is a method or a record's cell.
+def compare(records: Sequence[Record], evidence: Evidence, baseline: str | None = None) -> Comparison:
+    """Compares the complete records; ``baseline`` is a method or a record's cell: full precision where none is named, and the
+    first line where there is none.
 
     Each cell is compared with the baseline of its own network, and of its own seed where the baseline has one. Raises UserError
     for records of several protocols, for none, for a metric that was measured with several things, and for a baseline that is
@@ -107,7 +110,7 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
     refuse_mixed(complete)
     numbers = numbers_of(complete)
     estimates = {record["cell"]: evidence.estimates(record) for record in complete}
-    baselines = Baselines(complete, baseline)
+    baselines = Baselines(complete, baseline, groups[0] if len(groups) > 1 else ())
     rivals = {record["cell"]: baselines.of(record) for record in complete}
 
     def line(name: str, group: list[Record]) -> Line:
@@ -118,10 +121,13 @@ def compare(records: Sequence[Record], evidence: Evidence, baseline: str = "fp")
         pairs = [(estimates[own["cell"]], estimates[rival["cell"]]) for own, rival in zip(group, against, strict=True)]
         return Line(name, group, pooled, _differences(pairs, numbers), settled(group) and settled(against))
 
-    lines = [line(*one) for one in zip(row_names(groups), groups, strict=True)]
+    titles = row_names(groups)
+    lines = [line(*one) for one in zip(titles, groups, strict=True)]
     cells = [line(name, [record]) for name, record in zip(names(complete), complete, strict=True)]
     alone = [one.name for one in lines if any(rivals[record["cell"]] is None for record in one.records)]
-    return Comparison(numbers, lines, cells, failed, estimates, protocol, baseline if baselines.rivals else None, alone)
+    first = bool(baselines.row)
+    known = titles[0] if first else baselines.named if baselines.rivals else None
+    return Comparison(numbers, lines, cells, failed, estimates, protocol, known, first, alone)
 
 
 def refuse_mixed(records: Sequence[Record]) -> None:

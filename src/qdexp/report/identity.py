@@ -75,12 +75,14 @@ def differing(records: Sequence[Record]) -> set[str]:
 
 
 class Baselines:
-    """What cells are compared with: ``named`` is a method, or a record's cell."""
+    """What cells are compared with: ``named`` is a method, or a record's cell. Where none is named that is full precision, and
+    ``row``, records that differ in their seed alone, where there is none either."""
 
-    def __init__(self, records: Sequence[Record], named: str) -> None:
-        self.named = named
-        self.rivals = [record for record in records if named in (record["cell"], record["axes"]["method"])]
-        if not self.rivals and named != "fp":
+    def __init__(self, records: Sequence[Record], named: str | None = None, row: Sequence[Record] = ()) -> None:
+        self.named = named or "fp"
+        self.rivals = [record for record in records if self.named in (record["cell"], record["axes"]["method"])]
+        self.row = list(row) if named is None and not self.rivals else []
+        if not self.rivals and named not in (None, "fp"):
             known = ", ".join(sorted({record["axes"]["method"] for record in records}))
             raise UserError(f"--baseline {named}: no such cell or method; methods there: {known}")
 
@@ -91,6 +93,9 @@ class Baselines:
         None where there is none, or none alone for full precision, which has neither seed nor bits. Raises UserError where
         several are as near.
         """
+        if self.row:
+            found = [rival for rival in self.row if network(rival) == network(record) and _same_seed(rival, record)]
+            return found[0] if found else None
         found = [rival for rival in self.rivals if network(rival) == network(record)]
         if not found or self.named == found[0]["cell"] or full_precision(found[0]):
             return found[0] if found else None
@@ -106,3 +111,8 @@ class Baselines:
                 f"--baseline {self.named}: {record['cell']} could be compared with any of {cells}; name one of them"
             )
         return nearest[0] if nearest else None
+
+
+def _same_seed(rival: Record, record: Record) -> bool:
+    """Whether both have the same seed, or the rival none that matters."""
+    return not calibrated(rival) or rival["axes"].get("seed") == record["axes"].get("seed")

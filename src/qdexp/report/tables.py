@@ -77,6 +77,8 @@ def notes(comparison: Comparison) -> list[str]:
         title = "" if comparison.headline is None else f"{comparison.headline.title} "
         said.append(f"{title}differences: 95 % intervals on the same noise, in pairs; one that holds 0 is no finding")
     said += _machines(records)
+    if comparison.first and any(line.differences for line in lines):
+        said.append(f"no full precision here: compared with the first row, {comparison.baseline} (--baseline NAME: another)")
     if comparison.baseline is not None and comparison.alone:
         said.append(f"no {comparison.baseline} of the same network to compare with: {', '.join(comparison.alone)}")
     return said
