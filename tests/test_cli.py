@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from qdexp import files
 from qdexp.cli import COMMANDS
 from qdexp.paths import conf_folder
 
+TOP = Path(__file__).parents[1]
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -46,6 +48,12 @@ def test_help_names_every_axis_and_choice(tmp_path: Path) -> None:
     for option in ("quant.weight_bits", "quant.layers", "protocol.n", "sampling.batch", "seed", "out", "hydra.searchpath"):
         assert option in out
     assert not list(tmp_path.iterdir())
+    row = next(line for line in (TOP / "README.md").read_text().splitlines() if line.startswith("| `sampler`"))
+    brought = {path.stem: OmegaConf.load(path).steps for path in (conf_folder() / "sampler").glob("*.yaml")}
+    told = re.search(r"which brings: .*?protocol", out, re.DOTALL)
+    assert told is not None
+    assert {name: int(steps) for name, steps in re.findall(r"(\w+) (\d+)", told.group())} == brought
+    assert {name: int(steps) for name, steps in re.findall(r"`(\w+)` \((\d+)\)", row)} == brought
 
 
 def test_hydras_own_options_work(qdexp: Command, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -39,12 +40,17 @@ def commit() -> dict[str, Any]:
     return {"commit": _git("rev-parse", "HEAD") if ours else None, "dirty": None if status is None else bool(status)}
 
 
+def command() -> str:
+    """The command of this process, to be pasted into a shell."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
 def collect(device: torch.device) -> dict[str, Any]:
     """The git commit and whether the checkout is dirty (null outside one), versions, host, machine, command."""
     made = commit()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": " ".join(sys.orig_argv[1:]),
+        "command": command(),
         "git_commit": made["commit"],
         "git_dirty": made["dirty"],
         "python": platform.python_version(),

@@ -91,3 +91,21 @@ def test_an_option_of_the_scheduler_that_does_nothing(
     code, _, err = qdexp(*flags, "method=fp", *option.split())
     assert code == 1 and err.startswith(f"qdexp: {message}")
     assert not (tmp_path / "out" / "store").exists()
+
+
+def test_strategies_that_choose_the_same_samples_are_named(qdexp: Command) -> None:
+    every = "all 4 of 4 steps: the strategy does not matter"
+    several = qdexp("-m", "calib=uniform,last,random", "calib.timesteps=4", DRY)[1]
+    assert f"note: calib=uniform,last: {every}, and their results are equal\n" in several
+    assert f"note: calib=last: {every}\n" in qdexp("-m", "calib=last", "calib.timesteps=4", DRY)[1]
+    for arguments in (
+        ["calib=uniform,last,first,middle"],
+        ["calib=uniform", "calib.timesteps=4"],
+        ["method=ptq,timestep_aware"],
+    ):
+        assert "note: calib" not in qdexp("-m", *arguments, DRY)[1]
+
+
+def test_the_steps_that_a_sampler_brings_are_said(qdexp: Command) -> None:
+    out = qdexp("-m", "sampler=ddim,plms", "method=fp", "protocol.steps=5", DRY)[1]
+    assert "\nsampler  5 DDIM steps, 5 PNDM steps\n" in out

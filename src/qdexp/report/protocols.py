@@ -4,7 +4,7 @@ An FID moves with n, the reference, the sampler and the extractor: numbers that 
 protocol stands its floor, the FID of real images against real images, below which no difference between methods means anything.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qdexp.errors import UserError
@@ -57,16 +57,20 @@ def random_measures(records: Iterable[Record]) -> set[str]:
 
 def protocol_line(protocol: dict[str, Any]) -> str:
     """``protocol quick: n = 1,024, 10 DPMSolverMultistep steps, features of fashion-cnn 1a2b3c4d, floor FID 1.20``."""
-    sampler = protocol["scheduler"]["_target_"].rpartition(".")[2].removesuffix("Scheduler")
     floor = protocol.get("floor")
     parts = [
         f"protocol {protocol['name']}: n = {protocol['n']:,}",
-        f"{protocol['steps']} {sampler} steps",
+        sampler_steps(protocol["steps"], protocol["scheduler"]),
         _features(protocol),
     ]
     if floor:
         parts.append(f"floor FID {floor['fid']:.2f}" + ("" if floor["n"] == protocol["n"] else f" at n = {floor['n']:,}"))
     return ", ".join(parts)
+
+
+def sampler_steps(steps: int, scheduler: Mapping[str, Any]) -> str:
+    """``10 DPMSolverMultistep steps``."""
+    return f"{steps} {scheduler['_target_'].rpartition('.')[2].removesuffix('Scheduler')} steps"
 
 
 def _features(protocol: dict[str, Any]) -> str:

@@ -12,7 +12,11 @@ from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.models.describe import description_of
 from qdexp.sampling.effects import refuse_idle_options
+from qdexp.sampling.sampler import Sampler
+from qdexp.stages.calibration import chosen_rows
 
+USUAL = "uniform"
+"""The strategy that takes all steps by its definition, where it has as many timesteps."""
 Point = Sequence[str]
 """The overrides that make a cell."""
 
@@ -46,6 +50,8 @@ def check(points: Sequence[Point], cells: Sequence[Cell | None]) -> None:
         unread = [override for name, override in named.items() if name.split(".")[0] == group]
         if quantized and unread and not any(map(reads, quantized)):
             print(f"note: {' '.join(unread)}: not read, {why}", flush=True)
+    if "calib" in named:
+        _say_same_rows([cell for cell in quantized if cell.calibrated])
 
 
 def _refuse_idle_axes(made: Sequence[tuple[Point, Cell]]) -> None:
@@ -61,6 +67,22 @@ def _refuse_idle_axes(made: Sequence[tuple[Point, Cell]]) -> None:
         if compared and all(len(set(keys)) == 1 for keys in compared):
             named = " ".join(value.removeprefix("++") for value in values)
             raise UserError(f"{named}: all cells come out equal, none depends on {axis}; leave the axis out")
+
+
+def _say_same_rows(cells: Sequence[Cell]) -> None:
+    """Strategies that choose the same rows have keys and results of their own, and these are equal."""
+    chosen: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        read = (cell.config.model.name, cell.config.trajectory, cell.config.protocol, chosen_rows(cell.config))
+        chosen.setdefault(str(read), {}).setdefault(cell.config.calib.name, cell)
+    for same in chosen.values():
+        config = next(iter(same.values())).config
+        steps = Sampler(config.model, config.protocol).steps
+        every = {position for position, _ in chosen_rows(config)} == set(range(steps)) and config.calib.timesteps == steps
+        why = f"all {steps} of {steps} steps: the strategy does not matter" if every else "the same samples of the same steps"
+        if len(same) > 1 or (every and USUAL not in same):
+            equal = ", and their results are equal" if len(same) > 1 else ""
+            print(f"note: calib={','.join(same)}: {why}{equal}", flush=True)
 
 
 def _name(override: str) -> str:

@@ -1,7 +1,6 @@
 """What our launchers do with the checked cells of a sweep."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from qdexp import device as devices
-from qdexp import files, progress
+from qdexp import files, progress, provenance
 from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.errors import UserError
@@ -102,6 +101,7 @@ class Frozen:
         kinds = {kind: sum(node.kind == kind for node in self.nodes) for kind in dict.fromkeys(n.kind for n in self.nodes)}
         print(f"sweep {self.config.sweep}: {len(self.cells)} cells, {ready} of them complete; "
               f"{len(entries)} stages, {there} of them in {self.store.layout.store}")  # fmt: skip
+        results.say_samplers(self.cells.values())
         print(f"jobs     {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
         print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store)}", flush=True)
         results.say_how_to_score(cell.config.protocol.extractor for cell in self.cells.values())
@@ -119,8 +119,7 @@ class Frozen:
             key: CellEntry(key, cell.name, cell.title, {name: stage.entry for name, stage in cell.stages.items()})
             for key, cell in self.cells.items()
         }
-        kind = next(iter(self.cells.values())).device.type
-        command = " ".join(sys.orig_argv[1:])
+        kind, command = next(iter(self.cells.values())).device.type, provenance.command()
         written = Manifest(self.config.sweep, self.out, Path.cwd(), kind, entries, self.nodes, time.time(), command)
         if self.config.sweep in manifest.names(self.out):
             written = written.beside(manifest.read(self.out, self.config.sweep))

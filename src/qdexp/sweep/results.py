@@ -27,6 +27,7 @@ from qdexp.record import Record, read_records
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.grid import sample_grid
+from qdexp.report.protocols import sampler_steps
 from qdexp.report.rows import names
 from qdexp.store import Store
 from qdexp.sweep import idle
@@ -52,6 +53,14 @@ def announce(cells: Sequence[Cell]) -> None:
         f"sweep {cells[0].config.sweep}: {len(cells)} cells, {len(stages)} stages, {there} of them in {store.layout.store}",
         flush=True,
     )
+    say_samplers(cells)
+
+
+def say_samplers(cells: Iterable[Cell]) -> None:
+    """Prints how many steps of which sampler the cells take: a sampler brings its own number, and the cost follows it."""
+    protocols = [cell.config.protocol for cell in cells]
+    said = dict.fromkeys(sampler_steps(protocol.steps, protocol.scheduler) for protocol in protocols)
+    print(f"sampler  {', '.join(said)}", flush=True)
 
 
 def enlist(cells: Sequence[Cell]) -> None:
@@ -80,6 +89,7 @@ def run(cfg: DictConfig) -> str:
     devices.make_repeatable()
     if alone:
         enlist([cell])
+        say_samplers([cell])
     with running(Layout(cell.out).sweep(cell.config.sweep)) if alone else nullcontext():
         record = finish(cell)
     if alone:
