@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(RUN) qdexp -m
+	$(RUN) qdexp -m sweep=demo
 
 test: install
 	$(RUN) ruff check .

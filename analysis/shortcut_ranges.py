@@ -8,12 +8,13 @@ channel's two slices, the median over output channels. In diffusers' U-Nets the 
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 import qdexp
-from qdexp.errors import one_line
+from qdexp.errors import UserError, one_line
 from qdexp.record import read_records
 
 
@@ -23,16 +24,27 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     path = parser.parse_args().record
     (record,) = read_records([path])
+    if "checkpoint" not in record.get("artifacts", {}):
+        raise UserError(f"{path}: a cell without a quantized network; name one with split shortcuts")
     network = qdexp.load(path.parents[1] / record["artifacts"]["checkpoint"])
-
+    rows = list(table(network))
+    if not rows:
+        raise UserError(
+            f"{path}: no layer of this cell is split; quantizer.steps.split.scope=skip (or quantizer=qdiffusion) splits"
+        )
     print("| layer | input, deep | input, skip | deep / skip | weights, deep / skip |\n| --- | ---: | ---: | ---: | ---: |")
+    print("\n".join(rows))
+
+
+def table(network: torch.nn.Module) -> Iterator[str]:
+    """A row of Markdown for each layer that is split."""
     for name, layer in network.named_modules():
         scheme = getattr(getattr(layer, "input_quantizer", None), "scheme", None)
         sizes = getattr(scheme.granularity, "sizes", ()) if scheme is not None else ()
         if scheme is not None and len(sizes) == 2:
             deep, skip = (layer.input_quantizer.scale * (scheme.qmax - scheme.qmin)).tolist()
             spans = [span(part) for part in layer.weight.split(sizes, dim=1)]
-            print(f"| {name} | {deep:.2f} | {skip:.2f} | {deep / skip:.2f} | {(spans[0] / spans[1]).median():.2f} |")
+            yield f"| {name} | {deep:.2f} | {skip:.2f} | {deep / skip:.2f} | {(spans[0] / spans[1]).median():.2f} |"
 
 
 def span(weight: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The notebook of analysis/ runs from a folder that holds the outputs of the ablation, and was executed as it stands."""
+"""The notebook of analysis/ runs from below a folder that holds the outputs of the ablation, and was executed as it stands."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,8 @@ def test_the_notebook_runs(
 ) -> None:
     code, _, err = qdexp("-m", "sweep=ladder", "inspection.rows=4", f"out={tmp_path / 'outputs'}")
     assert (code, err) == (0, "")
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "analysis").mkdir()
+    monkeypatch.chdir(tmp_path / "analysis")
     names: dict[str, Any] = {}
     for cell in code_cells():
         lines = [

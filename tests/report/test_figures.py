@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from study import Study
 
+from qdexp.report import rows
 from qdexp.report.comparison import Comparison, compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures import inside, methods, samples
@@ -73,7 +74,9 @@ def test_insides_show_every_layer(comparison: Comparison, evidence: Evidence) ->
 def test_samples_have_a_row_a_method(comparison: Comparison, evidence: Evidence) -> None:
     figure = samples.grid(comparison, evidence)
     assert figure is not None
-    assert [panel.get_ylabel() for panel in figure.axes] == [line.name for line in comparison.lines]
+    for panel, line in zip(figure.axes, comparison.lines, strict=True):
+        quantized = line.axes["method"] != "fp"
+        assert panel.get_ylabel() == (f"{line.name} {rows.bits(line.records[0])}" if quantized else line.name)
     (image,) = figure.axes[0].get_images()
     assert np.asarray(image.get_array()).shape == (28, 12 * 28)
 

@@ -173,6 +173,8 @@ def test_the_page_sorts_both_ways_and_keeps_what_has_no_number_last(page: Browse
 def test_the_page_filters_by_words_and_axes_and_pools_seeds(page: Browser) -> None:
     page.run(SET, "#filter", "ptq 1", "input")
     assert 0 < len(page.run(NAMES)) < 8
+    page.run(SET, "#filter", "no such word", "input")
+    assert "No row holds all of these words" in page.run("return document.getElementById('table').textContent")
     page.run(SET, "#filter", "", "input")
     page.run(SET, "select[name=method]", "qdiffusion", "change")
     assert len(page.run(NAMES)) == 2

@@ -17,6 +17,8 @@ from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.layout import Layout, entry_name
 from qdexp.record import Record
+from qdexp.report.identity import full_precision
+from qdexp.report.rows import bits
 from qdexp.statistics.estimate import Estimate
 
 
@@ -51,8 +53,10 @@ class Evidence:
         return np.concatenate(shards)[:count] if shards else None
 
     def rows_of_images(self, named: Iterable[tuple[str, Record]], count: int) -> list[tuple[str, NDArray[np.uint8]]]:
-        """The first images of each record, with its name; of those whose images have the first one's shape."""
-        found = [(name, images) for name, record in named if (images := self.images(record, count)) is not None]
+        """The first images of each record, with its name and bits; of those whose images have the first one's shape."""
+        found = [
+            (_labelled(name, record), images) for name, record in named if (images := self.images(record, count)) is not None
+        ]
         return [(name, images) for name, images in found if images.shape == found[0][1].shape]
 
     def estimates(self, record: Record) -> dict[str, Estimate]:
@@ -71,6 +75,11 @@ class Evidence:
                 if value is not None and "replicates" in one:
                     found[key] = Estimate(value, np.array(one["replicates"]))
         return found
+
+
+def _labelled(name: str, record: Record) -> str:
+    """With its bits, which a picture does not have in a column."""
+    return name if full_precision(record) or bits(record) in name else f"{name} {bits(record)}"
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -85,6 +85,7 @@ function table() {
     line.addEventListener("click", () => open(state.pooled ? row.cells[0] : row.id));
     return line;
   });
+  if (!rows.length) body.push(html("tr", {}, html("td", { className: "text dull", colSpan: shown.length + 1, textContent: "No row holds all of these words and choices." })));
   byId("table").replaceChildren(html("thead", {}, head), html("tbody", {}, ...body));
   byId("notes").textContent = said();
   byId("count").textContent = rows.length === all.length ? `${all.length} rows` : `${rows.length} of ${all.length} rows`;
