@@ -15,7 +15,6 @@ import torch
 
 import qdexp
 from qdexp.errors import UserError, one_line
-from qdexp.record import read_records
 
 
 def main() -> None:
@@ -23,11 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path)
     path = parser.parse_args().record
-    (record,) = read_records([path])
-    if "checkpoint" not in record.get("artifacts", {}):
-        raise UserError(f"{path}: a cell without a quantized network; name one with split shortcuts")
-    network = qdexp.load(path.parents[1] / record["artifacts"]["checkpoint"])
-    rows = list(table(network))
+    rows = list(table(qdexp.load(path)))
     if not rows:
         raise UserError(
             f"{path}: no layer of this cell is split; quantizer.steps.split.scope=skip (or quantizer=qdiffusion) splits"

@@ -11,30 +11,39 @@ if TYPE_CHECKING:
     from qdexp.backends import Backend
 
 
-def load(checkpoint: str | Path, trust: Collection[str] = (), backend: "str | Backend" = "simulated") -> "Module":
+def load(
+    checkpoint: str | Path,
+    trust: Collection[str] = (),
+    backend: "str | Backend" = "simulated",
+    out: str | Path = "outputs",
+) -> "Module":
     """Load the quantized network of a checkpoint, on the CPU and in eval mode.
 
     It takes the place of the original in a diffusers pipeline: same class, same call, same outputs as when it was saved.
 
     Args:
-        checkpoint: The folder; it may come from anybody, and nothing in it runs code or opens another file.
+        checkpoint: The folder; it may come from anybody, and nothing in it runs code or opens another file. Or a record, or
+            what a cell is called: its name, or that in a table or in the lines of a run.
         trust: What of it may, such as ``["mine.TinyNet"]``: full names of classes beside the networks of diffusers and qdexp,
             and paths among their arguments.
         backend: The arithmetic in which it runs: the name of one of qdexp's backends, or an instance of any. With another than
             ``simulated`` class and outputs may be others, as the backend says.
+        out: The output folder in which a cell is looked up.
 
     Returns:
         The network; with ``simulated`` it computes in floating point on the quantized grid.
 
     Raises:
-        qdexp.errors.UserError: The folder holds no whole checkpoint, or one that names what is not trusted; or there is no such
-            backend.
+        qdexp.errors.UserError: The folder holds no whole checkpoint, or one that names what is not trusted; there is no such
+            cell, or more than one, or it is in full precision; or there is no such backend.
     """
     from qdexp.backends import choice  # torch takes seconds to load
     from qdexp.models import checkpoint as checkpoints
+    from qdexp.report import lookup
 
-    chosen = choice.named(backend)
-    return chosen.lower(checkpoints.load(checkpoint, {trust} if isinstance(trust, str) else trust)).network
+    chosen, folder = choice.named(backend), lookup.checkpoint(checkpoint, Path(out))
+    network = checkpoints.load(folder, {trust} if isinstance(trust, str) else trust)
+    return chosen.lower(network).network
 
 
 def load_records(place: str | Path = "outputs") -> "DataFrame":

@@ -131,7 +131,7 @@ def _read(path: Path) -> Record:
     except ValueError as error:
         raise UserError(f"{path} is truncated, or not what was written ({error}): delete it and run the sweep again") from error
     if not isinstance(record, dict) or not {"format", "cell", "status"} <= record.keys():
-        raise UserError(f"{path} is not a record of a cell: move it out of the folder")
+        raise UserError(f"{path} is not a record of a cell: name one, or move it out of the folder of records")
     if record["format"] not in (1, FORMAT):
         raise UserError(f"{path} has format {record['format']}, this version reads 1 and {FORMAT}: run the sweep again")
     parts = _PARTS | ({"metrics": dict} if record["status"] == "complete" else {})
