@@ -19,7 +19,8 @@ def load(
 ) -> "Module":
     """Load the quantized network of a checkpoint, on the CPU and in eval mode.
 
-    It takes the place of the original in a diffusers pipeline: same class, same call, same outputs as when it was saved.
+    It takes the place of the original in a diffusers pipeline: same class, same call, same outputs as when it was saved. Its
+    ``state_dict`` and ``save_pretrained`` give its weights, dequantized, for the original class to load.
 
     Args:
         checkpoint: The folder; it may come from anybody, and nothing in it runs code or opens another file. Or a record, or
@@ -39,10 +40,12 @@ def load(
     """
     from qdexp.backends import choice  # torch takes seconds to load
     from qdexp.models import checkpoint as checkpoints
+    from qdexp.quant.handing import say_what_is_saved
     from qdexp.report import lookup
 
     chosen, folder = choice.named(backend), lookup.checkpoint(checkpoint, Path(out))
     network = checkpoints.load(folder, {trust} if isinstance(trust, str) else trust)
+    say_what_is_saved(network, folder)
     return chosen.lower(network).network
 
 

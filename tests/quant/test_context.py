@@ -1,7 +1,6 @@
 """What quantized layers know of the call that runs: its timesteps and its branch."""
 
 import copy
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -316,9 +315,9 @@ def test_layers_are_compiled_one_by_one() -> None:
             assert torch.equal(compiled(x, timestep), network(x, timestep))
 
 
-def test_a_pickled_network_has_a_context_of_its_own() -> None:
+def test_a_copied_network_has_a_context_of_its_own() -> None:
     network = timed(Network(), rows(8, 8))
-    again = pickle.loads(pickle.dumps(network))
+    again = copy.deepcopy(network)
     x, t = rows(6)[0]
     assert torch.equal(again(x, t), network(x, t))
     with again.cache_context("cond"):

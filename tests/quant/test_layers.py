@@ -76,7 +76,7 @@ def test_class_hooks_memory_format_and_state() -> None:
     assert quantized.weight.stride() == strides
     assert quantized(torch.randn(1, 4, 5, 5).to(memory_format=torch.channels_last)).stride()[1] == 1
     assert calls == [1]
-    assert set(quantized.state_dict()) == {"bias"}
+    assert set(quantized.state_dict()) == {"weight", "bias"}
     assert [name for name, _ in quantized.named_parameters()] == ["bias"]
 
 

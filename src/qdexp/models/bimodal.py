@@ -17,6 +17,8 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
+from qdexp.models.networks import with_all_arguments
+
 
 class AmplifiedResnetBlock(ResnetBlock2D):
     """A residual block that multiplies the first ``deep`` channels of its input by ``gain`` before it does anything else."""
@@ -31,6 +33,7 @@ class AmplifiedResnetBlock(ResnetBlock2D):
         return y
 
 
+@with_all_arguments
 class BimodalUNet2DModel(UNet2DModel):
     """diffusers' UNet2DModel, its residual blocks of the up path amplified; names and shapes of the weights are the same.
 

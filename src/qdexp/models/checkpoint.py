@@ -28,7 +28,7 @@ from qdexp.quant.attention import QuantizedSite, quantize_attention, quantized_s
 from qdexp.quant.context import share
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
 from qdexp.quant.network import FLOAT, quantized_layers
-from qdexp.quant.packed import WEIGHT, fill, packed_tensors
+from qdexp.quant.packed import WEIGHT, fill, packed_tensors, weights
 from qdexp.quant.products import ACT, ATTENTION, PROBABILITY
 from qdexp.quant.scheme import PerTensor, Scheme, Split, TimeGroups
 
@@ -52,7 +52,9 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = packed_tensors(network) | network.state_dict() | _drawn(network, architecture)
+    packed, dequantized = packed_tensors(network), weights(network)
+    others = {name: value for name, value in network.state_dict().items() if name not in dequantized}
+    tensors = packed | others | _drawn(network, architecture)
     # copies: a module that is registered under two names has one memory for both, which safetensors refuses
     copies = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     files.write_tensors(folder / TENSORS, copies)
@@ -113,7 +115,7 @@ def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collect
     for name in [name for name in tensors if name.startswith(DRAWN)]:
         owner, _, own = name.removeprefix(DRAWN).rpartition(".")
         network.get_submodule(owner).register_buffer(own, tensors.pop(name), persistent=False)
-    network.load_state_dict(tensors, assign=True)
+    network.load_state_dict(weights(network) | tensors, assign=True)
     if content["channels_last"]:
         devices.to_channels_last(network)
     return network

@@ -1,12 +1,26 @@
 """Networks of diffusers, each with one thing that the original has and diffusers' own class has not. All keep its names."""
 
-from typing import Any
+import inspect
+from typing import Any, TypeVar
 
 from diffusers import PixArtTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=type[nn.Module])
 
+
+def with_all_arguments(network: Network) -> Network:
+    """Names in the signature of a class all that its parent takes, of which its ``**architecture`` may be: diffusers'
+    ``from_pretrained`` leaves out arguments that are not named there."""
+    own, parents = (inspect.signature(vars(cls)["__init__"]) for cls in network.__mro__[:2])
+    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    known = {each.name: each for each in (*named, *parents.parameters.values())}
+    vars(network)["__init__"].__signature__ = own.replace(parameters=list(known.values()))
+    return network
+
+
+@with_all_arguments
 class HeadsUNet2DModel(UNet2DModel):
     """A U-Net whose attentions have ``num_heads`` heads each, not heads of one size (latent diffusion on LSUN-Churches)."""
 
@@ -21,6 +35,7 @@ class HeadsUNet2DModel(UNet2DModel):
             attention.scale = (width / num_heads) ** -0.5
 
 
+@with_all_arguments
 class ClassUNet2DConditionModel(UNet2DConditionModel):
     """A U-Net that attends to one learned token for each class (latent diffusion on ImageNet).
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, call, with_another
+from qdexp.quant.handing import Unpickled
 from qdexp.quant.macs import SOFTMAX, Tracer
 from qdexp.quant.products import (
     ACT,
@@ -166,7 +167,7 @@ class _Multiplying(_Opening):
         return quantizers.multiply(func, args, kwargs)  # type: ignore[operator]
 
 
-class QuantizedSite(nn.Module):
+class QuantizedSite(Unpickled):
     """What every site has beside its own class: ``products``, and a module with the quantizers of each."""
 
     products: tuple[Product, ...]

@@ -3,8 +3,8 @@
     y = layer(Q_a(x); dequantize(w_int), b),    layer: Conv1d, Conv2d or Linear of torch
 
 Q_a has one grid for the tensor or for each part of a concatenation: always, in a group of timesteps, or at the call. b stays in
-floating point. The dequantized weight is computed once and kept, so a call costs one rounding of the input. The buffers of
-quantization are not in `state_dict()`: what is saved is packed, see `checkpoint`.
+floating point. The dequantized weight is computed once and kept, so a call costs one rounding of the input. It is all that
+`state_dict()` has of quantization, see `handing`; what qdexp saves is packed, see `packed`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,14 @@ from qdexp.quant.affine import (
     qparams_of_rows,
 )
 from qdexp.quant.context import CallContext, spread
+from qdexp.quant.handing import Exact, WithIntegers
 from qdexp.quant.ranges import GroupedObserver, Observer, RangeEstimator
 from qdexp.quant.scheme import PerTensor, Scheme, Time, TimeGroups
 
 Mode = Literal["off", "observe", "on"]
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(Exact):
     """Rounds what passes through to the grid of `scheme`.
 
     `mode` is "off" (values pass untouched: the start), "observe" (they pass, and are shown to the observer) or "on".
@@ -41,6 +42,7 @@ class ActivationQuantizer(nn.Module):
     dynamic grid has none to keep.
     """
 
+    _exact = ("scale", "zero_point")
     scale: Tensor
     zero_point: Tensor
     mode: Mode
@@ -143,7 +145,7 @@ def elementwise(quantizer: nn.Module) -> bool:
     return quantizer.mode == "on" and static and not quantizer.scale.requires_grad
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(WithIntegers):
     """What every quantized layer has beside its torch class.
 
     `weight` is the float parameter until `set_weight` replaces it by a buffer with the dequantized values; `weight_int` and
@@ -152,8 +154,6 @@ class QuantizedLayer(nn.Module):
 
     kind: ClassVar[type[nn.Module]]
     """The class of torch whose arithmetic it is."""
-    weight: Tensor
-    weight_int: Tensor | None
     weight_scale: Tensor | None
     weight_zero_point: Tensor | None
     weight_scheme: Scheme | None
@@ -178,7 +178,7 @@ class QuantizedLayer(nn.Module):
         assert self.weight_scheme is not None
         weight = torch.empty_like(self.weight).copy_(dequantize(integers, qparams, self.weight_scheme))
         del self.weight
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", weight)
         self.weight_int = integers
         self.weight_scale, self.weight_zero_point = qparams
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.quant.affine import QParams
+from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.packing import pack, packed_bytes, unpack
 
@@ -50,6 +51,16 @@ def _narrow(values: Tensor) -> Tensor:
     """Integers as bytes if all of them are."""
     fits = bool(((values >= 0) & (values < 256)).all())
     return values.to(torch.uint8 if fits else torch.int32)
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """The dequantized weights by all the names that they have in `state_dict()`; a checkpoint has their integers instead."""
+    layers = network.named_modules(remove_duplicate=False)
+    return {
+        f"{name}.weight".lstrip("."): layer.weight
+        for name, layer in layers
+        if isinstance(layer, QuantizedLayer) and layer.weight_int is not None
+    }
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -1,0 +1,87 @@
+"""What a quantized network is to those who save, load, copy and cast it as any other network of torch.
+
+state_dict          the dequantized weights under the names that they had, and nothing else of quantization
+load_state_dict     the same weights again: others would not be those that the integers stand for
+half, bfloat16, to  everything but the constants of the grids, which stay as exact as they are
+deepcopy            the whole network
+pickle, torch.save  refused
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from qdexp.errors import UserError
+
+
+class Exact(nn.Module):
+    """A module of which some buffers keep their dtype when it is cast: a scale in half precision is another grid, and a
+    quantizer that computes with a scale in float32 rounds values of any dtype to the same one."""
+
+    _exact: ClassVar[tuple[str, ...]]
+    """Their names."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: value for name in self._exact if (value := getattr(self, name)) is not None}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            now = getattr(self, name)
+            if now.dtype != value.dtype:
+                setattr(self, name, value.to(now.device))
+        return self
+
+
+class Unpickled(nn.Module):
+    """A module that is copied, but not pickled.
+
+    A pickle has classes by their names. Those of quantized modules are made while a program runs, and what is in them only this
+    version of the code would understand: packed checkpoints are there for that.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UserError("a quantized network cannot be pickled, nor saved whole by torch.save: to hand it on copy the folder "
+                        "of its checkpoint, which qdexp.load reads; state_dict() has its weights, dequantized")  # fmt: skip
+
+    def __copy__(self) -> Self:
+        copied = object.__new__(type(self))
+        copied.__setstate__(self.__getstate__())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = copied = object.__new__(type(self))
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copied
+
+
+class WithIntegers(Exact, Unpickled):
+    """A layer whose weight, once there are integers, is what these stand for."""
+
+    _exact = ("weight_int", "weight_scale", "weight_zero_point")
+    weight: Tensor
+    weight_int: Tensor | None
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *details: Any) -> None:
+        given = state.get(f"{prefix}weight")
+        if self.weight_int is not None and isinstance(given, Tensor) and not self._holds(given):
+            raise UserError(f"{prefix}weight: its layer is quantized and takes no other weights; load these into the "
+                            f"full-precision network, and quantize that")  # fmt: skip
+        super()._load_from_state_dict(state, prefix, *details)
+
+    def _holds(self, weight: Tensor) -> bool:
+        return weight.shape == self.weight.shape and torch.equal(weight.to(self.weight), self.weight)
+
+
+def say_what_is_saved(network: nn.Module, folder: Path) -> None:
+    """Lets ``network``, read from the checkpoint in ``folder``, say at ``state_dict`` what that is, once in a process."""
+    network.register_state_dict_pre_hook(partial(_say, folder))
+
+
+def _say(folder: Path, *_: Any) -> None:
+    warnings.warn(f"what is saved are dequantized weights in floating point, without the grids of activations; to hand the "
+                  f"quantized network on copy the folder {folder}, which qdexp.load reads", stacklevel=2)  # fmt: skip
