@@ -193,3 +193,26 @@ def test_constants_of_grids_are_as_exact_as_before(network: nn.Module, cast: Cal
 def test_where_there_are_no_numbers_there_are_no_constants(network: nn.Module) -> None:
     network.to("meta").half()
     assert all(value.is_meta for value in network.buffers())
+
+
+@pytest.mark.parametrize(("name", "bits", "time", "words"), [
+    ("conv_in", 4, "static", "1, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), W8A8, per channel"),
+    ("mid_block.resnets.0.conv1", 4, "static", "padding=(1, 1), W4A8, per channel"),
+    ("up_blocks.0.resnets.1.conv1", 4, "dynamic", "W4A8, per channel, parts 16+8, dynamic"),
+    ("up_blocks.0.resnets.1.conv1", 32, GROUPS, "W32A8, per tensor, parts 16+8, 3 timestep groups"),
+    ("up_blocks.0.resnets.1.conv1.input_quantizer", 4, GROUPS, "8 bits, per tensor, parts 16+8, 3 timestep groups, on"),
+    ("mid_block.attentions.0", 4, GROUPS, "A8, softmax 8 bits, 3 timestep groups"),
+])  # fmt: skip
+def test_what_is_printed_names_bits_grids_and_parts(
+    tiny_unet: UNet2DModel, name: str, bits: int, time: Any, words: str
+) -> None:
+    network = quantized(tiny_unet, bits, 8, splits={"up_blocks.0.resnets.1.conv1": (16, 8)})
+    set_time(network, time)
+    set_activation_mode(network, "on")
+    module: Any = network.get_submodule(name)
+    assert module.extra_repr().endswith(words)
+    assert words in repr(network)
+
+
+def test_symmetric_weights_are_told() -> None:
+    assert str(Scheme(4, Split((2, 3), PerTensor()), symmetric=True)) == "4 bits, per tensor, parts 2+3, symmetric"

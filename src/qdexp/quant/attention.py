@@ -178,6 +178,20 @@ class QuantizedSite(Unpickled):
         for product, own in zip(self.products, self.quantized_products, strict=True):
             yield from zip((ACT, ACT, ACT, PROBABILITY) if product == ATTENTION else product, own.children(), strict=True)
 
+    @property
+    def quantized_as(self) -> str:
+        """In words, e.g. ``A8, softmax 8 bits``: the bits of what is multiplied, and when the grids of activations hold, where
+        that is not always."""
+        schemes: dict[str, Scheme | None] = {kind: getattr(one, "scheme", None) for kind, one in self.quantizers()}
+        bits = {kind: scheme.bits if scheme else 32 for kind, scheme in schemes.items()}
+        told = [text.format(bits[kind]) for kind, text in ((ACT, "A{}"), (PROBABILITY, "softmax {} bits")) if kind in bits]
+        act = schemes.get(ACT)
+        return ", ".join([*told, *(act.timing if act else ())])
+
+    def extra_repr(self) -> str:
+        """What `print(network)` shows: what its own class does, and how it is quantized."""
+        return ", ".join(filter(None, (super().extra_repr(), self.quantized_as)))
+
     def require(self, ok: bool) -> None:
         """Raises UserError where a call does not multiply what the traced one did."""
         if not ok:

@@ -129,7 +129,7 @@ class ActivationQuantizer(Exact):
 
     def extra_repr(self) -> str:
         """What `print(network)` shows."""
-        return f"bits={self.scheme.bits}, symmetric={self.scheme.symmetric}, time={self.scheme.time}, mode={self.mode}"
+        return f"{self.scheme}, {self.mode}"
 
 
 def quantizer_or_identity(scheme: Scheme | None, fixed_range: tuple[float, float] | None = None) -> nn.Module:
@@ -181,6 +181,19 @@ class QuantizedLayer(WithIntegers):
         self.register_buffer("weight", weight)
         self.weight_int = integers
         self.weight_scale, self.weight_zero_point = qparams
+
+    @property
+    def quantized_as(self) -> str:
+        """In words, e.g. ``W4A8, per channel, parts 48+48``: the bits of weight and input, the groups of the weight (or else of
+        the input) that have a grid each, and when the input's grid holds, where that is not always."""
+        weight, act = self.weight_scheme, getattr(self.input_quantizer, "scheme", None)
+        bits = "".join(f"{kind}{scheme.bits if scheme else 32}" for kind, scheme in (("W", weight), ("A", act)))
+        one, other = (weight, act) if weight else (act, None)
+        return ", ".join([bits, *(one.traits if one else ()), *(other.timing if other else ())])
+
+    def extra_repr(self) -> str:
+        """What `print(layer)` shows: what torch does of its class, and how it is quantized."""
+        return f"{super().extra_repr()}, {self.quantized_as}"
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):

@@ -41,6 +41,9 @@ class PerTensor:
         """Values [groups] or [rows, groups], laid out to broadcast against a tensor of `ndim` dimensions."""
         return values if values.ndim == 1 else values.view(-1, *[1] * (ndim - 1))
 
+    def __str__(self) -> str:
+        return "per tensor"
+
 
 @dataclass(frozen=True)
 class PerChannel:
@@ -61,6 +64,9 @@ class PerChannel:
         shape = [1] * ndim
         shape[self.axis] = -1
         return values.view(shape)
+
+    def __str__(self) -> str:
+        return "per channel"
 
 
 Whole = PerTensor | PerChannel
@@ -102,6 +108,9 @@ class Split:
             parts.append(laid_out.expand(torch.broadcast_shapes(laid_out.shape, along)))
         return torch.cat(parts, self.axis)
 
+    def __str__(self) -> str:
+        return f"{self.within}, parts {'+'.join(map(str, self.sizes))}"
+
 
 Granularity = Whole | Split
 
@@ -130,6 +139,9 @@ class TimeGroups:
 
     def __len__(self) -> int:
         return len(self.edges) + 1
+
+    def __str__(self) -> str:
+        return f"{len(self)} timestep groups"
 
     def index(self, t: Tensor) -> Tensor:
         """The groups of timesteps of any dtype and shape, int64. Edges are compared as float32 numbers, on t's device, and no
@@ -166,6 +178,19 @@ class Scheme:
             raise UserError(
                 "a grid for each channel cannot be dynamic or follow the timestep: use per_tensor, or a static grid"
             )
+
+    def __str__(self) -> str:
+        return ", ".join([f"{self.bits} bits", *self.traits])
+
+    @property
+    def traits(self) -> list[str]:
+        """In words, what it is beside its bits: e.g. ``["per tensor, parts 48+48", "symmetric", "4 timestep groups"]``."""
+        return [str(self.granularity), *(["symmetric"] if self.symmetric else []), *self.timing]
+
+    @property
+    def timing(self) -> list[str]:
+        """In words, when it holds, where that is not always."""
+        return [] if self.time == "static" else [str(self.time)]
 
     @property
     def qmin(self) -> int:
