@@ -11,6 +11,7 @@ from qdexp.layout import Layout
 from qdexp.sweep import manifest
 from qdexp.sweep.__main__ import main as sweep_command
 from qdexp.sweep.launch import Frozen
+from qdexp.sweep.results import say_how_to_load
 from qdexp.sweep.shell import running
 from qdexp.tracking.log import read
 
@@ -48,3 +49,18 @@ def test_a_killed_job_gets_its_record_and_its_run(
     (log,) = runs(out)
     assert read(log).exit_code == 0
     assert f"record   {cell.record}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("checkpoints", "told"), [
+    ([], ""),
+    ([None, None], ""),
+    ([None, "store/act-1/checkpoint"], "checkpoint  results/store/act-1/checkpoint\n"),
+    (["store/act-1/checkpoint", "store/act-2/checkpoint"], 'networks qdexp.load("CELL", out="results") in Python, CELL being'),
+])  # fmt: skip
+def test_the_last_lines_tell_where_quantized_networks_are(
+    checkpoints: list[str | None], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [{} if folder is None else {"checkpoint": folder} for folder in checkpoints]
+    say_how_to_load(Layout(Path("results")), [{"artifacts": artifacts} for artifacts in folders] + [{"status": "failed"}])
+    printed = capsys.readouterr().out
+    assert printed.startswith(told) and printed.count("\n") == bool(told)

@@ -226,11 +226,21 @@ def show(out: Path, sweep_name: str, records: Sequence[Record]) -> None:
     files.write_text(sweep.table, "\n\n".join(pages))
     for record in records:
         print(f"record   {layout.record(record['cell'])}")
+    say_how_to_load(layout, records)
     if _picture(out, records, sweep.samples):
         print(f"samples  {sweep.samples}")
     print(f"table    {sweep.table}")
     say_how_to_score(record["protocol"].get("extractor", "") for record in records)
     print(f"report   python -m qdexp.report {sweep_name} --out {out}", flush=True)
+
+
+def say_how_to_load(layout: Layout, records: Sequence[Record]) -> None:
+    """Prints where the checkpoint of a quantized cell is; of several, how one is loaded."""
+    folders = [record["artifacts"]["checkpoint"] for record in records if "checkpoint" in record.get("artifacts", {})]
+    if len(folders) == 1:
+        print(f"checkpoint  {layout.out / folders[0]}")
+    elif folders:
+        print(f'networks qdexp.load("CELL", out="{layout.out}") in Python, CELL being the name of a record')
 
 
 def say_how_to_score(extractors: Iterable[object]) -> None:
