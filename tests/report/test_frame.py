@@ -25,6 +25,10 @@ def test_one_row_per_cell_with_every_number_and_its_interval(study: Study) -> No
         for name, estimate in Evidence(study.out).estimates(record).items():
             interval = estimate.interval()
             assert (row[f"{name}_low"], row[f"{name}_high"]) == (interval.low, interval.high)
+        assert records.read_records([Path(row["record"])]) == [record]
+        assert {name: Path(row[name]) for name in record["artifacts"]} == {
+            name: study.out / path for name, path in record["artifacts"].items()
+        }
     assert frame.groupby("identity")["seed"].nunique().max() > 1, "seeds of one configuration share it"
 
 

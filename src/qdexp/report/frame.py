@@ -29,8 +29,9 @@ def load_records(place: str | Path = "outputs") -> pd.DataFrame:
     Returns:
         One row per cell, full precision first. Columns: ``cell``, ``status``, ``error``; the axes (``model``, ``method``,
         ``quant``, ``seed``, ...); ``protocol_hash``, only numbers of one of which compare; ``identity``, the same for cells
-        that differ in nothing but their seed; every metric of the records; ``METRIC_low`` and ``METRIC_high``, the ends of its
-        95 % interval over the images, where the store has what tells it; and ``seconds`` from an empty store.
+        that differ in nothing but their seed; every metric of the records, sizes among them; ``METRIC_low`` and
+        ``METRIC_high``, the ends of its 95 % interval over the images, where the store has what tells it; ``seconds`` from an
+        empty store; and the paths ``record``, ``samples`` and ``checkpoint``.
 
     Raises:
         qdexp.errors.UserError: There is no record, or one that is corrupt.
@@ -38,10 +39,10 @@ def load_records(place: str | Path = "outputs") -> pd.DataFrame:
     records = Layout(Path(place)).records
     folder = records if records.is_dir() else Path(place)
     evidence = Evidence(folder.parent)
-    return pd.DataFrame([_row(record, evidence) for record in in_order(read_records(folder))])
+    return pd.DataFrame([_row(record, evidence, folder) for record in in_order(read_records(folder))])
 
 
-def _row(record: Record, evidence: Evidence) -> dict[str, Any]:
+def _row(record: Record, evidence: Evidence, folder: Path) -> dict[str, Any]:
     complete = record["status"] == "complete"
     estimates = evidence.estimates(record) if complete else {}
     return {
@@ -54,6 +55,8 @@ def _row(record: Record, evidence: Evidence) -> dict[str, Any]:
         **record.get("metrics", {}),
         **_columns({name: one.interval() for name, one in estimates.items()}),
         "seconds": record.get("costs", {}).get("total", {}).get("seconds"),
+        "record": str(folder / f"{record['cell']}.json"),
+        **{name: str(folder.parent / path) for name, path in record.get("artifacts", {}).items()},
     }
 
 
