@@ -33,6 +33,7 @@ from qdexp.quant.affine import QParams
 from qdexp.quant.attention import quantize_attention
 from qdexp.quant.layers import kind_of, to_quantized
 from qdexp.quant.network import set_activation_mode
+from qdexp.quant.packed import weights
 from qdexp.quant.products import ATTENTION, QuantizedAttention
 from qdexp.quant.scheme import Granularity, PerChannel, PerTensor, Scheme, Split, Whole
 
@@ -89,8 +90,10 @@ class _Import:
         for name, attention in list(self.network.named_modules()) if self.acts else ():
             if isinstance(attention, Attention):
                 self._attention(attention, self.origins[f"{name}.to_q.weight"])
+        dequantized = weights(self.network)
         for name, value in self.network.state_dict().items():
-            value.copy_(self._take(self.origins[name], value.shape))
+            if name not in dequantized:
+                value.copy_(self._take(self.origins[name], value.shape))
         set_activation_mode(self.network, "on")
         if self.left:
             raise self._wrong(min(self.left), f"has no place in {type(self.network).__name__}")

@@ -21,8 +21,8 @@ from qdexp.errors import UserError
 
 
 class Exact(nn.Module):
-    """A module of which some buffers keep their dtype when it is cast: a scale in half precision is another grid, and a
-    quantizer that computes with a scale in float32 rounds values of any dtype to the same one."""
+    """A module of which some buffers lose nothing when it is cast: a scale in half precision is another grid, and a quantizer
+    that computes with one in float32, or wider, rounds values of any dtype to the same grid."""
 
     _exact: ClassVar[tuple[str, ...]]
     """Their names."""
@@ -32,8 +32,9 @@ class Exact(nn.Module):
         super()._apply(fn, recurse)
         for name, value in before.items():
             now = getattr(self, name)
-            if now.dtype != value.dtype:
-                setattr(self, name, value.to(now.device))
+            dtype = torch.promote_types(now.dtype, torch.float32) if value.is_floating_point() else value.dtype
+            if now.dtype != dtype:
+                setattr(self, name, value.to(now.device, dtype))
         return self
 
 
