@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conditional import write_models
 from diffusers import UNet2DModel
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -130,6 +131,13 @@ def cell_of(small: list[str]) -> Callable[..., Cell]:
             return preflight(freeze(compose("config", completed(_merged(small, arguments)), return_hydra_config=True)))
 
     return cell
+
+
+@pytest.fixture
+def conditional(tmp_path: Path) -> str:
+    """The option that makes ``tiny_dit``, ``tiny_cross`` and ``tiny_sd3`` known, with random weights."""
+    write_models(tmp_path / "conditional")
+    return f"hydra.searchpath=[file://{tmp_path / 'conditional'}]"
 
 
 @pytest.fixture(scope="session")

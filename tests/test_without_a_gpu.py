@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import fake_cuda
-from test_conditional_cell import conditional  # noqa: F401
 from torch import Tensor, nn
 
 from qdexp import lightning, machine, meter
