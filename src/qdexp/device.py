@@ -36,6 +36,13 @@ def resolve(device: str) -> torch.device:
     return torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)
 
 
+def visible() -> list[str]:
+    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them: indices, or names where it is set to these."""
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or list(map(str, range(count))))[:count]
+
+
 def make_repeatable() -> None:
     """The same bits on every run of one machine: no TF32, no autotuned algorithms. To be called before CUDA starts."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in any order

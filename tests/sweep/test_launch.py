@@ -2,16 +2,20 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+from qdexp import device as devices
 from qdexp.errors import UserError
 from qdexp.paths import conf_folder
+from qdexp.sweep import launch
 from qdexp.sweep.__main__ import main as sweep_command
 from qdexp.sweep.freeze import Composer, freeze
+from qdexp.sweep.jobs import Node
+from qdexp.sweep.local import Local
 
 Command = Callable[..., tuple[int, str, str]]
 Executed = Callable[..., list[str]]
@@ -38,6 +42,36 @@ def test_configs_composed_once_are_those_that_hydra_composes(small: list[str]) -
         for point in points:
             assert composer.config(point) == freeze(compose("config", point, return_hydra_config=True))
     assert len(composed) == 4  # methods x layers: mappings are left to Hydra
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), None),
+        (("hydra.launcher.jobs=3",), r"hydra\.launcher\.jobs=3: the GPUs here take 2; .*hydra\.launcher\.jobs_per_gpu"),
+        (("hydra.launcher.jobs=3", "hydra.launcher.jobs_per_gpu=2"), None),
+        (("hydra.launcher.jobs_per_gpu=0",), r"hydra\.launcher\.jobs_per_gpu=0: choose at least 1"),
+    ],
+)
+def test_the_jobs_that_gpus_take(
+    qdexp: Command, options: tuple[str, ...], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, list[str]]] = []
+
+    class Seen(Local):
+        def run(self, nodes: Sequence[Node]) -> None:
+            taken.append((self.jobs, list(self._free)))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "Local", Seen)
+    monkeypatch.setattr(devices, "visible", lambda: ["0", "1"])
+    with devices.elsewhere("cuda"):
+        code, _, err = qdexp("-m", "method=fp", "hydra/launcher=local", "device=cuda", *options)
+    assert code != 0
+    if message is None:
+        assert taken == [(3 if options else 2, ["0", "1"] * (2 if options else 1))]
+    else:
+        assert re.search(message, err)
 
 
 def test_several_processes_at_once(

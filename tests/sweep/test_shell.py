@@ -52,8 +52,8 @@ if __name__ == "__main__":
     submitit.Job._results_timeout_s = 1  # that of a killed job is waited for
     with one_line(), running(Layout(OUT).sweep("trial")) as shell:
         registry = manifest.Registry(OUT)
-        task = lambda node, shell: sleeper.Sleep(shell)
-        Local(registry, "trial", 2, 0, task, shell).run(manifest.read(OUT, "trial").nodes)
+        task = lambda node, shell, gpu: sleeper.Sleep(shell)
+        Local(registry, "trial", 2, [], task, shell).run(manifest.read(OUT, "trial").nodes)
 """
 
 

@@ -36,8 +36,10 @@ class SequentialConf:
 class LocalConf:
     _target_: str = f"{_HERE}.LocalLauncher"
     dry: bool = False
-    jobs: int = 2
-    """Processes at once."""
+    jobs: int | None = None
+    """Processes at once; null: as many as the GPUs take, and 2 where there are none."""
+    jobs_per_gpu: int = 1
+    """Processes that share a GPU."""
 
 
 @dataclass
@@ -82,17 +84,18 @@ class SequentialLauncher(CellLauncher):
 
 
 class LocalLauncher(CellLauncher):
-    def __init__(self, jobs: int, dry: bool = False) -> None:
+    def __init__(self, jobs: int | None, jobs_per_gpu: int, dry: bool = False) -> None:
         super().__init__(dry)
-        self.jobs = jobs
+        self.jobs, self.jobs_per_gpu = jobs, jobs_per_gpu
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        if self.jobs < 1:  # raised by the constructor, it would come wrapped in Hydra's own words
-            raise UserError(f"hydra.launcher.jobs={self.jobs}: choose at least 1")
+        for name in ("jobs", "jobs_per_gpu"):  # raised by the constructor, it would come wrapped in Hydra's own words
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"hydra.launcher.{name}={value}: choose at least 1")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
-        return launch.local(cells, self.jobs)
+        return launch.local(cells, self.jobs, self.jobs_per_gpu)
 
 
 class SlurmLauncher(CellLauncher):

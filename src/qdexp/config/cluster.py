@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import Field
 
 from qdexp.config.checks import Device, Finite, Name, Positive, Text
@@ -14,7 +14,7 @@ class Resources:
     """What one job asks for; ``memory_gb`` null: what the cluster gives by itself."""
 
     minutes: Positive = 60
-    gpus: Annotated[int, Ge(0)] = 0
+    gpus: Annotated[Annotated[int, Ge(0), Le(1)], Field(description="a job computes on one GPU at most")] = 0
     cpus: Positive = 1
     memory_gb: Annotated[Annotated[float, Gt(0), Finite] | None, Field(description="null: what the cluster gives")] = None
 

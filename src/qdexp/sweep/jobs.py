@@ -1,5 +1,6 @@
 """The jobs of a sweep, as a graph, and what runs in one: light objects, which can be pickled. The work is in ``worker``."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Node:
 class Job:
     """Makes ``node`` from the frozen config of its cell. Idempotent: run again, it goes on where it stopped.
 
-    ``shell``: that of this machine with which it ends; empty for a job of a cluster.
+    ``shell``: that of this machine with which it ends; ``gpu``: the one of this machine that it computes on, as
+    CUDA_VISIBLE_DEVICES names it. Both are empty for a job of a cluster.
     """
 
     out: Path
@@ -48,10 +50,13 @@ class Job:
     node: Node
     threads: int
     shell: str = ""
+    gpu: str = ""
 
     def __call__(self) -> None:
         if self.shell:
             Shell(Layout(self.cwd / self.out).sweep(self.sweep), self.shell).end_with()
+        if self.gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu  # submitit hides all; torch looks when it first needs one
         with permanent.imports():
             from qdexp.sweep.worker import work  # torch takes seconds to load
 

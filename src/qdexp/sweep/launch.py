@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qdexp import device as devices
 from qdexp import files, progress, provenance
 from qdexp.cell import Cell
@@ -66,6 +64,10 @@ def _left(start: float, done: int, cells: int) -> str:
     """How long the rest takes if it goes on like this; empty for the first cell, which tells nothing yet."""
     seconds = (time.monotonic() - start) / max(done, 1) * (cells - done)
     return f"about {seconds / 60:.0f} min left  " if done and seconds > 60 else ""
+
+
+JOBS = 2
+"""Processes at once on a machine without GPUs."""
 
 
 class Frozen:
@@ -130,9 +132,9 @@ class Frozen:
     def folder(self) -> Sweep:
         return self.store.layout.sweep(self.config.sweep)
 
-    def job(self, node: Node, shell: Shell | None = None) -> Job:
+    def job(self, node: Node, shell: Shell | None = None, gpu: str = "") -> Job:
         threads = self.cluster.resources(node.kind).cpus
-        return Job(self.out, Path.cwd(), self.config.sweep, node, threads, "" if shell is None else shell.name)
+        return Job(self.out, Path.cwd(), self.config.sweep, node, threads, "" if shell is None else shell.name, gpu)
 
     def done(self, node: Node) -> bool:
         if node.stage == RECORD:
@@ -153,12 +155,20 @@ def slurm(cells: Sequence[Cell]) -> None:
         print(f"look      python -m qdexp.sweep status {sweep.config.sweep} --out {sweep.out}", flush=True)
 
 
-def local(cells: Sequence[Cell], jobs: int) -> list[Record]:
-    """Runs what is missing here, ``jobs`` processes at once, and waits for it."""
+def local(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int = 1) -> list[Record]:
+    """Runs what is missing here, ``jobs`` processes at once, of which ``jobs_per_gpu`` share a GPU, and waits for it.
+
+    Raises UserError where the GPUs do not take so many.
+    """
+    gpus = devices.visible() * jobs_per_gpu if cells[0].device.type == "cuda" else []
+    if gpus and jobs is not None and jobs > len(gpus):
+        raise UserError(f"hydra.launcher.jobs={jobs}: the GPUs here take {len(gpus)}; choose at most as many, or let more "
+                        f"share one by hydra.launcher.jobs_per_gpu")  # fmt: skip
+    jobs = jobs or len(gpus) or JOBS
     sweep = Frozen(cells)
     sweep.describe()
     with snapshot.running(sweep.write()), running(sweep.folder) as shell:
-        Local(Registry(sweep.out), sweep.config.sweep, jobs, torch.cuda.device_count(), sweep.job, shell).run(sweep.nodes)
+        Local(Registry(sweep.out), sweep.config.sweep, jobs, gpus, sweep.job, shell).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
     results.settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if cell.finished() is None]

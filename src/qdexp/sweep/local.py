@@ -4,8 +4,8 @@ shell that runs the sweep."""
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import cycle
 
 import submitit
 
@@ -19,19 +19,20 @@ ENDING = 10.0  # seconds that jobs have to end in, once they are told to
 
 
 class Local:
-    """``task`` says what runs in a node's job. Runs at most ``jobs`` of them at once, each on one of ``gpus`` in turn."""
+    """``task`` says what runs in a node's job, and on which GPU. Runs at most ``jobs`` of them at once, each on one of ``gpus``
+    that no other has, by its name in CUDA_VISIBLE_DEVICES; without ``gpus``, on none."""
 
     def __init__(
         self,
         registry: Registry,
         sweep: str,
         jobs: int,
-        gpus: int,
-        task: Callable[[Node, Shell], Callable[[], object]],
+        gpus: Sequence[str],
+        task: Callable[[Node, Shell, str], Callable[[], object]],
         shell: Shell,
     ) -> None:
         self.registry, self.sweep, self.jobs, self.task, self.shell = registry, sweep, jobs, task, shell
-        self._gpus = cycle(range(gpus)) if gpus else None
+        self._free, self._taken = deque(gpus or [""] * jobs), dict[str, str]()
         self.executor = submitit.AutoExecutor(folder=registry.layout.logs / "%j", cluster="local")
         self.executor.update_parameters(timeout_min=60 * 24 * 365)  # none: nobody waits for this machine
 
@@ -49,6 +50,7 @@ class Local:
                 self._start(waiting, running)
                 ended = [name for name, job in running.items() if job.done()]
                 for name in ended:
+                    self._free.append(self._taken.pop(name))
                     failed = running.pop(name).exception() is not None
                     if failed:
                         self.registry.ended(name, "FAILED")
@@ -75,10 +77,9 @@ class Local:
     def _start(self, waiting: dict[str, Node], running: dict[str, "submitit.Job[object]"]) -> None:
         for name, node in list(waiting.items()):
             blocked = any(need in waiting or need in running for need in node.needs)
-            if not blocked and len(running) < self.jobs:
-                if self._gpus is not None:
-                    self.executor.update_parameters(gpus_per_node=1, local_visible_gpus=[next(self._gpus)])
-                running[name] = self.executor.submit(self.task(waiting.pop(name), self.shell))
+            if not blocked and self._free and len(running) < self.jobs:
+                self._taken[name] = self._free.popleft()
+                running[name] = self.executor.submit(self.task(waiting.pop(name), self.shell, self._taken[name]))
                 self.registry.started(name, self.shell.name, running[name].paths.stdout, self.sweep)
 
     def _say(self, name: str, failed: bool, progress: str) -> None:
