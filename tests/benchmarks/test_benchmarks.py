@@ -123,7 +123,7 @@ def test_a_resized_model_is_the_same_architecture_with_weights_of_its_own(subjec
         (["speed"], "no part is called speed; choose from data_path"),
         (["--rows", "0"], "must be at least 1"),
         (["--set", "quant.weight_bits=99"], "quant.weight_bits=99: has to be 2, 3, "),
-        (["--set", "quant=w9a9"], "qdexp: In 'config': Could not find 'quant/w9a9'"),
+        (["--set", "quant=w9a9"], "qdexp: quant=w9a9: there is no such choice"),
         (["--set", "qant=w4a8"], "Could not override 'qant'"),
         (["--set", "method=fp"], "no weights are quantized"),
         (["data_path", "--rows", "64"], "data_path learns from 64 rows, of which recon.heldout=64 only judge"),

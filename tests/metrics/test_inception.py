@@ -220,4 +220,4 @@ def test_the_command_has_a_help_page(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert "--prepare {none,ldm,adm}" in printed
-    assert "--extractor {inception-v3,inception-v3-random,dinov2-vit-l-14," in printed, "grey images alone are no folder's"
+    assert "inception-v3, inception-v3-random, dinov2-vit-l-14" in " ".join(printed.split())

@@ -145,6 +145,7 @@ def rewritten(small: Any) -> Callable[[Callable[[dict[str, Tensor]], Any]], str]
         with pytest.raises(UserError) as caught:
             checks.weights(model)
             checks.fit(model)
+            checks.first_stage(model)
         assert str(caught.value).startswith(("model.weights=", "model.first_stage.weights=")) and "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -173,6 +174,6 @@ def test_a_scale_that_neither_the_config_nor_the_file_has(small: Any, rewritten:
 
 def test_a_scale_that_is_not_the_checkpoints(small: Any) -> None:
     model = small[0]
-    checks.fit(replace(model, first_stage=replace(model.first_stage, scale=0.40001)))
+    checks.first_stage(replace(model, first_stage=replace(model.first_stage, scale=0.40001)))
     with pytest.raises(UserError, match=r"it holds scale_factor=0\.4, model\.first_stage\.scale is 1\.0; give null there"):
-        checks.fit(replace(model, first_stage=replace(model.first_stage, scale=1.0)))
+        checks.first_stage(replace(model, first_stage=replace(model.first_stage, scale=1.0)))

@@ -531,7 +531,7 @@ one.walk(Path(sys.argv[1]), recon(iterations=2, cache_gb=1e-9)).learn_weights(da
 
 def test_killed_while_rows_lie_in_files(tiny_unet: UNet2DModel, data: Batches, finished: Pair, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    paths = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("", "quant", "recon"))
+    paths = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("", "models", "quant", "recon"))
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == -signal.SIGKILL
     assert len(list(folder.glob(".weights-*"))) == 9

@@ -68,7 +68,8 @@ class Classes(Conditioning):
     def check(self, config: Config) -> None:
         protocol = config.protocol
         taken = signature(getattr(get_object(config.model.network["_target_"]), "forward", lambda **_: None)).parameters
-        if self.name not in taken and all(one.kind != Parameter.VAR_KEYWORD for one in taken.values()):
+        uses = type(self).encode is Classes.encode  # a subclass may ask by other arguments
+        if uses and self.name not in taken and all(one.kind != Parameter.VAR_KEYWORD for one in taken.values()):
             known = list(taken)[1:]
             raise UserError(f"model.condition.name={self.name}: the network takes no such argument"
                             f"{did_you_mean(self.name, known)}; it takes {', '.join(known)}")  # fmt: skip

@@ -26,6 +26,7 @@ from qdexp.quant.attention import Site, site_of
 from qdexp.quant.coverage import Coverage, Wanted
 from qdexp.quant.macs import FULL, Product, count
 from qdexp.quant.network import LayerBits
+from qdexp.quant.packed import weights
 from qdexp.quant.packing import packed_bytes
 from qdexp.quant.shortcuts import Concatenation
 
@@ -80,7 +81,9 @@ class Description:
 
     def stored_bytes(self, quant: Quant) -> int:
         """Of the tensors of a quantized checkpoint; their names and schemes, some kilobytes, come on top."""
-        total = sum(value.numel() * value.element_size() for value in self.network.state_dict().values())
+        packed = weights(self.network)
+        kept = (value for name, value in self.network.state_dict().items() if name not in packed)
+        total = sum(value.numel() * value.element_size() for value in kept)
         known = self._known(quant)
         for name, layer in networks.quantized_layers(self.network):
             bits = known[f"{name}.weight"]
