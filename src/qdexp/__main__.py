@@ -36,7 +36,8 @@ def app(cfg: DictConfig) -> str:
 
 def check_early(cfg: DictConfig) -> None:
     """Raises UserError for what can be known before all is loaded that computes: that takes seconds."""
-    if Config.of(cfg).device == "cuda":
+    config = Config.early(cfg)
+    if config is not None and config.device == "cuda":
         with permanent.imports():
             from qdexp.device import resolve  # torch alone
 

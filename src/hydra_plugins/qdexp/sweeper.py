@@ -123,9 +123,7 @@ class LadderSweeper(Sweeper):
         name = f"sweep={QuotedString(str(config.sweep), Quote.single).with_quotes()}"
         points = [[*point, name] for point in self.points(arguments)]
         first = loader.load_sweep_config(config, points[0])
-        Config.of(
-            OmegaConf.masked_copy(first, [str(key) for key in first if key != "hydra"])
-        )  # before torch: that takes seconds
+        Config.early(OmegaConf.masked_copy(first, [str(key) for key in first if key != "hydra"]))  # before torch is loaded
         # late imports: Hydra loads every plugin before it prints --help
         with permanent.imports():
             from qdexp.sweep.freeze import Composer, distinct

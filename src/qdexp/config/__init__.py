@@ -15,6 +15,7 @@ from qdexp.config.checks import (
     NO_EXTRACTOR,
     ORDERED,
     RANDOM,
+    READ_FROM_FILES,
     STRICT,
     UNTOUCHED,
     WITHOUT_EFFECT,
@@ -98,6 +99,13 @@ class Config:
             option = getattr(error, "full_key", None) or "config"
             raise UserError(f"{option}: {str(error).splitlines()[0]}") from error
         return checked(Config, plain)
+
+    @classmethod
+    def early(cls, cfg: DictConfig) -> "Config | None":
+        """Likewise, where all is there: None where something is left to the model's files (``model=folder``), which are read
+        when all is loaded that computes."""
+        left = [*(f"model.{option}" for option in READ_FROM_FILES), "protocol.scheduler"]
+        return None if any(OmegaConf.select(cfg, option) is None for option in left) else cls.of(cfg)
 
     @property
     def full_precision(self) -> bool:

@@ -17,6 +17,9 @@ from qdexp.errors import UserError, did_you_mean
 UNTOUCHED = 32
 """The bit-width that means: leave it in full precision."""
 
+READ_FROM_FILES = ("name", "shape", "network", "schedule")
+"""What of a model its files may say instead of the config, where that says null."""
+
 RANDOM = "random"
 """In place of a file of weights: the architecture with seeded random numbers, to rehearse a run."""
 

@@ -20,6 +20,7 @@ from packaging.version import Version
 
 from qdexp.calling import FLOW
 from qdexp.config import RANDOM
+from qdexp.config.checks import READ_FROM_FILES
 from qdexp.errors import UserError
 from qdexp.models import architecture
 from qdexp.models.declared import APART, BETAS, CONFIG, SCHEDULER, Said, class_name, declared, read, scheduler_class
@@ -29,7 +30,6 @@ from qdexp.paths import conf_folder
 FIRST_STAGES = ("vae", "vqvae", "movq")
 """Where in a pipeline's folder the autoencoder lies."""
 
-_REQUIRED = ("name", "shape", "network", "schedule")
 _OWN = "describe it in a YAML of yours (docs/extending.md)"
 _TRUE_SIZES = Version("0.9.0")
 """Of diffusers: earlier ones wrote 32 for the edge of Stable Diffusion's latents."""
@@ -66,7 +66,7 @@ def filled(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     model, protocol = cfg.get("model"), cfg.get("protocol")
     with open_dict(cfg):
-        if isinstance(model, DictConfig) and any(model.get(option, "") is None for option in _REQUIRED):
+        if isinstance(model, DictConfig) and any(model.get(option, "") is None for option in READ_FROM_FILES):
             found = _Reader(model).model()
             if OmegaConf.select(model, "network._target_") is not None:
                 del found["network"]  # another class has other options
