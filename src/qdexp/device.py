@@ -27,6 +27,11 @@ def elsewhere(device: str) -> Iterator[None]:
         _elsewhere = before
 
 
+def are_here() -> bool:
+    """Whether what is planned runs on this machine."""
+    return _elsewhere is None
+
+
 def resolve(device: str) -> torch.device:
     """``auto`` is CUDA where there is one. Raises UserError where a named device is missing."""
     has_cuda = torch.cuda.is_available() if _elsewhere is None else _elsewhere == "cuda"

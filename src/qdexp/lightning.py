@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -30,11 +30,11 @@ def predict(
 
 
 def fit(
-    module: pl.LightningModule, loader: DataLoader[Any], device: torch.device, callback: Callback, precision: str = "float32"
+    module: pl.LightningModule, batches: Iterable[Any], device: torch.device, callback: Callback, precision: str = "float32"
 ) -> None:
-    """Trains ``module`` on every batch of ``loader`` once; in bfloat16 by autocast: its parameters stay in float32."""
+    """Trains ``module`` on each of ``batches`` once; in bfloat16 by autocast: its parameters stay in float32."""
     with _trainer(device, [callback], {"max_epochs": 1, "precision": PRECISIONS[precision]}) as trainer:
-        trainer.fit(module, loader)
+        trainer.fit(module, batches)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ RENAMED = {
     "quantizer.rounding": "quantizer.steps.weights._target_ (a class of qdexp.methods, or your own)",
     "quantizer.split": "quantizer.steps.split.scope",
     "quantizer.file": "quantizer.steps.released.file",
+    "recon.cache_gb": "memory.host_gb (on a GPU memory.device_gb too)",
     "cluster.stages.rounding": "cluster.stages.weights",
     "cluster.stages.evaluation": "cluster.stages.record",
     "cluster.stages.quantization": "cluster.stages.act and cluster.stages.scales",

@@ -90,7 +90,7 @@ def test_every_step_has_a_docstring_and_defaults_that_are_possible(kind: type[St
 def test_the_defaults_of_what_learns_are_those_of_the_fast_recipe(cell_of: CellOf) -> None:
     fast: Any = OmegaConf.load(conf_folder() / "recon" / "fast.yaml")
     for kind, part in ((methods.AdaRound, fast.weights), (methods.LearnScales, fast.scales)):
-        step, shared = kind(), {name: fast[name] for name in ("batch", "heldout", "cache_gb", "precision", "compile")}
+        step, shared = kind(), {name: fast[name] for name in ("batch", "heldout", "precision", "compile")}
         assert {name: getattr(step, name) for name in (*part, *shared)} == {**part, **shared}
 
 

@@ -16,14 +16,15 @@ from qdexp.errors import UserError
 from qdexp.quant import MinMax, Scheme, convert, observe_activations, plan_bits
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.blocks import Batch, call, first_row, outputs, run
+from qdexp.quant.cache import Budgets, RowCache
 from qdexp.quant.context import UNKNOWN, CallContext, CallState, contexts, knowing, share, spread
 from qdexp.quant.layers import ActivationQuantizer
-from qdexp.quant.memory import Memory
 from qdexp.quant.scheme import Time, TimeGroups
 from qdexp.quant.streams import streaming
 from qdexp.quant.timegroups import set_time
 from qdexp.sampling.conditions import Asked
 
+CPU = torch.device("cpu")
 THREE = TimeGroups((250, 700))
 
 
@@ -365,8 +366,8 @@ def test_streams_are_the_passes_of_whole_networks(
     assert len(names) > 2
     others = data[::-1]
     with (
-        Memory(limit, tmp_path, [network]) as memory,
-        streaming(network, names, data, memory) as stream,
+        RowCache(Budgets(device=limit, scratch=tmp_path), CPU, [network]) as cache,
+        streaming(network, names, data, cache) as stream,
         streaming(network, names, others) as beside,
     ):
         for name in names:
@@ -380,7 +381,7 @@ def test_streams_are_the_passes_of_whole_networks(
                 if time == THREE:
                     assert state.timestep is not None and state.timestep.tolist() == batch[1].tolist()
                 expected = stopped(network, name, batch)
-                with memory.lent(result):
+                with cache.lent(result):
                     assert torch.equal(result, expected)
                 assert limit is not None or torch.equal(own, expected)
             for batch, (result,) in zip(others, beside.advance(), strict=True):

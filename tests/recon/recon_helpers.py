@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdexp.config import BlockWise, ScaleLearning, WeightLearning
+from qdexp.config import BlockWise, Memory, ScaleLearning, WeightLearning
 from qdexp.quant import NormSearch, convert, observe_activations, plan_bits, quantize_weights
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
@@ -25,6 +25,9 @@ WEIGHTS = WeightLearning(
     batch=4, heldout=8, start="nearest", iterations=4, rate=0.1, regulariser=3.0, warmup=0.2, beta=[20, 2], balanced=True
 )
 SCALES = ScaleLearning(batch=4, heldout=8, iterations=4, rate=0.01, power=2.0)
+
+FILES = Memory(host_gb=0)
+"""All rows lie in files."""
 
 
 @dataclass
@@ -60,9 +63,9 @@ class Pair:
     blocks: Mapping[str, Sequence[bool]]
     data: Batches
 
-    def walk(self, folder: Path, options: Recon | None = None, seed: int = 0) -> "Walks":
+    def walk(self, folder: Path, options: Recon | None = None, seed: int = 0, memory: Memory = Memory()) -> "Walks":  # noqa: B008 - frozen
         folder.mkdir(parents=True, exist_ok=True)
-        return Walks(self, options or recon(), seed, folder)
+        return Walks(self, options or recon(), seed, folder, memory)
 
     def observe(self) -> "Pair":
         """Switch activation quantization on."""
@@ -90,9 +93,10 @@ class Walks:
     options: Recon
     seed: int
     folder: Path
+    memory: Memory
 
     def _walk(self, options: BlockWise) -> Walk:
-        return Walk(self.pair.network, self.pair.full, self.pair.blocks, options, self.seed, self.folder)
+        return Walk(self.pair.network, self.pair.full, self.pair.blocks, options, self.seed, self.folder, self.memory)
 
     def learn_weights(self, batches: Batches) -> None:
         self._walk(self.options.weights).learn_weights(batches)

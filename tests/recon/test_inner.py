@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from quant_helpers import conditional
-from recon_helpers import batches, equal, held_out_errors, pair, recon, table
+from recon_helpers import FILES, batches, equal, held_out_errors, pair, recon, table
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from qdexp import device as devices
+from qdexp.config import Memory
 from qdexp.errors import UserError
 
 CPU = torch.device("cpu")
@@ -73,16 +74,17 @@ def test_bfloat16_is_resumed_and_does_not_mind_limited_memory(tiny_unet: UNet2DM
         x, t, context = torch.randn(24, 4, 8, 8), torch.randint(0, 1000, (24,)), torch.randn(24, 3, 8)
         network, data = conditional().eval(), list(zip(*(part.split([9, 9, 6]) for part in (x, t, context)), strict=True))
     whole, again = (pair(network, data, 4, 8) for _ in range(2))
-    for one, gb in ((whole, None), (again, 1e-9)):
-        folder, options = tmp_path / str(gb), recon(iterations=2, cache_gb=gb, precision="bfloat16")
-        if gb is not None:  # goes on where a killed process stopped
-            shutil.copytree(tmp_path / "None", folder)
+    options = recon(iterations=2, precision="bfloat16")
+    for one, memory in ((whole, Memory()), (again, FILES)):
+        folder = tmp_path / str(memory.host_gb)
+        if memory is FILES:  # goes on where a killed process stopped
+            shutil.copytree(tmp_path / "auto", folder)
             for part in ("weights", "scales"):
                 for path in sorted(folder.glob(f"{part}-*"))[12:]:
                     path.unlink()
-        one.walk(folder, options).learn_weights(data)
+        one.walk(folder, options, memory=memory).learn_weights(data)
         if name == "unet":
-            one.observe().walk(folder, options).learn_scales(data)
+            one.observe().walk(folder, options, memory=memory).learn_scales(data)
     assert equal(again.state(), whole.state())
 
 

@@ -11,7 +11,6 @@ from diffusers import UNet2DModel
 from pytorch_lightning.callbacks import Callback
 from recon_helpers import batches, joined, pair, recon
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from qdexp import lightning
 from qdexp.quant import NormSearch, PerChannel, QParams, Scheme, Split, fake_quantize, qparams_from_range
@@ -21,7 +20,7 @@ from qdexp.quant.layers import ActivationQuantizer, to_quantized
 from qdexp.quant.network import activation_quantizers, observe_activations, quantized_layers
 from qdexp.quant.ranges import MinMax, estimate
 from qdexp.quant.streams import streaming
-from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, WeightReconstruction
+from qdexp.recon.learning import Reconstruction, Samples, ScaleReconstruction, Site, WeightReconstruction
 
 ROWS = 12
 
@@ -89,7 +88,7 @@ def test_the_loss_of_weight_rounding(kind: str, balanced: bool, step: int) -> No
         beta = 20 - 18 * (step - 20) / 80
         undecided = 1 - (2 * h.double() - 1).abs() ** beta
         expected = expected + 0.7 * (undecided.mean() if balanced else undecided.sum())
-    assert module.training_step(index, step).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert module.training_step(one.take(index), step).item() == pytest.approx(expected.item(), rel=1e-4)
     assert module.error.item() == pytest.approx((squares.sum() / power).item(), rel=1e-4)
     assert not module.error.requires_grad
 
@@ -100,7 +99,7 @@ def test_the_regulariser_sees_both_parts_of_a_split_layer(balanced: bool) -> Non
     layer, granularity = nn.Conv2d(6, 4, 1), Split((2, 4), PerChannel())
     one = site(layer, torch.zeros(ROWS, 6, 5, 5), Scheme(3, granularity))
     module = WeightReconstruction(one, recon(iterations=10, balanced=balanced).weights, start=1.0)
-    module.training_step(torch.arange(4), 9).backward()
+    module.training_step(one.take(torch.arange(4)), 9).backward()
     (alpha,) = module.parameters()
     assert alpha.shape == layer.weight.shape
     assert alpha.grad is not None
@@ -115,10 +114,11 @@ def test_all_weights_of_a_block_are_learned_at_once(tiny_unet: UNet2DModel) -> N
         block, original = one.network.get_submodule(name), one.full.get_submodule(name)
         with streaming(one.full, [name], data) as stream:
             rows, targets = Rows(stream.calls, one.blocks[name], stream.sizes), joined(stream.advance())
-        module = WeightReconstruction(Site(block, original, rows, targets), recon(iterations=10).weights, start=1.0)
+        whole = Site(block, original, rows, targets)
+        module = WeightReconstruction(whole, recon(iterations=10).weights, start=1.0)
         layers: dict[str, Any] = dict(quantized_layers(block))
         assert [alpha.shape for alpha in module.parameters()] == [layer.weight.shape for layer in layers.values()]
-        module.training_step(torch.arange(8), 0).backward()
+        module.training_step(whole.take(torch.arange(8)), 0).backward()
         for alpha in module.parameters():
             assert alpha.grad is not None
             assert alpha.grad.ne(0).float().mean() > 0.3
@@ -144,7 +144,7 @@ def test_the_loss_of_scales(power: float) -> None:
     rounded = fake_quantize(x, QParams(log.detach().exp(), quantizer.zero_point), quantizer.scheme)
     expected = one.original(rounded)
     error = (expected - target).abs().double().pow(power).sum() / target.abs().double().pow(power).sum()
-    loss = module.training_step(index, 0)
+    loss = module.training_step(one.take(index), 0)
     assert loss.item() == pytest.approx(error.item(), rel=1e-4)
     loss.backward()
     assert log.grad is not None
@@ -162,11 +162,12 @@ def test_all_scales_of_a_block_are_learned_at_once(tiny_unet: UNet2DModel, softm
         block, original = one.network.get_submodule(name), one.full.get_submodule(name)
         with streaming(one.full, [name], data) as stream:
             rows, targets = Rows(stream.calls, one.blocks[name], stream.sizes), joined(stream.advance())
-        module = ScaleReconstruction(Site(block, original, rows, targets), recon().scales, start=1.0)
+        whole = Site(block, original, rows, targets)
+        module = ScaleReconstruction(whole, recon().scales, start=1.0)
         quantizers = {name: quantizer for name, quantizer in activation_quantizers(block) if not quantizer.fixed}
         assert len(quantizers) == {"up_blocks.0.resnets.0": 4, "mid_block.attentions.0": 7}[name]
         assert ScaleReconstruction.state(block).keys() == module.learned().keys() == quantizers.keys()
-        module.training_step(torch.arange(8), 0).backward()
+        module.training_step(whole.take(torch.arange(8)), 0).backward()
         for log, quantizer in zip(module.parameters(), quantizers, strict=True):
             assert log.grad is not None
             assert log.grad.ne(0).all(), quantizer
@@ -187,8 +188,7 @@ def test_the_rate_of_scales_falls_to_zero_as_a_cosine_and_that_of_weights_stays(
     one = site(nn.Conv2d(6, 4, 1), torch.randn(ROWS, 6, 5, 5), Scheme(3, PerChannel()), Scheme(4))
     options, rates = recon(iterations=10, rate=0.02), Rates()
     module = kind(one, options.weights if kind is WeightReconstruction else options.scales, start=1.0)
-    index = cast("Dataset[Tensor]", list(torch.arange(10).view(10, 1)))
-    lightning.fit(module, DataLoader(index, batch_size=None), torch.device("cpu"), rates)
+    lightning.fit(module, Samples(one, torch.arange(10).view(10, 1).unbind()), torch.device("cpu"), rates)
     cosine = [0.02 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
     assert rates.seen == pytest.approx([0.02] * 10 if kind is WeightReconstruction else cosine)
 
@@ -228,7 +228,7 @@ def test_targets_of_zero_leave_the_loss_finite(loss: str) -> None:
         module = ScaleReconstruction(one, settings.scales, start=1.0)
     else:
         module = WeightReconstruction(one, settings.weights, start=1.0)
-    value = module.training_step(torch.arange(4), 0)
+    value = module.training_step(one.take(torch.arange(4)), 0)
     value.backward()
     assert value.isfinite() and value > 0
     assert module.error.isfinite()

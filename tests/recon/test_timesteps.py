@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
-from recon_helpers import Batches, Pair, batches, differing, equal, held_out_errors, joined, pair, recon, table
+from recon_helpers import FILES, Batches, Pair, batches, differing, equal, held_out_errors, joined, pair, recon, table
 from torch import nn
 
 from qdexp.quant import MinMax, QParams, fake_quantize, observe_activations
@@ -67,12 +67,13 @@ def test_the_loss_of_scales_by_timestep(tiny_unet: UNet2DModel, data: Batches) -
     with streaming(one.full, [name], data) as full, streaming(one.network, [name], data) as stream:
         rows = Rows(stream.calls, one.blocks[name], stream.sizes, states=stream.states)
         targets = joined(full.advance())
-    module = ScaleReconstruction(Site(block, original, rows, targets), recon().scales, start=1.0)
+    site = Site(block, original, rows, targets)
+    module = ScaleReconstruction(site, recon().scales, start=1.0)
     assert {log.shape for log in module.parameters()} == {(3, 1)}
     t = torch.cat([batch[1] for batch in data])
     groups = TIME.index(t)
     index = torch.stack([(groups == group).nonzero()[0, 0] for group in (2, 0)] + [torch.tensor(5)])
-    loss = module.training_step(index, 0)
+    loss = module.training_step(site.take(index), 0)
     parts = []
     for row in index.tolist():
         with knowing(block, CallState(t[row : row + 1])), torch.no_grad():
@@ -109,7 +110,8 @@ def test_a_block_of_one_layer_learns_each_group_by_its_own_rows() -> None:
     with streaming(one.network, ["layer"], data) as stream:
         rows = Rows(stream.calls, one.blocks["layer"], stream.sizes, states=stream.states)
     original: Any = one.full.get_submodule("layer")
-    module = ScaleReconstruction(Site(layer, original, rows, [original(x)]), recon().scales, start=1.0)
+    site = Site(layer, original, rows, [original(x)])
+    module = ScaleReconstruction(site, recon().scales, start=1.0)
     (log,) = module.parameters()
     log.data += torch.tensor([[0.3], [-0.4], [0.1]])
     index = torch.randperm(24)[:10]
@@ -124,7 +126,7 @@ def test_a_block_of_one_layer_learns_each_group_by_its_own_rows() -> None:
     )
     difference = (original(rounded) - original(x[index])).double().square().sum()
     expected = difference / original(x[index]).double().square().sum()
-    assert module.training_step(index, 0).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert module.training_step(site.take(index), 0).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("time", [TIME, "dynamic"])
@@ -146,7 +148,7 @@ def test_a_walk_judges_blocks_as_whole_passes_do_and_is_resumed(
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     for path in sorted((tmp_path / "two").glob(".scales-*"))[7:]:
         path.unlink()
-    again.walk(tmp_path / "two", recon(batch=8, iterations=20, rate=0.02, cache_gb=1e-9)).learn_scales(data)
+    again.walk(tmp_path / "two", recon(batch=8, iterations=20, rate=0.02), memory=FILES).learn_scales(data)
     assert equal(again.state(), learned.state())
 
 

@@ -19,7 +19,7 @@ def test_seeds_of_one_configuration_are_one_row(make: Make) -> None:
 
 def test_where_a_seed_was_run_does_not_part_it_from_the_others(make: Make) -> None:
     here, there = make("ptq", path="/here/net.pt"), make("ptq", seed=1, path="/there/net.pt")
-    there["config"] |= {"out": "elsewhere", "cluster": {"name": "mine"}, "recon": {"cache_gb": 2.0}}
+    there["config"] |= {"out": "elsewhere", "cluster": {"name": "mine"}, "memory": {"host_gb": 2.0}}
     assert grouped([here, there]) == [[here, there]]
 
 

@@ -29,6 +29,7 @@ from qdexp.config.checks import (
 from qdexp.config.cluster import Cluster, Resources
 from qdexp.config.learning import BlockWise, Recon, ScaleLearning, WeightLearning
 from qdexp.config.measuring import Inspection, Protocol, SamplerOptions, Sampling, Tracker, Trajectory
+from qdexp.config.memory import Memory
 from qdexp.config.model import FirstStage, Model
 from qdexp.config.quantizing import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, Calib, Quant, Quantizer
 from qdexp.errors import UserError
@@ -49,6 +50,7 @@ __all__ = [
     "Cluster",
     "Config",
     "FirstStage",
+    "Memory",
     "Model",
     "Protocol",
     "Quant",
@@ -75,6 +77,7 @@ class Config:
     quantizer: Quantizer
     calib: Calib
     recon: Recon
+    memory: Memory
     backend: Target
     protocol: Protocol
     tracker: Tracker

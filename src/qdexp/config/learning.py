@@ -5,20 +5,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from qdexp.config.checks import WITHOUT_EFFECT, Finite, Name, Positive
+from qdexp.config.checks import Finite, Name, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockWise:
     """The calibration set in batches of ``batch`` rows. Its last ``heldout`` rows are not learned from: they tell whether a
-    block has become better than it was, and one that has not stays as it was.
-
-    ``cache_gb``: how many GB (10^9 bytes) of the rows' activations are held in memory; the rest lies in files. null: all are.
-    """
+    block has become better than it was, and one that has not stays as it was."""
 
     batch: Positive = 16
     heldout: Positive = 64
-    cache_gb: Annotated[float, Gt(0), Finite] | None = field(default=None, metadata=WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ A step of your own is a frozen dataclass that extends ``Step``, in a file on the
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
-from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Model, Quant
+from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Memory, Model, Quant
 from qdexp.config.checks import STRICT
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.blocks import Batch, first_row
@@ -42,6 +42,7 @@ class Work:
         batches: The calibration set, at most ``sampling.batch`` rows each; empty for a step that is not ``calibrated``.
         least: Rows of which one at least is of each timestep and guidance branch: every prefix is stratified.
         seed: Of all that is random; torch's global generator is seeded with it before the step.
+        memory: Where the rows of a step that learns block by block may lie.
         folder: Where a long step keeps what it has finished, in hidden files: a killed one finds them there again.
         build: Makes the full-precision network anew.
     """
@@ -55,6 +56,7 @@ class Work:
     seed: int
     folder: Path
     build: Callable[[], nn.Module]
+    memory: Memory = field(default_factory=Memory)
 
     @cached_property
     def adapter(self) -> Adapter:

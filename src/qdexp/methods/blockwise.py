@@ -9,6 +9,7 @@ from qdexp.config.learning import BlockWise, Iterations, ScaleLearning, WeightLe
 from qdexp.errors import UserError
 from qdexp.methods.base import Step, Work, rows_left
 from qdexp.methods.weights import WeightRounding
+from qdexp.recon import memory
 
 if TYPE_CHECKING:
     from qdexp.recon.walk import Walk
@@ -20,7 +21,15 @@ BACKWARD = 3
 def _walk(work: Work, options: BlockWise) -> "Walk":
     from qdexp.recon.walk import Walk  # late: it loads Lightning, which takes seconds
 
-    return Walk(work.network, work.build(), work.adapter.blocks, options, work.seed, work.folder)
+    return Walk(work.network, work.build(), work.adapter.blocks, options, work.seed, work.folder, work.memory)
+
+
+def _check_rows(config: Config, heldout: int) -> None:
+    """Whether there are rows to learn from, and room for them."""
+    rows_left(config, heldout)
+    memory.check(config.memory, memory.bytes_a_batch(config.model.shape, config.sampling.batch))
+    if devices.are_here():  # a folder of another machine is looked for there
+        memory.check_scratch(config.memory)
 
 
 def _check_arithmetic(config: Config, options: Iterations) -> None:
@@ -34,7 +43,7 @@ class Gptq(BlockWise, WeightRounding):
 
     def check(self, config: Config) -> None:
         super().check(config)
-        rows_left(config, self.heldout)
+        _check_rows(config, self.heldout)
 
     def apply(self, work: Work) -> None:
         super().apply(work)
@@ -51,7 +60,7 @@ class AdaRound(WeightLearning, WeightRounding):
 
     def check(self, config: Config) -> None:
         super().check(config)
-        rows_left(config, self.heldout)
+        _check_rows(config, self.heldout)
         _check_arithmetic(config, self)
 
     def apply(self, work: Work) -> None:
@@ -73,7 +82,7 @@ class LearnScales(ScaleLearning, Step):
     def check(self, config: Config) -> None:
         if config.quant.act.time == "dynamic":
             raise UserError("quant.act.time=dynamic: such grids have no scales to be learned; add quantizer.steps.scales=null")
-        rows_left(config, self.heldout)
+        _check_rows(config, self.heldout)
         _check_arithmetic(config, self)
 
     def apply(self, work: Work) -> None:

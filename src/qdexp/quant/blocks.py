@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 
 from qdexp import calling
 from qdexp.errors import UserError
+from qdexp.quant.cache import UNBOUNDED, RowCache
 from qdexp.quant.context import UNKNOWN, CallState
-from qdexp.quant.filed import Filed
-from qdexp.quant.memory import UNLIMITED, Memory
+from qdexp.quant.stored import Stored
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -130,12 +130,12 @@ class Rows:
         calls: Sequence[Call],
         has_rows: Sequence[bool],
         sizes: Sequence[int],
-        memory: Memory = UNLIMITED,
+        cache: RowCache = UNBOUNDED,
         rows: slice = slice(None),
         dtype: torch.dtype | None = None,
         states: Sequence[CallState] = (),
     ) -> None:
-        """`calls`: one a batch; `has_rows`: of each leaf of a call; `sizes`: the rows of each batch; `memory`: the calls' own,
+        """`calls`: one a batch; `has_rows`: of each leaf of a call; `sizes`: the rows of each batch; `cache`: the calls' own,
         which holds the rows too. `rows`: those to be joined, of all; `dtype`: what floats are kept as, though not handed out;
         `states`: what is known of each batch's rows, if it is. Raises ValueError where an argument has neither an entry a row
         nor one value for all batches."""
@@ -143,17 +143,22 @@ class Rows:
         columns = list(zip(*(pytree.tree_leaves(call) for call in calls), strict=True))
         self._dtypes = [column[0].dtype if joined else None for column, joined in zip(columns, has_rows, strict=True)]
         self._leaves = [
-            _shared(column, memory) if kept is None else memory.join(column, rows, dtype)
+            _shared(column, cache) if kept is None else cache.join(column, rows, dtype)
             for column, kept in zip(columns, self._dtypes, strict=True)
         ]
-        self._known = [_joined(parts, memory, rows) for parts in zip(*states or [UNKNOWN], strict=True)]
+        self._known = [_joined(parts, cache, rows) for parts in zip(*states or [UNKNOWN], strict=True)]
         self._size = len(range(sum(sizes))[rows])
 
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def stored(self) -> list[Stored]:
+        """What has an entry a row."""
+        return [leaf for leaf in (*self._leaves, *self._known) if isinstance(leaf, Stored)]
+
     def take(self, rows: Tensor | slice) -> Call:
-        """The call for these rows: int64 indices on the device of the rows, or a slice."""
+        """The call for these rows: int64 indices in the host's memory, or a slice."""
         pairs = zip(self._leaves, self._dtypes, strict=True)
         leaves = [leaf if dtype is None else leaf[rows].to(dtype) for leaf, dtype in pairs]
         call: Call = pytree.tree_unflatten(leaves, self._spec)
@@ -164,27 +169,27 @@ class Rows:
         return CallState(*(None if values is None else values[rows] for values in self._known))
 
 
-def _shared(column: Sequence[Any], memory: Memory) -> Any:
+def _shared(column: Sequence[Any], cache: RowCache) -> Any:
     """What all batches hand over; a copy of it, if it is a tensor, which stays when theirs are parked."""
     first = column[0]
-    if any(_differ(leaf, first, memory) for leaf in column[1:] if leaf is not first):
+    if any(_differ(leaf, first, cache) for leaf in column[1:] if leaf is not first):
         raise ValueError("is called with values that differ between batches but have no entry for each of their rows")
     if not isinstance(first, Tensor):
         return first
-    with memory.lent(first):
+    with cache.lent(first):
         return first.clone()
 
 
-def _joined(parts: Sequence[Tensor | None], memory: Memory, rows: slice) -> Tensor | Filed | None:
+def _joined(parts: Sequence[Tensor | None], cache: RowCache, rows: slice) -> Stored | None:
     """What is known of the rows of every batch; nothing, if it is not known of them all."""
     known = [part for part in parts if part is not None]
-    return memory.join(known, rows) if len(known) == len(parts) else None
+    return cache.join(known, rows) if len(known) == len(parts) else None
 
 
-def _differ(one: Any, other: Any, memory: Memory) -> bool:
+def _differ(one: Any, other: Any, cache: RowCache) -> bool:
     tensors = [leaf for leaf in (one, other) if isinstance(leaf, Tensor)]
     if tensors:
-        with memory.lent(*tensors):
+        with cache.lent(*tensors):
             return len(tensors) == 1 or not torch.equal(*tensors)
     return isinstance(one, int | float | str) and one != other
 

@@ -12,7 +12,7 @@ n blocks cost one pass instead of n.
 Between two calls of `advance` a block may be changed: it runs as it is then. What the network's layers know of the call that
 runs (see `context`) is each pass's own.
 
-With a memory that has a limit, what the passes hold, and so calls and outputs, may be parked: see `qdexp.quant.memory`.
+In a row cache with budgets, what the passes hold, and so calls and outputs, may be parked: see `qdexp.quant.cache`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,13 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Call, call, outputs
+from qdexp.quant.cache import UNBOUNDED, RowCache, Turn
 from qdexp.quant.context import UNKNOWN, CallState, contexts, know
-from qdexp.quant.memory import UNLIMITED, Memory
 
 
 class _Pass(greenlet):
@@ -44,16 +45,20 @@ class _Pass(greenlet):
         self.outputs: tuple[Tensor, ...] | None = None
         self.states = [UNKNOWN] * len(stream.contexts)
         self.modes: list[TorchFunctionMode] = []
+        self.turn = Turn()
 
 
 class Stream:
     """See the module's docstring. `blocks` are in execution order; all batches must visit them in this order."""
 
-    def __init__(self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch], memory: Memory = UNLIMITED) -> None:
-        self._blocks, self._memory = list(blocks), memory
+    def __init__(
+        self, network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch], cache: RowCache = UNBOUNDED
+    ) -> None:
+        self._blocks, self._cache = list(blocks), cache
         self.contexts = contexts(network)
         self._position = 0
         self._collects = False
+        self._cache.keep(list(batches))
         self._passes = [_Pass(self, network, batch) for batch in batches]
         self._handles = [handle for name in blocks for handle in self._watch(network.get_submodule(name), name)]
         try:
@@ -67,6 +72,7 @@ class Stream:
             now = getcurrent()
             if self._owns(now) and self._expects(name):
                 now.entrance, now.call = name, (args, kwargs)
+                self._cache.see(now.turn, now.call)
                 now.parent.switch()
                 now.call = ((), {})
 
@@ -76,6 +82,7 @@ class Stream:
                 now.entrance = ""
                 if self._collects:
                     now.outputs = tuple(one.clone() for one in outputs(result))  # what follows may work in place
+                    self._cache.see(now.turn, now.outputs)
 
         yield block.register_forward_pre_hook(enter, with_kwargs=True)
         yield block.register_forward_hook(leave)
@@ -115,16 +122,30 @@ class Stream:
     @torch.no_grad()
     def _go_on(self) -> None:
         modes = _modes()
-        for each in self._passes:
-            with self._memory.watching(), self._inside(each):
+        turns = [each.turn for each in self._passes[1:]]
+        for each, following in zip(self._passes, [*turns, None], strict=True):
+            with self._cache.turn(each.turn, following), self._seeing(each), self._inside(each):
                 each.switch()
-            self._memory.make_room()
             if self._position < len(self._blocks) and each.entrance != self._blocks[self._position]:
                 raise UserError(f"model.network: it never calls {self._blocks[self._position]} as a module, or not with every "
                                 f"batch; it cannot be reconstructed block by block")  # fmt: skip
             if _modes() != modes:  # they would hold for all that happens while the passes stand still
                 raise UserError("model.network: its forward switches autocast or inference mode on around its blocks; "
                                 "it cannot be reconstructed block by block")  # fmt: skip
+
+    @contextmanager
+    def _seeing(self, each: _Pass) -> Iterator[None]:
+        """While a pass runs, the cache gets to know what goes into the network's modules and comes out of them."""
+
+        def see(_: nn.Module, *values: Any) -> None:
+            if getcurrent() is each:
+                self._cache.see(each.turn, *values)
+
+        if not self._cache.bounded:
+            yield
+            return
+        with register_module_forward_pre_hook(see), register_module_forward_hook(see, with_kwargs=True):
+            yield
 
     @contextmanager
     def _inside(self, each: _Pass) -> Iterator[None]:
@@ -148,7 +169,7 @@ class Stream:
             handle.remove()
         for each in self._passes:
             if each and not each.dead:
-                with self._memory.watching(), self._inside(each):
+                with self._inside(each):
                     each.throw()  # GreenletExit: ends the forward pass silently
 
 
@@ -159,10 +180,10 @@ def _modes() -> tuple[bool, bool, bool]:
 
 @contextmanager
 def streaming(
-    network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch], memory: Memory = UNLIMITED
+    network: nn.Module, blocks: Sequence[str], batches: Sequence[Batch], cache: RowCache = UNBOUNDED
 ) -> Iterator[Stream]:
     """A stream that is closed at the end, come what may."""
-    stream = Stream(network, blocks, batches, memory)
+    stream = Stream(network, blocks, batches, cache)
     try:
         yield stream
     finally:

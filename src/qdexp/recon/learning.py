@@ -10,10 +10,10 @@ A block's *state* is what is learned of it: integers of the weights or scales of
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -21,40 +21,81 @@ from torch import Tensor, nn
 
 from qdexp.config.learning import ScaleLearning, WeightLearning
 from qdexp.quant.adaround import SoftRounding, undecided
-from qdexp.quant.blocks import Rows, run
-from qdexp.quant.context import knowing
-from qdexp.quant.filed import Filed
+from qdexp.quant.ahead import Reader, each
+from qdexp.quant.blocks import Call, Rows, run
+from qdexp.quant.context import CallState, knowing
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer
+from qdexp.quant.stored import Stored
 from qdexp.recon.inner import Run
 
 State = dict[str, Tensor]
+T = TypeVar("T")
+Key = TypeVar("Key")
+
+
+class Sample(NamedTuple):
+    """Some rows of a block, on the device: what it is called with, what is known of them, and its targets."""
+
+    call: Call
+    state: CallState
+    targets: list[Tensor | None]
+
+    def measured(self, found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of what the block gives for these rows and its target, float32."""
+        pairs = zip(found, self.targets, strict=True)
+        return [(one.float(), target.float()) for one, target in pairs if target is not None]
 
 
 @dataclass
 class Site:
     """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...] each,
     None for one that has no entry for each row; `exact`: what it is called with in the full-precision network, until it was
-    rounded by that."""
+    rounded by that. `reader`: reads rows ahead that do not lie on the device."""
 
     block: nn.Module
     original: nn.Module
     rows: Rows
-    targets: Sequence[Tensor | Filed | None]
+    targets: Sequence[Tensor | Stored | None]
     exact: Rows | None = None
+    reader: Reader | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the rows are needed."""
         return next(target.device for target in self.targets if target is not None)
 
-    def measured(self, found: Sequence[Tensor], rows: Tensor | slice) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of what the block gives for these rows and its target, float32."""
-        pairs = zip(found, self.targets, strict=True)
-        return [(one.float(), target[rows].float()) for one, target in pairs if target is not None]
+    def take(self, rows: Tensor | slice) -> Sample:
+        """These rows: int64 indices in the host's memory, or a slice."""
+        targets = [None if target is None else target[rows] for target in self.targets]
+        return Sample(self.rows.take(rows), self.rows.state(rows), targets)
+
+    def ahead(self, read: Callable[[Key], T], keys: Iterable[Key]) -> Iterator[T]:
+        """`read(key)` for every key, a read of rows; the next one meanwhile, where some do not lie on the device."""
+        stored = [*self.rows.stored, *self.targets, *(self.exact.stored if self.exact else [])]
+        far = any(isinstance(one, Stored) and one.elsewhere for one in stored)
+        return each(self.reader if far else None, read, keys)
+
+    def parts(self, batch: int) -> list[slice]:
+        """All rows, `batch` at a time."""
+        return [slice(start, start + batch) for start in range(0, len(self.rows), batch)]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What each iteration learns from, for Lightning. `indices`: the rows of each, in the host's memory."""
+
+    site: Site
+    indices: Sequence[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.site.ahead(self.site.take, self.indices)
 
 
 class Reconstruction(pl.LightningModule):
-    """Learns on batches of row indices, int64 [batch]. `start`: the block's relative squared error before."""
+    """Learns on samples of a site. `start`: the block's relative squared error before."""
 
     title: ClassVar[str]
     """What is learned, as a person calls it."""
@@ -89,11 +130,15 @@ class Reconstruction(pl.LightningModule):
     def learned(self) -> State:
         """The state that was learned."""
 
-    def differences(self, index: Tensor, overrides: State) -> tuple[list[Tensor], list[Tensor]]:
-        """The block's outputs less their targets, and the targets, for rows of the calibration set."""
+    def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
+        """It is there."""
+        return batch
+
+    def differences(self, sample: Sample, overrides: State) -> tuple[list[Tensor], list[Tensor]]:
+        """The block's outputs less their targets, and the targets."""
         (site,) = self._site
-        with knowing(site.block, site.rows.state(index)):
-            found = site.measured(self.run(site.rows.take(index), overrides), index)
+        with knowing(site.block, sample.state):
+            found = sample.measured(self.run(sample.call, overrides))
         differences, targets = [one - target for one, target in found], [target for _, target in found]
         self.error = relative(total(one.detach().square() for one in differences), total(one.square() for one in targets))
         return differences, targets
@@ -136,13 +181,13 @@ class WeightReconstruction(Reconstruction):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.settings.rate, fused=True)
 
-    def training_step(self, index: Tensor, step: int) -> Tensor:
+    def training_step(self, sample: Sample, step: int) -> Tensor:
         """The loss of one batch; where it is not balanced, of each output summed over the channels and the mean over the
         rest."""
         choices = [rounding.h() for rounding in self._roundings]
         parts = zip(self._names, self._roundings, choices, strict=True)
         overrides = {_parameter(name, "weight"): rounding.weight(h) for name, rounding, h in parts}
-        differences, targets = self.differences(index, overrides)
+        differences, targets = self.differences(sample, overrides)
         if self.settings.balanced:
             loss = relative(total(one.square() for one in differences), total(one.square() for one in targets)) / self.start
         else:
@@ -198,10 +243,10 @@ class ScaleReconstruction(Reconstruction):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.settings.iterations)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, index: Tensor, step: int) -> Tensor:
+    def training_step(self, sample: Sample, step: int) -> Tensor:
         """The loss of one batch."""
         overrides = {_parameter(name, "scale"): log.exp() for name, log in zip(self._names, self.logs, strict=True)}
-        differences, targets = self.differences(index, overrides)
+        differences, targets = self.differences(sample, overrides)
         power = self.settings.power
         return relative(total(one.abs().pow(power) for one in differences), total(one.abs().pow(power) for one in targets))
 

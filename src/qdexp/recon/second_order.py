@@ -2,13 +2,14 @@
 rounded, towards what it gives in the full-precision network."""
 
 from contextlib import suppress
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qdexp.quant.blocks import Call, run
-from qdexp.quant.context import knowing
+from qdexp.quant.context import CallState, knowing
 from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import execution_order
@@ -31,17 +32,21 @@ def round_block(site: Site, batch: int, seed: int) -> State:
 
 def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, batch: int, seed: int) -> InputMoments:
     """Of what the layer reads when the block runs, beside what the original layer reads in the full-precision network."""
-    assert site.exact is not None
     moments, times = InputMoments(layer, len(site.rows), seed), None
-    for start in range(0, len(site.rows), batch):
-        rows = slice(start, start + batch)
-        exact = _read(site.original, original, site.exact.take(rows), times)
-        with knowing(site.block, site.rows.state(rows)):
-            seen = _read(site.block, layer, site.rows.take(rows), times)
+    for given, called, state in site.ahead(partial(_paired, site), site.parts(batch)):
+        exact = _read(site.original, original, given, times)
+        with knowing(site.block, state):
+            seen = _read(site.block, layer, called, times)
             for x, other in zip(seen, exact, strict=True):
                 moments.observe(layer.input_quantizer(x), other)
         times = len(seen)
     return moments
+
+
+def _paired(site: Site, rows: slice) -> tuple[Call, Call, CallState]:
+    """What the full-precision block is called with for these rows, and the other one, and what that knows of them."""
+    assert site.exact is not None
+    return site.exact.take(rows), site.rows.take(rows), site.rows.state(rows)
 
 
 class _Enough(Exception):  # noqa: N818 - no error

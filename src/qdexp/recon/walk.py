@@ -12,25 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from qdexp import device as devices
 from qdexp import files, lightning
 from qdexp.config.learning import BlockWise, ScaleLearning, WeightLearning
+from qdexp.config.memory import Memory
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, Rows, run
+from qdexp.quant.cache import RowCache
 from qdexp.quant.context import knowing
-from qdexp.quant.memory import Memory
 from qdexp.quant.streams import Stream, streaming
 from qdexp.recon import result
 from qdexp.recon.inner import running
-from qdexp.recon.learning import Reconstruction, ScaleReconstruction, Site, State, WeightReconstruction
+from qdexp.recon.learning import Reconstruction, Samples, ScaleReconstruction, Site, State, WeightReconstruction
+from qdexp.recon.memory import budgets
 from qdexp.recon.progress import BlockProgress
 from qdexp.recon.result import BlockErrors
 from qdexp.recon.second_order import round_block
@@ -65,7 +65,7 @@ class _Way:
 
 class Walk:
     """Walks through a network whose `blocks` are in execution order, see `blocks_of`. `full`: the full-precision network;
-    `folder`: keeps the blocks that are finished."""
+    `folder`: keeps the blocks that are finished; `memory`: where rows may lie."""
 
     def __init__(
         self,
@@ -75,9 +75,10 @@ class Walk:
         options: BlockWise,
         seed: int,
         folder: Path,
+        memory: Memory = Memory(),  # noqa: B008 - frozen
     ) -> None:
         self.network, self.full, self.blocks = network, full, blocks
-        self.options, self.seed, self.folder = options, seed, folder
+        self.options, self.seed, self.folder, self.memory = options, seed, folder, memory
 
     def learn_weights(self, batches: Batches) -> None:
         """The rounding of all weights, from nearest rounding on or by way of GPTQ; activations must not be quantized yet."""
@@ -108,19 +109,18 @@ class Walk:
         if not any(way.kind.state(self.network.get_submodule(name)) for name in self.blocks):
             return  # all of it is left in floating point
         device = batches[0][0].device
-        limit = None if self.options.cache_gb is None else int(self.options.cache_gb * 1e9)
         with (
             BlockProgress(way.kind.title, len(self.blocks)) as progress,
-            Memory(limit, self.folder, (self.full, self.network)) as memory,
-            streaming(self.full, list(self.blocks), batches, memory) as full,
-            streaming(self.network, list(self.blocks), batches, memory) as quantized,
+            RowCache(budgets(self.memory, device, self.folder), device, (self.full, self.network)) as cache,
+            streaming(self.full, list(self.blocks), batches, cache) as full,
+            streaming(self.network, list(self.blocks), batches, cache) as quantized,
         ):
             for number, name in enumerate(self.blocks):
                 progress.enter(name)
                 block, path = self.network.get_submodule(name), self.folder / _PARTS.format(way.kind.part, f"{number:04d}")
                 learns, done = bool(way.kind.state(block)), _read(path, name)
                 if learns and done is None:
-                    done = self._learn(way, *self._sites(way, name, full, quantized, memory), name, progress)
+                    done = self._learn(way, *self._sites(way, name, full, quantized, cache), name, progress)
                     _write(path, *done)
                 else:
                     full.advance(collect=False)
@@ -131,26 +131,26 @@ class Walk:
                 quantized.advance(collect=False)
         result.write(self.folder, way.kind.title, results)
 
-    def _sites(self, way: _Way, name: str, full: Stream, quantized: Stream, memory: Memory) -> tuple[Site, Site]:
+    def _sites(self, way: _Way, name: str, full: Stream, quantized: Stream, cache: RowCache) -> tuple[Site, Site]:
         """The rows that are learned from, floats as the way wants them, and those that only judge. The full-precision stream
         goes on for them; what it has collected is let go here, before anything is learned."""
         block, original, has_rows = self.network.get_submodule(name), self.full.get_submodule(name), self.blocks[name]
         learned, heldout = slice(-self.options.heldout), slice(-self.options.heldout, None)
         try:
-            exact = Rows(full.calls, has_rows, full.sizes, memory, learned) if way.paired else None
+            exact = Rows(full.calls, has_rows, full.sizes, cache, learned) if way.paired else None
             outputs = [_of_rows(parts, full.sizes) for parts in zip(*full.advance(), strict=True)]
             if not any(outputs):
                 raise ValueError("returns no tensor that has an entry for each row")
             kept = [
                 (
-                    Rows(quantized.calls, has_rows, quantized.sizes, memory, rows, kind, quantized.states),
-                    [None if parts is None else memory.join(parts, rows, kind) for parts in outputs],
+                    Rows(quantized.calls, has_rows, quantized.sizes, cache, rows, kind, quantized.states),
+                    [None if parts is None else cache.join(parts, rows, kind) for parts in outputs],
                 )
                 for rows, kind in ((learned, way.dtype), (heldout, None))
             ]
         except ValueError as error:
             raise UserError(f"model.network: {name} {error}; it cannot be reconstructed block by block") from error
-        return Site(block, original, *kept[0], exact), Site(block, original, *kept[1])
+        return Site(block, original, *kept[0], exact, cache.reader), Site(block, original, *kept[1], None, cache.reader)
 
     def _learn(self, way: _Way, site: Site, heldout: Site, name: str, progress: BlockProgress) -> tuple[State, BlockErrors]:
         old, start, before = way.kind.state(site.block), self._error(site), self._error(heldout)
@@ -175,19 +175,20 @@ class Walk:
         devices.require_arithmetic(device, settings.precision, settings.compile)  # a sweep may be planned elsewhere
         module = kind(site, settings, task.start)
         with devices.deterministic(f"block {task.name}"), running(site.block, settings) as module.run:
-            rows = self._batches(len(site.rows), settings.iterations, task.name, device)
-            lightning.fit(module, rows, device, task.progress, settings.precision)
+            samples = Samples(site, self._indices(len(site.rows), settings.iterations, task.name, device))
+            lightning.fit(module, samples, device, task.progress, settings.precision)
         learned = module.to(device).learned()  # Lightning leaves it on the CPU
         module.release()
         return learned
 
-    def _batches(self, rows: int, iterations: int, name: str, device: torch.device) -> DataLoader[Tensor]:
-        """Row indices of every iteration, in epochs of random order that depend on seed and block alone."""
+    def _indices(self, rows: int, iterations: int, name: str, device: torch.device) -> Sequence[Tensor]:
+        """Row indices of every iteration, in epochs of random order that depend on seed and block alone. In the host's memory:
+        where rows lie there, or in files, they would have to be fetched from the device, which has the host wait for it."""
         generator = torch.Generator().manual_seed(self._seed(name))
         needed = iterations * self.options.batch
         epochs = [torch.randperm(rows, generator=generator) for _ in range(-(-needed // rows))]
-        index = torch.cat(epochs)[:needed].view(iterations, self.options.batch).to(device)
-        return DataLoader(cast("Dataset[Tensor]", list(index.unbind())), batch_size=None)
+        index = torch.cat(epochs)[:needed].view(iterations, self.options.batch)
+        return (index.pin_memory() if device.type == "cuda" else index).unbind()
 
     def _seed(self, name: str) -> int:
         """Of what is random in a block: it depends on the cell's seed and the block alone."""
@@ -197,11 +198,10 @@ class Walk:
     def _error(self, site: Site) -> float:
         """The block's relative squared error on the site's rows, as it is."""
         sums = torch.zeros(2, dtype=torch.float64, device=site.device)
-        for start in range(0, len(site.rows), self.options.batch):
-            part = slice(start, start + self.options.batch)
-            with knowing(site.block, site.rows.state(part)):
-                found = run(site.block, site.rows.take(part))
-            for one, target in site.measured(found, part):
+        for sample in site.ahead(site.take, site.parts(self.options.batch)):
+            with knowing(site.block, sample.state):
+                found = run(site.block, sample.call)
+            for one, target in sample.measured(found):
                 sums += torch.stack([(one - target).double().square().sum(), target.double().square().sum()])
         error, power = sums.tolist()
         return error / power if power else error

@@ -17,7 +17,7 @@ PLACES = {
     *("protocol.reference", "protocol.prompts", "protocol.clip", "protocol.extractor_weights", "trajectory.prompts"),
 }
 """Options that say where something lies, and not what lies there."""
-UNTOLD = ("out", "sweep", "tracker", "device", "cluster", "recon", "seed", "metric", "inspection.lpips")
+UNTOLD = ("out", "sweep", "tracker", "device", "cluster", "recon", "memory", "seed", "metric", "inspection.lpips")
 """Options that tell no configuration from another: what of ``recon`` is used, the steps tell; a cell is the same whatever is
 measured of it."""
 
@@ -56,11 +56,7 @@ def grouped(records: Sequence[Record]) -> list[list[Record]]:
 def options(record: Record) -> dict[str, Any]:
     """The frozen config as ``{"calib.timesteps": 10}``, without what does not change a number, and without paths."""
     told = flat(record["config"])
-    return {
-        name: value
-        for name, value in told.items()
-        if not name.startswith(UNTOLD) and name not in PLACES and not name.endswith(".cache_gb")
-    }
+    return {name: value for name, value in told.items() if not name.startswith(UNTOLD) and name not in PLACES}
 
 
 def contents(record: Record) -> dict[str, str]:

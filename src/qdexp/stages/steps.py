@@ -10,7 +10,7 @@ from torch import nn
 
 from qdexp import device as devices
 from qdexp import models
-from qdexp.config import NAMES_CODE, RANDOM, WITHOUT_EFFECT, Config, Model, Quant, Sampling
+from qdexp.config import NAMES_CODE, RANDOM, WITHOUT_EFFECT, Config, Memory, Model, Quant, Sampling
 from qdexp.errors import UserError
 from qdexp.methods.base import NamedStep, Step, Work
 from qdexp.models import checkpoint
@@ -34,6 +34,7 @@ class StepStage(Stage):
 
     Attributes:
         slot: What the step is called.
+        memory: Where its rows may lie.
         target: The class of the step, which counts with its code.
         files: Those that the network or the step is made from.
         quant: The bits and grids that the step depends on.
@@ -52,6 +53,7 @@ class StepStage(Stage):
     seed: int
     calibration: CalibrationStage | None
     before: "StepStage | None"
+    memory: Memory = field(default_factory=Memory, metadata=WITHOUT_EFFECT)
     last: bool = field(default=False, metadata=WITHOUT_EFFECT)
 
     @classmethod
@@ -75,6 +77,7 @@ class StepStage(Stage):
             seed=config.seed,
             calibration=CalibrationStage.of(config) if reads_rows else None,
             before=before,
+            memory=config.memory,
             last=last,
         )
 
@@ -103,6 +106,7 @@ class StepStage(Stage):
             seed=self.seed,
             folder=folder,
             build=lambda: models.build(self.model, self.sampling.channels_last).to(self.device),
+            memory=self.memory,
         )
         torch.manual_seed(self.seed)
         self.step.apply(work)
