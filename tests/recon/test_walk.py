@@ -1,4 +1,5 @@
 import copy
+import gc
 import os
 import resource
 import shutil
@@ -6,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.layers import to_quantized
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.ranges import estimate
+from qdexp.quant.stored import Stored
 from qdexp.recon import walk as walks
 from qdexp.recon.learning import Site
 from qdexp.recon.second_order import round_block
@@ -584,3 +587,28 @@ def test_the_peak_of_a_process_with_limited_memory(tmp_path: Path) -> None:
     alone = peaks["1",]
     assert peaks["12",] - alone > 4 * 1e8
     assert peaks["12", "0.1"] - alone < 1.25 * 1e8
+
+
+def test_the_rows_of_a_block_go_before_those_of_the_next_are_joined(
+    tiny_unet: UNet2DModel, data: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's trainer is a part of reference cycles, and holds what it was given until they are collected."""
+    one, joined, left = pair(tiny_unet, data, 4, 8), list[weakref.ref[Stored]](), list[int]()
+    original = walks.Walk._sites
+
+    def sites(self: walks.Walk, *details: Any) -> Any:
+        left.append(sum(ref() is not None for ref in joined))
+        joined.clear()
+        made = original(self, *details)
+        joined.extend(weakref.ref(stored) for site in made for stored in site.rows.stored)
+        return made
+
+    monkeypatch.setattr(walks.Walk, "_sites", sites)
+    gc.collect()
+    gc.disable()
+    try:
+        one.walk(tmp_path, recon(iterations=2, start="gptq")).learn_weights(data)
+    finally:
+        gc.enable()
+    assert len(left) > 10
+    assert not any(left)

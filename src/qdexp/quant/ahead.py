@@ -4,7 +4,7 @@ One thread reads files and gathers rows in the host's memory. On CUDA its copies
 so that they run beside the arithmetic; whoever takes what was read has the current stream wait for them, never the host.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -54,7 +54,7 @@ class Reader:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def each(reader: Reader | None, read: Callable[[Key], T], keys: Iterable[Key]) -> Iterator[T]:
+def each(reader: Reader | None, read: Callable[[Key], T], keys: Iterable[Key]) -> Generator[T]:
     """`read(key)` for every key, in order: the next one is read while one is worked on. Without a reader nothing is."""
     if reader is None:
         yield from map(read, keys)

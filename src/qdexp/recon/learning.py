@@ -10,7 +10,7 @@ A block's *state* is what is learned of it: integers of the weights or scales of
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -69,7 +69,7 @@ class Site:
         targets = [None if target is None else target[rows] for target in self.targets]
         return Sample(self.rows.take(rows), self.rows.state(rows), targets)
 
-    def ahead(self, read: Callable[[Key], T], keys: Iterable[Key]) -> Iterator[T]:
+    def ahead(self, read: Callable[[Key], T], keys: Iterable[Key]) -> Generator[T]:
         """`read(key)` for every key, a read of rows; the next one meanwhile, where some do not lie on the device."""
         stored = [*self.rows.stored, *self.targets, *(self.exact.stored if self.exact else [])]
         far = any(isinstance(one, Stored) and one.elsewhere for one in stored)
@@ -80,18 +80,27 @@ class Site:
         return [slice(start, start + batch) for start in range(0, len(self.rows), batch)]
 
 
-@dataclass(frozen=True)
 class Samples:
     """What each iteration learns from, for Lightning. `indices`: the rows of each, in the host's memory."""
 
-    site: Site
-    indices: Sequence[Tensor]
+    def __init__(self, site: Site, indices: Sequence[Tensor]) -> None:
+        self._site: tuple[Site, ...] = (site,)
+        self._indices = indices
+        self._read: Generator[Sample] | None = None
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self._indices)
 
     def __iter__(self) -> Iterator[Sample]:
-        return self.site.ahead(self.site.take, self.indices)
+        (site,) = self._site
+        self._read = site.ahead(site.take, self._indices)
+        return self._read
+
+    def release(self) -> None:
+        """Let go of the rows: the trainer keeps this, and does not read to the end, until a garbage collection."""
+        if self._read is not None:
+            self._read.close()
+        self._site, self._read = (), None
 
 
 class Reconstruction(pl.LightningModule):

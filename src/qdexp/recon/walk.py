@@ -179,6 +179,7 @@ class Walk:
             lightning.fit(module, samples, device, task.progress, settings.precision)
         learned = module.to(device).learned()  # Lightning leaves it on the CPU
         module.release()
+        samples.release()
         return learned
 
     def _indices(self, rows: int, iterations: int, name: str, device: torch.device) -> Sequence[Tensor]:
