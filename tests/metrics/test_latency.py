@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qdexp import machine
 from qdexp.cell import Cell
 from qdexp.errors import UserError
-from qdexp.metrics.memory import own_bytes, peak_bytes
+from qdexp.metrics.memory import peak_bytes
 from qdexp.record import read_records
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
@@ -57,13 +57,6 @@ def test_tensors_that_stay_count_to_the_end_and_views_never() -> None:
     with torch.inference_mode():
         assert peak_bytes(lambda: kept.extend(x + 1 for _ in range(3)), CPU) == 3 * 4000
         assert peak_bytes(lambda: kept.extend([x.view(10, 100), x[3:], kept[0].flatten()]), CPU) == 0
-
-
-def test_bytes_of_a_network_count_shared_tensors_once() -> None:
-    network = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
-    network[1].weight = network[0].weight
-    network.register_buffer("steps", torch.zeros(7, dtype=torch.int64))
-    assert own_bytes(network) == 4 * 100 + 8 * 7
 
 
 def changed(one: Cell, other: Cell) -> set[str]:

@@ -1,0 +1,64 @@
+"""Bytes of tensors that are alive at once while some code runs, on any device: on ``meta``, of computing that never happens.
+
+What counts are the storages that torch's operators make, from the moment that they return until the storage is freed. What is
+taken within an operator (a kernel's workspace) is not seen, nor what an allocator keeps for later.
+"""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Live(TorchDispatchMode):
+    """Counts while it is entered.
+
+    A storage that an operator is given and that none has made was there before, and so are the views of it.
+
+    Attributes:
+        now: Bytes of the storages made since it was entered that are alive.
+        peak: The most that these ever were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, torch._ops.OpOverload) and func is not torch.ops.prim.device.default:
+            with self:  # in inference mode what consists of other operators arrives whole
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            key = id(storage)
+            if key not in self._made and key not in given:
+                size = storage.nbytes()
+                self._made.add(key)
+                self.now += size
+                weakref.finalize(storage, self._free, key, size).atexit = False
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _free(self, key: int, size: int) -> None:
+        self._made.discard(key)
+        self.now -= size
+
+
+def own_bytes(network: nn.Module) -> int:
+    """Of the storages of a network's parameters and buffers, each once."""
+    tensors = (*network.parameters(), *network.buffers())
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    return (leaf.untyped_storage() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
