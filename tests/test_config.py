@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qdexp.config import Config
 from qdexp.config.checks import STRICT, checked, schema_of
@@ -248,3 +248,14 @@ def test_values_are_resolved_and_plain() -> None:
     assert made.tracker.project == "evening"
     assert type(made.model.network) is dict and type(made.model.shape) is list
     assert type(made.model.network["block_out_channels"]) is list
+
+
+@pytest.mark.parametrize("path", sorted((conf_folder() / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_an_experiment_sets_holds(path: Path) -> None:
+    """Whichever file of the config says otherwise."""
+    own = OmegaConf.load(path)
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("config", [f"experiment={path.stem}"])
+    assert isinstance(own, DictConfig)
+    wanted = OmegaConf.masked_copy(own, [str(key) for key in own if key not in ("defaults", "hydra")])
+    assert OmegaConf.merge(cfg, wanted) == cfg
