@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from qdexp.quant.packed import weights
 from qdexp.quant.packing import packed_bytes
 from qdexp.quant.shortcuts import Concatenation
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 QPARAMS_BYTES = 5
@@ -115,15 +116,15 @@ def description_of(model: Model) -> Description | None:
         return None
 
 
-def per_architecture(look: Callable[[Model], T]) -> Callable[[Model], T]:
-    """``look``, once a process for each network and shape."""
+def per_architecture(look: Callable[Concatenate[Model, P], T]) -> Callable[Concatenate[Model, P], T]:
+    """``look``, once a process for each network and shape, and whatever else it is given."""
     known: dict[str, T] = {}
 
     @wraps(look)
-    def looked(model: Model) -> T:
-        key = json.dumps([model.network, model.shape, model.example], sort_keys=True, default=str)
+    def looked(model: Model, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = json.dumps([model.network, model.shape, model.example, args, kwargs], sort_keys=True, default=str)
         if key not in known:
-            known[key] = look(model)
+            known[key] = look(model, *args, **kwargs)
         return known[key]
 
     return looked
