@@ -176,3 +176,12 @@ def test_the_smallest_networks_are_described_too(
 def test_flags_of_runs_are_none_of_a_description(flag: str) -> None:
     with pytest.raises(SystemExit, match=f"^qdexp: {flag}: is for runs; "):
         main([flag, "model=ddpm_fashion"])
+
+
+def test_the_command_tells_what_memory_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["model=dit_fashion", "sampling.batch=8", "recon.batch=4"])
+    (lines,) = re.findall(r"^memory, MB\n((?:.+\n)+)", capsys.readouterr().out, flags=re.MULTILINE)
+    found = dict(re.split(r"  +", line, maxsplit=1) for line in lines.splitlines())
+    assert list(found) == ["network", "pass of 8 rows", "calibration row", "learning, 4 rows"]
+    assert found["network"] == "5.7, quantized 7.2"
+    assert re.fullmatch(r"weights [\d.]+, scales [\d.]+, second order [\d.]+", found["learning, 4 rows"])

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qdexp import models, overrides
 from qdexp.config import Config, Model, Quant
 from qdexp.errors import UserError, one_line
+from qdexp.footprint import passes, walks
 from qdexp.models import checks, folder, trial
 from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import Block, Description, describe
@@ -40,7 +41,13 @@ def main(arguments: list[str]) -> None:
         trial.check(config.model)
         description = describe(config.model)
         left_out = left_out_lines(description.coverage(config.quant))
-        parts = summary(config.model, description), costs(description, quants), left_out, block_lines(description.blocks)
+        parts = (
+            summary(config.model, description),
+            costs(description, quants),
+            memory_lines(config),
+            left_out,
+            block_lines(description.blocks),
+        )
         print("\n\n".join("\n".join(part) for part in parts))
 
 
@@ -88,6 +95,27 @@ def costs(description: Description, quants: list[Quant]) -> Iterator[str]:
 def _shown(value: float) -> str:
     """Small networks have sizes too: 0.0086."""
     return f"{value:,.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def memory_lines(config: Config) -> Iterator[str]:
+    """10^6 bytes of tensors that networks, passes, rows and learning take, with the batches of the options."""
+    model, batch, rows = config.model, config.sampling.batch, config.recon.batch
+    weights, scales = (walks.walked(model, kind, rows, "gptq") for kind in (walks.WEIGHTS, walks.SCALES))
+    table = {
+        "network": {"": passes.network_bytes(model, False), "quantized": passes.network_bytes(model, True)},
+        f"pass of {batch} rows": {
+            "": passes.pass_bytes(model, batch, 1, False, False),
+            "quantized": passes.pass_bytes(model, batch, 1, True, False),
+        },
+        "calibration row": {"": passes.row_bytes(model), "as blocks are learned": max(weights.row, scales.row)},
+        f"learning, {rows} rows": {"weights": weights.step, "scales": scales.step, "second order": weights.second_order},
+    }
+    if model.first_stage is not None:
+        table["first stage"] = {f"{batch} latents": passes.decoded(model, batch).peak}
+    yield "memory, MB"
+    for what, sizes in table.items():
+        told = (f"{name} {size / 1e6:,.1f}".strip() for name, size in sizes.items())
+        yield f"{what:<18} {', '.join(told)}"
 
 
 def left_out_lines(found: Coverage) -> Iterator[str]:
