@@ -13,6 +13,7 @@ from qdexp import record as records
 from qdexp.backends import choice
 from qdexp.config import RANDOM, Config
 from qdexp.entries import digest
+from qdexp.footprint.room import explained
 from qdexp.layout import Layout
 from qdexp.methods import recipe
 from qdexp.methods.base import NamedStep
@@ -153,8 +154,11 @@ class Cell:
         except BrokenPipeError:  # nobody reads what is printed: no failure of the cell
             raise
         except Exception as error:
-            self.fail(describe(stage, error))
-            raise
+            told = explained(self.stages[stage], self.config, error) if stage in self.stages else error
+            self.fail(describe(stage, told))
+            if told is error:
+                raise
+            raise told from error
         return record
 
     def fail(self, error: dict[str, str]) -> None:

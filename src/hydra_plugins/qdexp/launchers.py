@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
@@ -55,6 +55,9 @@ for name, node in (("sequential", SequentialConf), ("local", LocalConf), ("slurm
 class CellLauncher(Launcher):
     """Takes cells from our sweeper, in place of overrides."""
 
+    on_cluster: ClassVar[bool] = False
+    """Whether jobs run on the machines that ``cluster`` describes."""
+
     def __init__(self, dry: bool = False) -> None:
         self.dry = dry
 
@@ -71,7 +74,7 @@ class CellLauncher(Launcher):
     def launch_cells(self, cells: "Sequence[Cell]") -> Any:
         from qdexp.sweep import launch  # torch is loaded here, not for --help
 
-        return launch.dry(cells) if self.dry else self.run(launch, cells)
+        return launch.dry(cells, self.on_cluster) if self.dry else self.run(launch, cells)
 
     @abstractmethod
     def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
@@ -99,6 +102,8 @@ class LocalLauncher(CellLauncher):
 
 
 class SlurmLauncher(CellLauncher):
+    on_cluster: ClassVar[bool] = True
+
     def place(self) -> AbstractContextManager[None]:
         from qdexp.sweep.launch import planned_for
 

@@ -25,7 +25,8 @@ class Cluster:
 
     ``device``: what its machines compute on. ``parts``: jobs that draw the images of one cell together. ``parallel``: jobs of
     one kind that run at once. ``stages``: resources by stage; ``default`` is that of all others. ``restarts``: how often a job
-    is queued again that reached its time limit. ``options``: further options of sbatch.
+    is queued again that reached its time limit. ``gpu_memory_gb``: of one of its GPUs, null: not known. ``options``: further
+    options of sbatch.
     """
 
     name: Name
@@ -34,6 +35,7 @@ class Cluster:
     parallel: Positive
     restarts: Annotated[int, Ge(0)]
     stages: dict[str, Resources]
+    gpu_memory_gb: Annotated[Annotated[float, Gt(0), Finite] | None, Field(description="of one GPU; null: not known")] = None
     partition: Text | None = None
     account: Text | None = None
     qos: Text | None = None

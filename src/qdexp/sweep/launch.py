@@ -19,7 +19,7 @@ from qdexp.methods.recipe import SLOTS
 from qdexp.record import Record
 from qdexp.stages.base import Stage
 from qdexp.store import Store
-from qdexp.sweep import manifest, queue, results, snapshot
+from qdexp.sweep import manifest, memory, queue, results, snapshot
 from qdexp.sweep.jobs import RECORD, Job, Node
 from qdexp.sweep.local import Local
 from qdexp.sweep.manifest import CellEntry, Manifest, Registry
@@ -36,6 +36,7 @@ def planned_for(cluster: Any) -> AbstractContextManager[None]:
 
 def sequential(cells: Sequence[Cell]) -> list[Record]:
     """One cell after another, in this process; a cell that fails stops no other."""
+    memory.require(cells, Store(cells[0].out))
     results.announce(cells)
     devices.make_repeatable()
     start, failed, folder = time.monotonic(), [], Layout(cells[0].out).sweep(cells[0].config.sweep)
@@ -146,6 +147,7 @@ def slurm(cells: Sequence[Cell]) -> None:
     """Submits what is missing and returns."""
     sweep = Frozen(cells)
     sweep.describe()
+    memory.require(cells, sweep.store, on_cluster=True)
     copy = sweep.write()
     cluster = replace(sweep.cluster, setup=[*sweep.cluster.setup, *snapshot.setup(copy)])
     new = Slurm(sweep.out, sweep.config.sweep, cluster, sweep.job, sweep.done).submit(sweep.nodes)
@@ -167,6 +169,7 @@ def local(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int = 1) -> lis
     jobs = jobs or len(gpus) or JOBS
     sweep = Frozen(cells)
     sweep.describe()
+    memory.require(cells, sweep.store)
     with snapshot.running(sweep.write()), running(sweep.folder) as shell:
         Local(Registry(sweep.out), sweep.config.sweep, jobs, gpus, sweep.job, shell).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
@@ -175,6 +178,8 @@ def local(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int = 1) -> lis
     return results.end(cells, [cell.record for cell in cells], [cell.title for cell in incomplete])
 
 
-def dry(cells: Sequence[Cell]) -> None:
+def dry(cells: Sequence[Cell], on_cluster: bool) -> None:
     """Says what a launcher would do, and does nothing."""
-    Frozen(cells).describe()
+    sweep = Frozen(cells)
+    sweep.describe()
+    memory.show(cells, sweep.store, on_cluster)

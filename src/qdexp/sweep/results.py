@@ -30,7 +30,7 @@ from qdexp.report.grid import sample_grid
 from qdexp.report.protocols import sampler_steps
 from qdexp.report.rows import names
 from qdexp.store import Store
-from qdexp.sweep import idle
+from qdexp.sweep import idle, memory
 from qdexp.sweep.freeze import freeze, planned
 from qdexp.sweep.jobs import RECORD, Node
 from qdexp.sweep.listed import Listed
@@ -86,6 +86,7 @@ def run(cfg: DictConfig) -> str:
     cell = preflight(freeze(whole))
     if alone:
         idle.check([hydra_config.overrides.task], [cell])
+        memory.require([cell], Store(cell.out))
     devices.make_repeatable()
     if alone:
         enlist([cell])

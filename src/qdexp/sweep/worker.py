@@ -8,6 +8,7 @@ from qdexp import device as devices
 from qdexp import machine, meter
 from qdexp.cell import Cell, describe
 from qdexp.errors import UserError
+from qdexp.footprint.room import OUT_OF_MEMORY, explained
 from qdexp.stages.base import Sharded, Stage
 from qdexp.store import Store
 from qdexp.sweep import manifest
@@ -26,10 +27,13 @@ def work(job: Job) -> None:
     try:
         _make(job)
     except Exception as error:
-        what = describe(job.node.stage, error)
+        told = _told(job, error)
+        what = describe(job.node.stage, told)
         registry.failed(job.node.id, what)
         _fail_cells(job, what)
-        raise
+        if told is error:
+            raise
+        raise told from error
     registry.succeeded(job.node.id)
 
 
@@ -50,6 +54,14 @@ def _make(job: Job) -> None:
         stage.make(store)
     else:
         _add_part(job, stage, store)
+
+
+def _told(job: Job, error: Exception) -> Exception:
+    """The error; where memory has run out, what was planned."""
+    if job.node.stage == RECORD or not isinstance(error, OUT_OF_MEMORY):
+        return error
+    cell = Cell(read_config(job, job.node.cell))
+    return explained(cell.stages[job.node.stage], cell.config, error)
 
 
 def _add_part(job: Job, stage: Stage, store: Store) -> None:

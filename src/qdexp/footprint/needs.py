@@ -1,0 +1,291 @@
+"""What each stage of a cell holds at once: on the device, in the host's memory, and as rows of a walk, which lie where there is
+room for them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, singledispatch
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from qdexp.config import ACTIVATIONS, WEIGHTS, Config
+from qdexp.config.learning import BlockWise, ScaleLearning, WeightLearning
+from qdexp.errors import UserError
+from qdexp.footprint import passes, walks
+from qdexp.footprint.passes import FLOAT
+from qdexp.live import Live, own_bytes
+from qdexp.methods.base import instance_of
+from qdexp.methods.observe import RangeEstimation
+from qdexp.methods.split import SplitShortcuts
+from qdexp.methods.weights import WeightRounding
+from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, NETWORK, SIZE
+from qdexp.metrics.extractor import Extractor
+from qdexp.quant.ranges import RangeEstimator
+from qdexp.sampling.sampler import Sampler
+from qdexp.stages.activations import ActivationsStage
+from qdexp.stages.base import Stage
+from qdexp.stages.calibration import CalibrationStage
+from qdexp.stages.conditions import ConditionsStage
+from qdexp.stages.coverage import CoverageStage
+from qdexp.stages.curves import CurvesStage
+from qdexp.stages.features import FeaturesStage
+from qdexp.stages.layers import LayersStage
+from qdexp.stages.metric import MetricStage
+from qdexp.stages.quantized_samples import QuantizedSamplesStage
+from qdexp.stages.running import RunningMetricStage
+from qdexp.stages.samples import SamplesStage
+from qdexp.stages.size import SizeStage
+from qdexp.stages.steps import StepStage
+from qdexp.stages.trajectory import TrajectoryStage
+
+SAMPLING, LEARNING, ROWS, LOOKED_AT = "sampling.batch", "recon.batch", "calib.rows", "inspection.rows"
+"""The options that a need follows."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of what there are how many bytes. ``option``: what makes them fewer, and its ``value``; None: nothing does."""
+
+    what: str
+    bytes: int
+    option: str | None = None
+    value: int = 1
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage holds when it holds the most.
+
+    Attributes:
+        device: On the device that computes; on a CPU this is the host's memory too.
+        host: In the host's memory, beside.
+        rows: Bytes of the rows of a walk: they lie on the device, in the host's memory or in files, wherever there is room.
+        unknown: What cannot be traced.
+    """
+
+    device: tuple[Part, ...] = ()
+    host: tuple[Part, ...] = ()
+    rows: int = 0
+    unknown: tuple[str, ...] = ()
+
+    def __add__(self, other: "Need") -> "Need":
+        return Need(self.device + other.device, self.host + other.host, self.rows + other.rows, self.unknown + other.unknown)
+
+
+def total(parts: Sequence[Part]) -> int:
+    return sum(part.bytes for part in parts)
+
+
+class Planner:
+    """Knows a cell's config, and what its networks and passes take."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.cuda = config, device.type == "cuda"
+        self.model, self.batch = config.model, config.sampling.batch
+        self.rounded, self.rounds = WEIGHTS in config.quant.touched, ACTIVATIONS in config.quant.touched
+
+    @property
+    def branches(self) -> int:
+        return self.config.protocol.branches if self.model.condition is not None else 1
+
+    @property
+    def calls(self) -> int:
+        options = asdict(self.config.protocol.sampler)
+        key = json.dumps([self.model.schedule, options], sort_keys=True)
+        if key not in _calls:
+            _calls[key] = Sampler(self.model, self.config.protocol).steps
+        return _calls[key]
+
+    def walks(self, copies: int, rows: int | None = None) -> int:
+        """Bytes of whole trajectories of a batch, float32."""
+        return copies * FLOAT * self.calls * (self.batch if rows is None else rows) * prod(self.model.shape)
+
+    def network(self, quantized: bool = False) -> Need:
+        """On the device, once it has been loaded into the host's memory."""
+        what = "quantized network" if quantized else "network"
+        size = passes.network_bytes(self.model, quantized and self.rounded)
+        loaded = (Part(f"{what}, as it is loaded", size),) if self.cuda else ()
+        return Need((Part(what, size),), loaded)
+
+    def sampling(self, quantized: bool = False, rows: int | None = None) -> Part:
+        """A call of the sampler."""
+        count, branches = self.batch if rows is None else min(rows, self.batch), self.branches if rows is None else 1
+        size = passes.pass_bytes(self.model, count, branches, quantized and self.rounds, self.cuda)
+        return Part(f"a pass of {count} rows", size, SAMPLING, count)
+
+    def calibration(self) -> Part:
+        calib = self.config.calib
+        rows = calib.timesteps * calib.rows * self.branches
+        return Part(f"{rows:,} calibration rows", rows * passes.row_bytes(self.model), ROWS, calib.rows)
+
+
+_calls: dict[str, int] = {}
+_needs: dict[tuple[str, str], Need] = {}
+"""What is known already, since it takes a scheduler or traces."""
+
+
+def need_of(stage: Stage, config: Config) -> Need:
+    """What the stage takes; what cannot be traced is among ``unknown``."""
+    key = stage.entry, stage.device.type
+    if key not in _needs:
+        try:
+            _needs[key] = _need(stage, Planner(config, stage.device))
+        except UserError as error:  # of networks that cannot run on shapes alone
+            _needs[key] = Need(unknown=(f"its passes: {error}",))
+    return _needs[key]
+
+
+@singledispatch
+def _need(stage: Stage, of: Planner) -> Need:
+    return Need(unknown=("what it measures with",))
+
+
+@_need.register
+def _(stage: SizeStage, of: Planner) -> Need:
+    return Need()
+
+
+@_need.register
+def _(stage: MetricStage, of: Planner) -> Need:
+    """Of numbers that lie in files already next to nothing."""
+    in_files = {FEATURES, CURVES, COVERAGE, SIZE, NETWORK}
+    return Need() if stage.inputs.keys() <= in_files else Need(unknown=("what it measures with",))
+
+
+@_need.register
+def _(stage: ConditionsStage, of: Planner) -> Need:
+    sizes = [(path, _float_bytes(path)) for path in stage.files.values()]
+    encoders = sum(size for _, size in sizes)
+    found = Need((Part("text encoders", encoders),), (Part("text encoders, as they are loaded", encoders),) if of.cuda else ())
+    return found + Need(unknown=("the encoders' passes",)) if encoders else Need()
+
+
+@_need.register
+def _(stage: TrajectoryStage, of: Planner) -> Need:
+    recorded = Part(f"trajectories of {of.batch} rows, and a copy to be written", of.walks(4), SAMPLING, of.batch)
+    return of.network() + Need((of.sampling(),), (recorded,))
+
+
+@_need.register
+def _(stage: CalibrationStage, of: Planner) -> Need:
+    rows = of.calibration()
+    read = Part(f"trajectories of {of.batch} rows", of.walks(1), SAMPLING, of.batch)
+    return Need(host=(Part(rows.what, 2 * rows.bytes, rows.option, rows.value), read))
+
+
+@_need.register
+def _(stage: SamplesStage, of: Planner) -> Need:
+    quantized = isinstance(stage, QuantizedSamplesStage)
+    found, phases = of.network(quantized), [of.sampling(quantized)]
+    if of.model.first_stage is not None:
+        decoding = passes.decoded(of.model, of.batch)
+        found += Need((Part("first stage", decoding.network),))
+        phases.append(Part(f"decoding of {of.batch} latents", decoding.peak, SAMPLING, of.batch))
+    return found + Need((max(phases, key=lambda part: part.bytes),))
+
+
+@_need.register
+def _(stage: StepStage, of: Planner) -> Need:
+    step, phases = stage.step, list[Part]()
+    quantizes = WEIGHTS in step.quantizes or stage.before is not None
+    found = of.network(quantizes)
+    if stage.calibration is not None:
+        found += Need((of.calibration(),))
+    if isinstance(step, RangeEstimation):
+        phases.append(of.sampling(quantized=True))
+    if isinstance(step, RangeEstimation | WeightRounding):
+        searched = passes.or_none(lambda: passes.search_bytes(instance_of(step.range, RangeEstimator, "range"), of.cuda))
+        phases += [] if searched is None else [Part("search of ranges", searched)]
+        found += Need(unknown=("its search of ranges",) if searched is None else ())
+    if isinstance(step, BlockWise):
+        found += _walk(step, of)
+        phases += _learning(step, of)
+    elif not isinstance(step, RangeEstimation | WeightRounding | SplitShortcuts):
+        found += Need(unknown=("what the step itself takes",))
+    return found + Need((max(phases, key=lambda part: part.bytes),) if phases else ())
+
+
+def _walk(step: BlockWise, of: Planner) -> Need:
+    rows = of.config.calib.timesteps * of.config.calib.rows * of.branches
+    second = of.network()
+    return Need((Part("full-precision network", total(second.device)),), rows=rows * _walked(step, of).row)
+
+
+def _learning(step: BlockWise, of: Planner) -> list[Part]:
+    """The passes that go on to the next block, a training step, and rounding by second order: one after the other."""
+    found = _walked(step, of)
+    kind = "scales" if isinstance(step, ScaleLearning) else "weights"
+    return [
+        of.sampling(quantized=isinstance(step, ScaleLearning)),
+        Part(f"learning of {kind} from {step.batch} rows", found.step, LEARNING, step.batch),
+        Part("rounding by second order", found.second_order),
+    ]
+
+
+def _walked(step: BlockWise, of: Planner) -> walks.Walked:
+    kind = walks.SCALES if isinstance(step, ScaleLearning) else walks.WEIGHTS
+    start = step.start if isinstance(step, WeightLearning) else "nearest" if isinstance(step, ScaleLearning) else None
+    return walks.walked(of.model, kind, step.batch, start)
+
+
+@_need.register
+def _(stage: CoverageStage, of: Planner) -> Need:
+    return of.network(quantized=True)
+
+
+@_need.register
+def _(stage: CurvesStage, of: Planner) -> Need:
+    read = Part(f"trajectories of {of.batch} rows, and their errors", of.walks(10), SAMPLING, of.batch)
+    return of.network(quantized=True) + Need((of.sampling(quantized=True),), (read,))
+
+
+@_need.register
+def _(stage: ActivationsStage, of: Planner) -> Need:
+    rows = min(stage.rows, of.config.protocol.heldout)
+    seen = Part(f"trajectories of {rows} rows", of.walks(2, rows), LOOKED_AT, stage.rows)
+    return of.network() + Need((seen, of.sampling(rows=rows)), (Part("trajectories that are read", of.walks(1)),))
+
+
+@_need.register
+def _(stage: LayersStage, of: Planner) -> Need:
+    read = Part("trajectories that are read", of.walks(1))
+    return of.network() + of.network(quantized=True) + Need((of.sampling(rows=stage.rows),), (read,))
+
+
+@_need.register
+def _(stage: RunningMetricStage, of: Planner) -> Need:
+    quantized = of.config.full_precision is False
+    return of.network(quantized) + Need((of.sampling(quantized, of.batch),))
+
+
+@_need.register
+def _(stage: FeaturesStage, of: Planner) -> Need:
+    model = of.model
+    shape = tuple(model.shape) if model.first_stage is None else passes.decoded(model, of.batch).shape
+    found = passes.or_none(lambda: sum(_extractor_bytes(stage.extractor, shape)))
+    if found is None:
+        return Need(unknown=("the extractor",))
+    network, own = _extractor_bytes(stage.extractor, shape)
+    loaded = (Part("extractor, as it is loaded", network),) if of.cuda else ()
+    return Need((Part("extractor", network), Part(f"features of {stage.extractor.batch} images", own)), loaded)
+
+
+@cache
+def _extractor_bytes(extractor: Extractor, shape: tuple[int, ...]) -> tuple[int, int]:
+    network = extractor.build().to("meta")
+    with torch.no_grad(), Live() as live:
+        network(torch.zeros(extractor.batch, *shape, dtype=torch.uint8, device="meta"))
+    return own_bytes(network), live.peak
+
+
+@cache
+def _float_bytes(path: Path) -> int:
+    """What the numbers in a file take in float32; where it does not say how many they are, the file's own size."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return sum(FLOAT * prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return path.stat().st_size if path.suffix == ".bin" else 0
