@@ -10,6 +10,7 @@
     sampling       with the quantized network, against full precision
     quantization   the whole of it, in full-precision passes over its calibration set
     growth         of data path and quantization: a quarter of the rows to four times as many, three widths of the model
+    memory         what is planned for a pass of --rows rows, beside what it takes; with any model.weights=random
     overhead       what qdexp itself costs a cell in its jobs, beside the work of the stages
 
 Ratios are medians over the repetitions, with the least and the largest; what is compared runs in turn. Set OMP_NUM_THREADS=1
@@ -26,15 +27,23 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks import data_path, growth, overhead, quantizing, range_search, sampling
+from benchmarks import data_path, growth, memory, overhead, quantizing, range_search, sampling
 from benchmarks.subject import Subject, config_of
 from qdexp import device as devices
 from qdexp import machine, provenance
 from qdexp.config import UNTOUCHED, Config
 from qdexp.errors import UserError, one_line
 
-ROWS = {"data_path": 1024, "range_search": 64, "sampling": 64, "quantization": 5120, "growth": 1024, "overhead": 64}
-"""Calibration rows of each part."""
+ROWS = {
+    "data_path": 1024,
+    "range_search": 64,
+    "sampling": 64,
+    "quantization": 5120,
+    "growth": 1024,
+    "memory": 8,
+    "overhead": 64,
+}
+"""Calibration rows of each part; of memory, those of a pass."""
 
 LEARNING = {"data_path": 1, "quantization": 1, "growth": growth.SHARE}
 """The parts that learn from their rows, and by what these are divided at the least."""
@@ -52,6 +61,8 @@ def table(part: str, config: Config, rows: int, repetitions: int, folder: Path) 
             return sampling.HEADER, iter(sampling.run(subject, repetitions))
         case "quantization":
             return quantizing.HEADER, iter(quantizing.run(subject))
+        case "memory":
+            return memory.HEADER, memory.run(subject)
         case "overhead":
             return overhead.HEADER, iter(overhead.run(subject, repetitions))
         case _:
@@ -83,7 +94,7 @@ def show(part: str, config: Config, rows: int, repetitions: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(sys.stderr):  # what stages say of themselves
             header, body = table(part, config, rows, repetitions, Path(folder))
-        print(f"\n{part}, {rows:,} calibration rows\n")
+        print(f"\n{part}, {rows:,} {'rows of a pass' if part == 'memory' else 'calibration rows'}\n")
         print(_line(header), _line(["---", *["---:"] * (len(header) - 1)]), sep="\n", flush=True)
         while True:
             with contextlib.redirect_stdout(sys.stderr):

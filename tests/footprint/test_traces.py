@@ -1,8 +1,6 @@
 """What is traced on the meta device is what computing takes, as torch's profiler finds on the CPU."""
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
-from itertools import accumulate
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
+from benchmarks.memory import filled, live_bytes, numbers
 from qdexp.config import Config, Model
 from qdexp.config.learning import WeightLearning
 from qdexp.footprint import passes, walks
@@ -23,7 +21,7 @@ from qdexp.paths import conf_folder
 from qdexp.quant.affine import QParams
 from qdexp.quant.blocks import Rows
 from qdexp.quant.gptq import gptq
-from qdexp.quant.network import activation_quantizers, set_activation_mode
+from qdexp.quant.network import set_activation_mode
 from qdexp.quant.scheme import PerChannel, Scheme
 from qdexp.quant.streams import streaming
 from qdexp.recon.walk import Walk
@@ -33,31 +31,9 @@ ROWS = 32
 EMBEDDED = ["ddpm_fashion", "dit_fashion"]
 
 
-def profiled(work: Callable[[], object]) -> int:
-    """The most that torch's allocator on the CPU has handed out at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        work()
-    events = found.profiler.kineto_results.events()
-    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-
-
 def model_of(name: str) -> Model:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return Config.of(compose("config", [f"model={name}"])).model
-
-
-def on_cpu(network: nn.Module) -> nn.Module:
-    """A copy with numbers, in the order in which networks are built."""
-    made = deepcopy(network).to_empty(device="cpu")
-    for value in (*made.parameters(), *made.buffers()):
-        nn.init.ones_(value) if not value.is_floating_point() else nn.init.normal_(value, std=0.02)
-    for _, quantizer in activation_quantizers(made):
-        quantizer.scale.fill_(0.01)
-    return made.to(memory_format=torch.channels_last)
-
-
-def real(batch: Any) -> Any:
-    return pytree.tree_map(lambda leaf: torch.ones_like(leaf, device="cpu"), batch)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -66,23 +42,21 @@ def test_a_pass(name: str, quantized: bool) -> None:
     model = model_of(name)
     meta = describe(model).network if quantized else passes.full(model)
     set_activation_mode(meta, "on")
-    network = on_cpu(meta)
-    x_t, t, *conditions = real(passes.batch_of(meta, model, ROWS))
+    network = filled(meta)
+    x_t, t, *conditions = numbers(passes.batch_of(meta, model, ROWS))
 
     @torch.no_grad()
     def once() -> Tensor:
         inputs = (x_t.clone(), t.clone(), *(pytree.tree_map(torch.clone, one) for one in conditions))
         return Asked(tuple(conditions or [{}])).estimate(network, *inputs[:2])
 
-    held = passes.HELD * once().nbytes
-    found = passes.pass_bytes(model, ROWS, 1, quantized, False) - held
-    assert found == pytest.approx(profiled(once), rel=0.15)
+    assert passes.pass_bytes(model, ROWS, 1, quantized, False) == pytest.approx(live_bytes(once), rel=0.15)
 
 
 def test_guidance_holds_one_estimate_beside_the_pass_of_the_other() -> None:
     model = model_of("dit_fashion")
     one, two = (passes.pass_bytes(model, ROWS, branches, False, False) for branches in (1, 2))
-    assert one < two < one + 4 * 4 * ROWS * 28 * 28
+    assert one < two < one + 4 * 4 * ROWS * 28 * 28  # and another label
 
 
 def test_cuda_rounds_with_more() -> None:
@@ -97,8 +71,8 @@ def test_a_training_step_of_the_largest_block(name: str, kind: str) -> None:
     model, batch = model_of(name), 8
     meta = walks._rounded(model) if kind == WEIGHTS else describe(model).network
     set_activation_mode(meta, "on")
-    network, full = on_cpu(meta), on_cpu(passes.full(model))
-    measured = max(_steps(kind, network, full, walks.blocks(model), real(passes.batch_of(meta, model, batch)), batch))
+    network, full = filled(meta), filled(passes.full(model))
+    measured = max(_steps(kind, network, full, walks.blocks(model), numbers(passes.batch_of(meta, model, batch)), batch))
     assert walks.walked(model, kind, batch, "nearest").step == pytest.approx(measured, rel=0.15)
 
 
@@ -108,7 +82,7 @@ def _steps(kind: str, network: nn.Module, full: nn.Module, blocks: Any, rows: An
             calls, (targets,) = stream.calls, stream.advance()
             block, original = (one.get_submodule(name) for one in (network, full))
             joined = Rows(calls, has_rows, [batch])
-            yield profiled(lambda: walks.step_bytes(kind, "nearest", block, original, joined, targets))  # noqa: B023
+            yield live_bytes(lambda: walks.step_bytes(kind, "nearest", block, original, joined, targets))  # noqa: B023
 
 
 @pytest.mark.parametrize("shape", [(64, 512), (700, 300)])
@@ -121,7 +95,7 @@ def test_rounding_by_second_order(shape: tuple[int, int]) -> None:
         moments, shift = torch.eye(columns)[None].clone(), torch.zeros(1, columns, columns)
         gptq(weight, grid, Scheme(8, PerChannel(0)), moments, shift)
 
-    assert walks.second_order(1, columns, outputs) == pytest.approx(profiled(once), rel=0.15)
+    assert walks.second_order(1, columns, outputs) == pytest.approx(live_bytes(once), rel=0.15)
 
 
 @pytest.mark.slow
@@ -131,10 +105,10 @@ def test_rows_of_a_walk(tmp_path: Path) -> None:
     options = WeightLearning(batch=batch, heldout=batch, start="nearest", iterations=1, rate=0.1)
     peaks = []
     for count in (rows, 2 * rows):
-        network, full = on_cpu(walks._rounded(model)), on_cpu(passes.full(model))
+        network, full = filled(walks._rounded(model)), filled(passes.full(model))
         folder = tmp_path / f"{count}"
         folder.mkdir()
-        batches = [real(passes.batch_of(full, model, batch)) for _ in range(count // batch)]
+        batches = [numbers(passes.batch_of(full, model, batch)) for _ in range(count // batch)]
         with Live() as live:
             Walk(network, full, walks.blocks(model), options, 0, folder).learn_weights(batches)
         peaks.append(live.peak)

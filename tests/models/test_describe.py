@@ -1,5 +1,6 @@
 """Descriptions: the published numbers, and what a real checkpoint and a real forward pass say."""
 
+import re
 from pathlib import Path
 from typing import Any
 

@@ -113,7 +113,8 @@ class Planner:
     def sampling(self, quantized: bool = False, rows: int | None = None) -> Part:
         """A call of the sampler."""
         count, branches = self.batch if rows is None else min(rows, self.batch), self.branches if rows is None else 1
-        size = passes.pass_bytes(self.model, count, branches, quantized and self.rounds, self.cuda)
+        held = passes.HELD * count * FLOAT * prod(self.model.shape)
+        size = held + passes.pass_bytes(self.model, count, branches, quantized and self.rounds, self.cuda)
         return Part(f"a pass of {count} rows", size, SAMPLING, count)
 
     def calibration(self) -> Part:

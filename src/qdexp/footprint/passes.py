@@ -123,15 +123,15 @@ def row_bytes(model: Model) -> int:
 @per_architecture
 @torch.no_grad()
 def pass_bytes(model: Model, rows: int, branches: int, quantized: bool, cuda: bool) -> int:
-    """The peak of a call of the sampler with ``rows`` rows: one pass for each branch of guidance, their conditions, and what
-    the scheduler holds. ``quantized``: all activations are."""
+    """The peak of a call of the sampler with ``rows`` rows: one pass for each branch of guidance, with their conditions.
+    ``quantized``: all activations are."""
     network = describe(model).network if quantized else full(model)
     set_activation_mode(network, "on")
     with tracing(network, cuda) as live:
         conditions = tuple(condition_of(network, model, rows) for _ in range(branches))
         x_t, t = batch_of(network, model, rows)[:2]
-        answer = Asked(conditions, guidance=2.0).estimate(network, x_t, t)
-    return live.peak + HELD * answer.nbytes
+        Asked(conditions, guidance=2.0).estimate(network, x_t, t)
+    return live.peak
 
 
 @dataclass(frozen=True)
