@@ -91,7 +91,7 @@ def test_random_weights_need_nothing_else(name: str) -> None:
 
 def test_each_model_of_a_sweep_brings_its_own(qdexp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Protocol] = []
-    monkeypatch.setattr(launch, "dry", lambda cells: seen.extend(cell.config.protocol for cell in cells))
+    monkeypatch.setattr(launch, "dry", lambda cells, _: seen.extend(cell.config.protocol for cell in cells))
     dry = ["-m", "method=fp", "protocol.steps=5", "hydra.launcher.dry=true"]
     models = ["model=ldm_bedroom,tiny", "model.network.sample_size=8", "model.weights=random"]
     assert qdexp(*dry, *models)[::2] == (0, "")

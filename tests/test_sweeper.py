@@ -35,7 +35,7 @@ def yields(qdexp: Command, cell_of: Callable[..., Cell], monkeypatch: pytest.Mon
         if "-m" not in arguments:
             return [cell_of(*arguments).label]
         seen: list[str] = []
-        monkeypatch.setattr(launch, "dry", lambda cells: seen.extend(cell.title for cell in cells))
+        monkeypatch.setattr(launch, "dry", lambda cells, _: seen.extend(cell.title for cell in cells))
         code, _, err = qdexp(*arguments, "hydra.launcher.dry=true")
         assert (code, err) == (0, "")
         return seen

@@ -143,7 +143,7 @@ def test_cells_one_by_one_and_exclusions(qdexp: Command, tmp_path: Path, options
 
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "dry", lambda cells: seen.extend(cell.title for cell in cells))
+        patch.setattr(launch, "dry", lambda cells, _: seen.extend(cell.title for cell in cells))
         code, _, err = qdexp("-m", *options, "hydra.launcher.dry=true")
     assert (code, err) == (0, "")
     assert seen == labels

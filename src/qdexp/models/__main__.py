@@ -1,8 +1,9 @@
 """python -m qdexp.models model=NAME [OPTION=VALUE ...]
 
 Describes a model, its weights need not be there: parameters, multiply-accumulates, sizes, bit operations and the share that is
-quantized at each bit-width, what stays in full precision, its blocks in the order in which they run, and where split shortcuts
-cut. All options of `python -m qdexp` are understood; quant.layers, quant.softmax_bits and quant.first_last_bits count.
+quantized at each bit-width, the memory of passes and learning, what stays in full precision, its blocks in the order in which
+they run, and where split shortcuts cut. All options of `python -m qdexp` are understood; quant.layers, quant.softmax_bits,
+quant.first_last_bits, sampling.batch and recon.batch count.
 """
 
 import sys
