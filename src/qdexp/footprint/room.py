@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from qdexp.config import Cluster, Config
 from qdexp.errors import UserError
 from qdexp.footprint.needs import Need, Part, need_of, total
+from qdexp.recon.memory import free_device, free_host
 from qdexp.stages.base import Stage
 
 GB = 1e9
@@ -39,8 +39,8 @@ class Room:
     @classmethod
     def here(cls, device: torch.device) -> "Room":
         """What is free on this machine."""
-        gpu = _free_device(device) if device.type == "cuda" else None
-        return cls(gpu, _free_host(), "free on the GPU here", "free here")
+        gpu = free_device(device) if device.type == "cuda" else None
+        return cls(gpu, free_host(), "free on the GPU here", "free here")
 
     @classmethod
     def of_job(cls, cluster: Cluster, kind: str) -> "Room":
@@ -112,15 +112,3 @@ def explained(stage: Stage, config: Config, error: Exception) -> Exception:
     fix = f"lower {' or '.join(options)}, or " if options else ""
     return UserError(f"{stage.name}: {told}; planned were {' and '.join(planned) or 'no bytes that can be traced'}; {fix}see "
                      f"that nothing else takes the memory; what is finished is kept")  # fmt: skip
-
-
-def _free_device(device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _free_host() -> int | None:
-    """What the system says is available; None where it does not say."""
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

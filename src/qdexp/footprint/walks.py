@@ -23,6 +23,7 @@ from qdexp.models.describe import describe, per_architecture
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import QParams
 from qdexp.quant.blocks import Call, Rows
+from qdexp.quant.cache import UNBOUNDED
 from qdexp.quant.gptq import gptq
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import LayerBits, convert, quantized_layers, set_activation_mode
@@ -111,7 +112,7 @@ def step_bytes(kind: str, start: str, block: nn.Module, original: nn.Module, row
     from qdexp.recon.learning import ScaleReconstruction, Site, WeightReconstruction  # late: Lightning takes seconds
 
     with torch.enable_grad(), Live() as live:
-        site = Site(block, original, rows, targets)
+        site = Site(block, original, rows, [UNBOUNDED.join([target]) for target in targets])
         if kind == WEIGHTS:
             module: Any = WeightReconstruction(site, WeightLearning(iterations=2, rate=0.1, start=start), 1.0)  # type: ignore[arg-type]
         else:
@@ -123,7 +124,7 @@ def step_bytes(kind: str, start: str, block: nn.Module, original: nn.Module, row
         for value in learned:
             value.grad = torch.zeros_like(value)
         live.peak = live.now
-        loss = module.training_step(torch.arange(len(rows), device=targets[0].device), 1)
+        loss = module.training_step(site.take(slice(0, len(rows))), 1)
         module.zero_grad(set_to_none=True)
         loss.backward()
     return live.peak
