@@ -54,6 +54,14 @@ def tiny_unet() -> UNet2DModel:
         return UNet2DModel(**{key: value for key, value in TINY_UNET.items() if key != "_target_"}).eval()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what needs a GPU, where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU; torch sees none here"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

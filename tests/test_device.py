@@ -14,7 +14,6 @@ from qdexp import meter
 from qdexp.errors import UserError
 
 CPU = torch.device("cpu")
-with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 
 
@@ -29,7 +28,7 @@ def test_cuda_where_there_is_none() -> None:
         devices.resolve("cuda")
 
 
-@with_cuda
+@pytest.mark.gpu
 def test_cuda_where_there_is_one() -> None:
     assert devices.resolve("cuda").type == "cuda"
 
