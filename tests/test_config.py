@@ -254,8 +254,7 @@ def test_values_are_resolved_and_plain() -> None:
 def test_what_an_experiment_sets_holds(path: Path) -> None:
     """Whichever file of the config says otherwise."""
     own = OmegaConf.load(path)
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = compose("config", [f"experiment={path.stem}"])
+    cfg = compose("config", [f"experiment={path.stem}"])
     assert isinstance(own, DictConfig)
     wanted = OmegaConf.masked_copy(own, [str(key) for key in own if key not in ("defaults", "hydra")])
     assert OmegaConf.merge(cfg, wanted) == cfg
