@@ -55,7 +55,7 @@ def cells(stdout: str) -> list[str]:
 def test_seeds_are_told_apart_wherever_cells_are_listed(
     qdexp: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def write(cells: Sequence[Cell]) -> None:
+    def write(cells: Sequence[Cell], _: bool) -> None:
         launch.Frozen(cells).write()
 
     monkeypatch.setattr(launch, "dry", write)
