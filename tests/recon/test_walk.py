@@ -501,8 +501,18 @@ TIERS = {
 }
 
 
-@pytest.mark.parametrize("start", ["nearest", "gptq"])
-@pytest.mark.parametrize("name", ["unet", "split", "conditional", "transformer"])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("unet", "nearest"),
+        ("unet", "gptq"),
+        ("transformer", "gptq"),
+        ("split", "nearest"),
+        pytest.param("split", "gptq", marks=pytest.mark.slow),  # 10 s each
+        pytest.param("conditional", "nearest", marks=pytest.mark.slow),
+        pytest.param("conditional", "gptq", marks=pytest.mark.slow),
+    ],
+)
 def test_no_bit_depends_on_the_tiers(
     tiny_unet: UNet2DModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: str
 ) -> None:
