@@ -42,7 +42,7 @@ def planned_on() -> Iterator[Callable[[str], None]]:
 @pytest.fixture
 def full_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """``full_machine(GB)``: from then on there are so many free here."""
-    return lambda free: monkeypatch.setattr(rooms, "_free_host", lambda: int(free * 1e9))
+    return lambda free: monkeypatch.setattr(rooms, "free_host", lambda: int(free * 1e9))
 
 
 def test_every_stage_of_a_cell_is_known_or_said_not_to_be(cell_of: CellOf) -> None:

@@ -36,9 +36,9 @@ def planned_for(cluster: Any) -> AbstractContextManager[None]:
 
 def sequential(cells: Sequence[Cell]) -> list[Record]:
     """One cell after another, in this process; a cell that fails stops no other."""
+    devices.make_repeatable()
     memory.require(cells, Store(cells[0].out))
     results.announce(cells)
-    devices.make_repeatable()
     start, failed, folder = time.monotonic(), [], Layout(cells[0].out).sweep(cells[0].config.sweep)
     with running(folder), progress.bar("cells", len(cells)) as bar:
         for number, cell in enumerate(cells):

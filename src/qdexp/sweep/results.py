@@ -83,11 +83,11 @@ def run(cfg: DictConfig) -> str:
     alone = hydra_config.mode == RunMode.RUN
     if alone:
         _check_no_sweep(hydra_config)
+    devices.make_repeatable()
     cell = preflight(freeze(whole))
     if alone:
         idle.check([hydra_config.overrides.task], [cell])
         memory.require([cell], Store(cell.out))
-    devices.make_repeatable()
     if alone:
         enlist([cell])
         say_samplers([cell])
