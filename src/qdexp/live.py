@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Live(TorchDispatchMode):
-    """Counts while it is entered.
+    """Counts while it is entered; ``kind``: of devices, those alone (``cpu``, beside which ``meta`` takes nothing).
 
     A storage that an operator is given and that none has made was there before, and so are the views of it.
 
@@ -24,8 +24,9 @@ class Live(TorchDispatchMode):
         peak: The most that these ever were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str | None = None) -> None:
         super().__init__()
+        self._kind = kind
         self.now = self.peak = 0
         self._made: set[int] = set()
 
@@ -40,7 +41,7 @@ class Live(TorchDispatchMode):
         result = func(*args, **kwargs)
         for storage in _storages(result):
             key = id(storage)
-            if key not in self._made and key not in given:
+            if key not in self._made and key not in given and self._kind in (None, storage.device.type):
                 size = storage.nbytes()
                 self._made.add(key)
                 self.now += size

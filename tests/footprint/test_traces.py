@@ -109,8 +109,7 @@ def test_rows_of_a_walk(tmp_path: Path) -> None:
         folder = tmp_path / f"{count}"
         folder.mkdir()
         batches = [numbers(passes.batch_of(full, model, batch)) for _ in range(count // batch)]
-        with Live() as live:
+        with Live("cpu") as live:  # stand-ins for rows are on the meta device
             Walk(network, full, walks.blocks(model), options, 0, folder).learn_weights(batches)
         peaks.append(live.peak)
-    # 22 % less is planned than the walk takes: what it holds besides is not known yet
-    assert walks.walked(model, WEIGHTS, batch, "nearest").row == pytest.approx((peaks[1] - peaks[0]) / rows, rel=0.25)
+    assert walks.walked(model, WEIGHTS, batch, "nearest").row == pytest.approx((peaks[1] - peaks[0]) / rows, rel=0.15)
