@@ -1,6 +1,9 @@
 # The two commands of a new checkout. Everything else is `python -m qdexp`.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that run tests: each computes with one thread.
+WORKERS ?= 2
+TEST = pytest -n $(WORKERS) --dist loadgroup
 RUN = $(VENV)/bin/python -m
 
 .PHONY: install demo test slow bench
@@ -20,10 +23,10 @@ test: install
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
-	$(RUN) pytest
+	$(RUN) $(TEST)
 
 slow: install
-	$(RUN) pytest -m slow
+	$(RUN) $(TEST) -m slow
 
 # One thread, so that the ratios of CPU times hold on a machine that does other things too.
 bench: install
