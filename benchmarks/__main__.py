@@ -13,6 +13,8 @@
     memory         what is planned for a pass of --rows rows, beside what it takes; with any model.weights=random
     overhead       what qdexp itself costs a cell in its jobs, beside the work of the stages
 
+    python -m benchmarks gpu                               what only a GPU can tell: a command of its own, see its --help
+
 Ratios are medians over the repetitions, with the least and the largest; what is compared runs in turn. Set OMP_NUM_THREADS=1
 where other processes run: then the ratios of CPU times hardly feel them.
 """
@@ -27,7 +29,8 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks import data_path, growth, memory, overhead, quantizing, range_search, sampling
+from benchmarks import data_path, growth, markdown, memory, overhead, quantizing, range_search, sampling
+from benchmarks.gpu.command import main as gpu
 from benchmarks.subject import Subject, config_of
 from qdexp import device as devices
 from qdexp import machine, provenance
@@ -95,21 +98,20 @@ def show(part: str, config: Config, rows: int, repetitions: int) -> None:
         with contextlib.redirect_stdout(sys.stderr):  # what stages say of themselves
             header, body = table(part, config, rows, repetitions, Path(folder))
         print(f"\n{part}, {rows:,} {'rows of a pass' if part == 'memory' else 'calibration rows'}\n")
-        print(_line(header), _line(["---", *["---:"] * (len(header) - 1)]), sep="\n", flush=True)
+        print(markdown.head(header), flush=True)
         while True:
             with contextlib.redirect_stdout(sys.stderr):
                 row = next(body, None)
             if row is None:
                 return
-            print(_line(row), flush=True)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+            print(markdown.line(row), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's docstring."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["gpu"]:
+        return gpu(given[1:])
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -121,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of `python -m qdexp`", dest="overrides"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     if unknown := set(options.parts) - ROWS.keys():
         parser.error(f"no part is called {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     if options.repetitions < 1 or (options.rows is not None and options.rows < 1):

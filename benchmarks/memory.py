@@ -5,8 +5,9 @@ Numbers and grids are made up: none of them changes a byte.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.subject import Subject
 from qdexp import meter
-from qdexp.footprint import passes
+from qdexp.config import Model
+from qdexp.footprint import passes, walks
 from qdexp.models.describe import describe
-from qdexp.quant.blocks import call
+from qdexp.quant.blocks import Batch, Rows, call
 from qdexp.quant.network import activation_quantizers, set_activation_mode
+from qdexp.quant.streams import streaming
 
 HEADER = ["a pass", "planned, MB", "live, MB", "planned / live", "process grows by, MB"]
 
@@ -41,8 +44,32 @@ def run(subject: Subject) -> Iterator[list[str]]:
 
         live, before = live_bytes(once, device), resident_bytes()
         grown = 2**20 * meter.measure(device, once)["peak_memory_mb"] - before
-        yield [f"{title}, {subject.rows} rows", *(f"{size / 1e6:,.1f}" for size in (planned, live)), f"{planned / live:.3f}",
-               f"{grown / 1e6:,.0f}"]  # fmt: skip
+        yield [*compared(f"{title}, {subject.rows} rows", planned, live), f"{grown / 1e6:,.0f}"]
+
+
+def compared(title: str, planned: int, live: int) -> list[str]:
+    """What stands in the table of two numbers of bytes."""
+    return [title, *(f"{size / 1e6:,.1f}" for size in (planned, live)), f"{planned / live:.3f}"]
+
+
+def training_steps(
+    kind: str, network: nn.Module, full: nn.Module, blocks: Mapping[str, Sequence[bool]], rows: Batch
+) -> Iterator[int]:
+    """The live bytes of a training step with all ``rows``, block by block; both networks have numbers."""
+    device, size = rows[0].device, len(rows[0])
+    with streaming(network, list(blocks), [rows]) as stream:
+        for name, has_rows in blocks.items():
+            calls, (targets,) = stream.calls, stream.advance()
+            block, original = (one.get_submodule(name) for one in (network, full))
+            joined = Rows(calls, has_rows, [size])
+            yield live_bytes(partial(walks.step_bytes, kind, "nearest", block, original, joined, targets), device)
+
+
+def learned_networks(model: Model, kind: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """A network as it is while weights or scales are learned, and the full-precision one, both with made-up numbers."""
+    meta = walks.rounded(model) if kind == walks.WEIGHTS else describe(model).network
+    set_activation_mode(meta, "on")
+    return filled(meta, device), filled(passes.full(model), device)
 
 
 def resident_bytes() -> int:

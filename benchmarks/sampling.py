@@ -7,8 +7,6 @@ import torch
 
 from benchmarks.subject import Subject
 from benchmarks.timing import interleaved, ratios, seconds
-from qdexp.config import ACTIVATIONS
-from qdexp.methods import recipe
 from qdexp.sampling.noise import generators
 from qdexp.sampling.sampler import Sampler
 
@@ -19,9 +17,7 @@ def run(subject: Subject, repetitions: int) -> list[list[str]]:
     """The row of the table. Ranges are observed on the subject's rows."""
     config, full = subject.config, subject.full()
     network, _ = subject.rounded(full)
-    for one in recipe.steps_of(config):
-        if ACTIVATIONS in one.step.quantizes:
-            one.step.apply(subject.work(network, frozenset({ACTIVATIONS})))
+    subject.observe(network)
     sampler, batch = Sampler(config.model, config.protocol), range(config.sampling.batch)
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ from torch import nn
 from qdexp import device as devices
 from qdexp import files, models
 from qdexp.cell import preflight
-from qdexp.config import WEIGHTS, Config
+from qdexp.config import ACTIVATIONS, WEIGHTS, Config
 from qdexp.errors import UserError
 from qdexp.methods import Nearest, WeightRounding, Work, recipe
 from qdexp.overrides import completed
@@ -87,6 +87,12 @@ class Subject:
                 break
         return network, work.adapter.blocks
 
+    def observe(self, network: nn.Module) -> None:
+        """Gives a network that was `rounded` the grids of its activations too, as the method finds them on the rows."""
+        for one in recipe.steps_of(self.config):
+            if ACTIVATIONS in one.step.quantizes:
+                one.step.apply(self.work(network, frozenset({ACTIVATIONS})))
+
     def work(self, network: nn.Module, what: frozenset[str]) -> Work:
         """What a step gets that quantizes ``what`` of the network."""
         batches = self.batches
@@ -101,6 +107,20 @@ class Subject:
             folder=self.folder,
             build=self.full,
         )
+
+
+@dataclass(frozen=True)
+class NoiseRows(Subject):
+    """Rows of noise at all timesteps in place of calibration rows, for costs, which do not depend on values."""
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """At most `sampling.batch` rows each."""
+        generator = torch.Generator().manual_seed(0)
+        x_t = torch.randn(self.rows, *self.config.model.shape, generator=generator).to(self.device)
+        t = torch.linspace(0, 999, self.rows).long().to(self.device)
+        size = self.config.sampling.batch
+        return list(zip(x_t.split(size), t.split(size), strict=True))
 
 
 def resized(config: Config, width: float, folder: Path) -> Config:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu.repeated import digests_of
 from qdexp.cell import Cell
-from qdexp.files import sha256
 from qdexp.quant import Scheme, fake_quantize, qparams_from_range
 from qdexp.sampling.shards import read_shards
 
@@ -19,12 +19,7 @@ def made(cell_of: CellOf, out: Path, *arguments: str) -> dict[str, str]:
     """The digests of all that a cell's stages leave, by stage and file."""
     cell = cell_of("method=qdiffusion", f"out={out}", *arguments)
     assert cell.run()["status"] == "complete"
-    folders = {role: out / "store" / stage.entry for role, stage in cell.stages.items()}
-    return {
-        f"{role}/{path.relative_to(folder)}": sha256(path)
-        for role, folder in folders.items()
-        for path in sorted(folder.rglob("*.safetensors"))
-    }
+    return digests_of(cell)
 
 
 def test_a_cell_ends_with_the_same_bits_each_time(cell_of: CellOf, tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
 """What is traced on the meta device is what computing takes, as torch's profiler finds on the CPU."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from benchmarks.memory import filled, live_bytes, numbers
+from benchmarks.memory import filled, learned_networks, live_bytes, numbers, training_steps
 from qdexp.config import Config, Model
 from qdexp.config.learning import WeightLearning
 from qdexp.footprint import passes, walks
@@ -19,11 +17,9 @@ from qdexp.live import Live
 from qdexp.models.describe import describe
 from qdexp.paths import conf_folder
 from qdexp.quant.affine import QParams
-from qdexp.quant.blocks import Rows
 from qdexp.quant.gptq import gptq
 from qdexp.quant.network import set_activation_mode
 from qdexp.quant.scheme import PerChannel, Scheme
-from qdexp.quant.streams import streaming
 from qdexp.recon.walk import Walk
 from qdexp.sampling.conditions import Asked
 
@@ -69,20 +65,10 @@ def test_cuda_rounds_with_more() -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_training_step_of_the_largest_block(name: str, kind: str) -> None:
     model, batch = model_of(name), 8
-    meta = walks._rounded(model) if kind == WEIGHTS else describe(model).network
-    set_activation_mode(meta, "on")
-    network, full = filled(meta), filled(passes.full(model))
-    measured = max(_steps(kind, network, full, walks.blocks(model), numbers(passes.batch_of(meta, model, batch)), batch))
+    network, full = learned_networks(model, kind, torch.device("cpu"))
+    rows = numbers(passes.batch_of(network, model, batch))
+    measured = max(training_steps(kind, network, full, walks.blocks(model), rows))
     assert walks.walked(model, kind, batch, "nearest").step == pytest.approx(measured, rel=0.15)
-
-
-def _steps(kind: str, network: nn.Module, full: nn.Module, blocks: Any, rows: Any, batch: int) -> Iterator[int]:
-    with streaming(network, list(blocks), [rows]) as stream:
-        for name, has_rows in blocks.items():
-            calls, (targets,) = stream.calls, stream.advance()
-            block, original = (one.get_submodule(name) for one in (network, full))
-            joined = Rows(calls, has_rows, [batch])
-            yield live_bytes(lambda: walks.step_bytes(kind, "nearest", block, original, joined, targets))  # noqa: B023
 
 
 @pytest.mark.parametrize("shape", [(64, 512), (700, 300)])
@@ -105,7 +91,7 @@ def test_rows_of_a_walk(tmp_path: Path) -> None:
     options = WeightLearning(batch=batch, heldout=batch, start="nearest", iterations=1, rate=0.1)
     peaks = []
     for count in (rows, 2 * rows):
-        network, full = filled(walks._rounded(model)), filled(passes.full(model))
+        network, full = filled(walks.rounded(model)), filled(passes.full(model))
         folder = tmp_path / f"{count}"
         folder.mkdir()
         batches = [numbers(passes.batch_of(full, model, batch)) for _ in range(count // batch)]

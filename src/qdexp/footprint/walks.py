@@ -55,7 +55,7 @@ class Walked:
 def walked(model: Model, kind: str, batch: int, start: str | None) -> Walked:
     """Of learning ``kind`` with ``batch`` rows at a time; ``start``: of the rounding, ``gptq`` or ``nearest``; None: by GPTQ
     alone, nothing is learned."""
-    network = _rounded(model) if kind == WEIGHTS else describe(model).network
+    network = rounded(model) if kind == WEIGHTS else describe(model).network
     set_activation_mode(network, "on")
     own, paired = blocks(model), kind == WEIGHTS and start != "nearest"
     row, step = 0, 0
@@ -85,7 +85,7 @@ def blocks(model: Model) -> Mapping[str, Sequence[bool]]:
 
 
 @per_architecture
-def _rounded(model: Model) -> nn.Module:
+def rounded(model: Model) -> nn.Module:
     """With weights on grids and activations in full precision, as rounding is learned."""
     network = models.skeleton(model).to("meta").requires_grad_(False)
     fold(network)
