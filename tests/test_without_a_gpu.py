@@ -1,22 +1,33 @@
-"""Every stage on CUDA tensors without values, see ``fake_cuda``: all on one device, few waits, few kernels. Learning by
-gradients is left out: autograd asks for a driver."""
+"""Every stage on CUDA tensors without values, see ``fake_cuda``: all on one device, few waits, few kernels.
+
+Learning by gradients cannot be run so: autograd's engine asks the driver for CUDA's context. That its iterations wait for
+nothing is seen in two halves: a step goes forward and back without values, so it reads none; and all that goes round in a real
+walk, Lightning and the optimizer with it, asks for no more values in six iterations than in two.
+"""
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_cuda import fake_cuda
+from fake_cuda import CountedWaits, fake_cuda
 from torch import Tensor, nn
 
+from benchmarks.memory import learned_networks, numbers
 from qdexp import lightning, machine, meter
 from qdexp.cell import Cell
+from qdexp.config import BlockWise, Model, ScaleLearning, WeightLearning
+from qdexp.footprint import walks
+from qdexp.footprint.passes import batch_of
 from qdexp.quant import MinMax, Scheme
 from qdexp.quant.affine import qparams_from_range
 from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.ranges import estimate
 from qdexp.quant.scheme import PerChannel
+from qdexp.recon import learning, progress
+from qdexp.recon.walk import Walk
 from qdexp.stages.base import Sharded, Stage
 from qdexp.store import Store
 
@@ -82,6 +93,53 @@ def test_every_stage(cell_of: Callable[..., Cell], request: pytest.FixtureReques
         else:
             assert gpu.waits.keys() <= WAITS.get(role, set()), role
     assert launches["samples"] < 2.5 * launches["full_precision"], "a quantizer is a kernel or two, a check and a mask"
+
+
+@pytest.fixture
+def architecture(cell_of: Callable[..., Cell], request: pytest.FixtureRequest) -> Model:
+    """A U-Net, a DiT or a U-Net with cross-attention, all tiny."""
+    more = [] if request.param == "tiny" else [request.getfixturevalue("conditional")]
+    return cell_of(*more, f"model={request.param}").config.model
+
+
+def walk_of(model: Model, kind: str, iterations: int, folder: Path) -> CountedWaits:
+    """Learns two blocks of the model, on the CPU."""
+    network, full = learned_networks(model, kind, torch.device("cpu"))
+    rows = numbers(batch_of(network, model, 8))
+    blocks = {name: has for name, has in walks.blocks(model).items() if not isinstance(full.get_submodule(name), nn.Linear)}
+    some = {name: blocks[name] for name in list(blocks)[1:3]}
+    folder.mkdir()
+    if kind == walks.WEIGHTS:
+        options: BlockWise = WeightLearning(batch=4, heldout=4, start="nearest", iterations=iterations, rate=0.1)
+    else:
+        options = ScaleLearning(batch=4, heldout=4, iterations=iterations, rate=0.01)
+    walk = Walk(network, full, some, options, seed=0, folder=folder)
+    with CountedWaits() as asked:
+        walk.learn_weights([rows]) if kind == walks.WEIGHTS else walk.learn_scales([rows])
+    return asked
+
+
+KINDS, ARCHITECTURES = [walks.WEIGHTS, walks.SCALES], ["tiny", "tiny_dit", "tiny_cross"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES, indirect=True)
+def test_learning_waits_for_nothing(architecture: Model, kind: str, tmp_path: Path) -> None:
+    assert walks.walked(architecture, kind, 4, "nearest").step > 0, "forward and back without values"
+    two, six = (walk_of(architecture, kind, iterations, tmp_path / f"{iterations}") for iterations in (2, 6))
+    assert six.operations > 1.3 * two.operations
+    assert six.waits == two.waits
+
+
+@pytest.mark.parametrize("architecture", ["tiny"], indirect=True)
+def test_learning_that_waits_is_found_out(architecture: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="item"):
+        relative = learning.relative
+        patch.setattr(learning, "relative", lambda error, target: relative(error, target) if target.item() > 0 else error)
+        walks.walked(architecture, walks.SCALES, 3, "nearest")
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    two, six = (walk_of(architecture, walks.SCALES, iterations, tmp_path / f"{iterations}") for iterations in (2, 6))
+    assert six.waits > two.waits
 
 
 def test_second_order_rounding_waits_for_nothing() -> None:

@@ -26,9 +26,10 @@ NARROW = {
 }  # fmt: skip
 """The models of the small run."""
 FULL_WIDTH = ["model.weights=random", "model.first_stage.weights=random", "protocol.extractor=none"]
-SHORT = ["protocol.n=256", "protocol.heldout=32", "trajectory.samples=64", "calib.rows=32", "recon.heldout=32",
-         "recon.weights.iterations=50", "recon.scales.iterations=20", "inspection.rows=0"]  # fmt: skip
-"""Of a cell that takes a part of a minute on a GPU."""
+SHORT = ["protocol.n=128", "protocol.heldout=32", "protocol.steps=5", "trajectory.samples=64", "calib.timesteps=5",
+         "calib.rows=16", "recon.heldout=16", "recon.weights.iterations=20", "recon.scales.iterations=10",
+         "inspection.rows=0"]  # fmt: skip
+"""Of cells whose ablation takes a CPU some minutes."""
 SMALL = ["protocol.n=16", "protocol.heldout=4", "protocol.steps=2", "trajectory.samples=8", "calib.timesteps=2", "calib.rows=4",
          "sampling.batch=8", "recon.batch=4", "recon.heldout=4", "recon.weights.iterations=2", "recon.scales.iterations=2",
          "inspection.rows=0"]  # fmt: skip

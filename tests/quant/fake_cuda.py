@@ -39,6 +39,22 @@ def fake_cuda() -> Iterator["FakeCuda"]:
         yield gpu
 
 
+class CountedWaits(TorchDispatchMode):
+    """Counts for what the host would wait, of all that is computed, backward passes too, with real tensors on the CPU.
+
+    Copies to the host are none there, and not seen: computing without values (``meta``) finds these out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        self.waits += func._schema.name.partition("::")[2] in WAITS
+        return func(*args, **(kwargs or {}))
+
+
 class FakeCuda(TorchDispatchMode):
     """What a GPU would feel.
 
