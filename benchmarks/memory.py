@@ -95,6 +95,7 @@ def numbers(batch: Any, device: torch.device = torch.device("cpu")) -> Any:  # n
 def live_bytes(work: Callable[[], object], device: torch.device = torch.device("cpu")) -> int:  # noqa: B008
     """The most that torch's allocator has handed out at once, beyond what it had before."""
     if device.type == "cuda":
+        work()  # what CUDA's libraries take once and for good is not its own
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()

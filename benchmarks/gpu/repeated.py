@@ -1,6 +1,7 @@
 """Whether the device gives the same bits each time: a cell run twice, and once more, killed and resumed."""
 
 import hashlib
+import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -61,15 +62,23 @@ def digests_of(cell: Cell) -> dict[str, str]:
 
 
 def compared(once: Mapping[str, str], other: Mapping[str, str]) -> Row:
-    """How many files there are, and those that differ; checkpoints and samples by a digest of all of theirs."""
-    differ = [name for name in once.keys() | other.keys() if once.get(name) != other.get(name)]
-    stages = dict.fromkeys(name.partition("/")[0] for name in once if name in differ)
-    return {"files": len(once), "differ": len(differ), "in": ", ".join(stages) or "-", "SHA-256 of all": joined(other)}
+    """How many files there are, how many differ, and of which stages; the checkpoints and the samples of the other run."""
+    differ = [name for name in dict.fromkeys([*once, *other]) if once.get(name) != other.get(name)]
+    stages = dict.fromkeys(name.partition("/")[0] for name in differ)
+    checkpoints = {name: digest for name, digest in other.items() if "/checkpoint/" in name}
+    samples = {name: digest for name, digest in other.items() if name.startswith("samples/")}
+    return {
+        "files": len(once),
+        "differ": len(differ),
+        "in": ", ".join(stages) or "-",
+        "SHA-256 of checkpoints": joined(checkpoints),
+        "of samples": joined(samples),
+    }
 
 
 def joined(found: Mapping[str, str]) -> str:
-    """One digest of them all."""
-    return hashlib.sha256("".join(f"{name} {found[name]}\n" for name in sorted(found)).encode()).hexdigest()[:12]
+    """One digest of all of them, or as much of it as tells them apart."""
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def kill_after(blocks: int) -> None:
