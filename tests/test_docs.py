@@ -99,7 +99,7 @@ def test_the_examples_are_short() -> None:
 
 def test_the_example_of_own_model_estimator_and_strategy(checkout: Path) -> None:
     run(checkout, SCRIPTS[0])
-    (record,) = (checkout / "outputs" / "records").glob("mine-percentile-ends-w4a8-*.json")
+    (record,) = (checkout / "outputs" / "records").glob("mine-deviations-ends-w4a8-*.json")
     assert '"status": "complete"' in record.read_text()
     (saved,) = (checkout / "outputs" / "store").glob("act-*/checkpoint")
     check = [sys.executable, "-c", LOAD, str(saved)]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import annotated_types
 import pytest
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from qdexp import code, methods
@@ -18,6 +19,8 @@ from qdexp.errors import UserError
 from qdexp.methods import recipe
 from qdexp.methods.base import Step
 from qdexp.paths import conf_folder
+from qdexp.quant import ranges
+from qdexp.quant.percentile import Percentile
 from qdexp.stages.base import Stage
 
 CellOf = Callable[..., Cell]
@@ -132,6 +135,47 @@ def test_another_class_replaces_the_whole_step(cell_of: CellOf, form: str) -> No
     assert isinstance(weights, methods.Gptq)
     assert (weights.heldout, weights.batch) == (3, 16)
     assert not hasattr(weights, "iterations")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["=min_max"], ranges.MinMax()),
+        (["=norm_search"], ranges.NormSearch(p=2.4)),
+        (["=mse"], ranges.NormSearch(p=2.0)),
+        (["=percentile"], Percentile(q=99.9)),
+        (["=percentile", ".q=99"], Percentile(q=99)),
+        (["._target_=qdexp.quant.percentile.Percentile", ".q=98"], Percentile(q=98)),
+        (["={_target_: qdexp.quant.percentile.Percentile, q: 97}"], Percentile(q=97)),
+        (["._target_=qdexp.quant.ranges.MinMax"], ranges.MinMax()),
+    ],
+)
+@pytest.mark.parametrize("slot", ["weights", "act"])
+def test_a_range_estimator_is_named_by_a_word_or_its_class(
+    cell_of: CellOf, slot: str, given: list[str], expected: ranges.RangeEstimator
+) -> None:
+    """Nothing of the one that stood there before is left."""
+    cell = cell_of("method=reconstruction", *(f"quantizer.steps.{slot}.range{one}" for one in given))
+    (step,) = [one.step for one in cell.steps if one.slot == slot]
+    assert instantiate(step.range) == expected  # type: ignore[attr-defined]
+
+
+def test_a_sweep_over_range_estimators(qdexp: Command, executed: Callable[..., list[str]]) -> None:
+    """A word is what it stands for: cells that say the same are one."""
+    words = "quantizer.steps.act.range=min_max,mse,percentile"
+    code, out, err = qdexp("-m", "method=timestep_aware", words, "quantizer.steps.act.rows=8")
+    assert code == 0, err
+    made = [entry.rpartition("-")[0] for entry in executed()]
+    assert (made.count("weights"), made.count("act")) == (1, 3)
+    assert all(name in out for name in ("MinMax", "NormSearch", "Percentile"))
+    same = qdexp(
+        "-m",
+        "method=timestep_aware",
+        "quantizer.steps.act.range._target_=qdexp.quant.ranges.MinMax",
+        "quantizer.steps.act.rows=8",
+    )
+    assert same[0] == 0
+    assert len(executed()) == len(made)
 
 
 OWN = """
@@ -254,6 +298,11 @@ BAD = {
     "weights that no step quantizes": (["quantizer.steps.weights=null"], ["quant.weight_bits=4", "slot weights"]),
     "activations that no step quantizes": (["quantizer.steps.act=null"], ["quant.act_bits=8", "slot act"]),
     "a range that is none": (["quantizer.steps.act.range._target_=torch.nn.Linear"], ["steps.act.range", "RangeEstimator"]),
+    "a range of no name": (["quantizer.steps.act.range=percentil"], ["steps.act.range=percentil", "did you mean percentile"]),
+    "a percentile that leaves nothing": (
+        ["quantizer.steps.act.range=percentile", "quantizer.steps.act.range.q=0.999"],
+        ["steps.act.range", "q=0.999 must be above 50"],
+    ),
     "a range without a class": (
         ["quantizer.steps.act.range={p: 2}", "~quantizer.steps.act.range._target_"],
         ["steps.act.range"],

@@ -4,8 +4,8 @@ Weights and activations go through the same two objects. A *range estimator* is 
 Hydra from its `_target_`. For each piece of a tensor (most have one) it starts a *range stream*, which is shown the values,
 arranged [groups, n], in any number of parts and in as many passes as it asks for, and then tells one range a group.
 
-An estimator of your own needs one file on the Python path and its `_target_` in a quantizer's YAML. docs/extending.md has a
-percentile as an example.
+An estimator of your own needs one file on the Python path and its `_target_` in a quantizer's YAML. docs/extending.md has
+standard deviations as an example.
 """
 
 import math
@@ -147,7 +147,8 @@ class NormSearch(RangeEstimator):
 
     [lo, hi] is the min-max range extended to contain zero; for a symmetric scheme it is [-m, m], so the ranges searched are
     those that the grid can have. r runs over 1.00, 0.99, ... 0.21 and p is 2.4 in Q-Diffusion (Li et al. 2023,
-    arXiv 2302.04304). Two passes: the extremes, then the sums of all candidates at once.
+    arXiv 2302.04304); p = 2 is the least mean squared error (MSE). Two passes: the extremes, then the sums of all candidates
+    at once.
     """
 
     p: float = 2.4

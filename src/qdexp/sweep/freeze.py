@@ -4,7 +4,7 @@ Hydra takes a good tenth of a second to compose one; what is equal is reused.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from qdexp.cell import Cell, preflight
 from qdexp.config import Config
 from qdexp.config.checks import checked
-from qdexp.errors import NothingToSplitError, UserError
+from qdexp.errors import NothingToSplitError, UserError, did_you_mean
 from qdexp.layout import Layout
-from qdexp.methods.recipe import BEFORE
+from qdexp.methods.recipe import BEFORE, SLOTS
 from qdexp.models import folder, titles
 from qdexp.overrides import OPEN, STEPS
 from qdexp.report.rows import told_apart
@@ -29,7 +29,15 @@ from qdexp.sweep.manifest import CellEntry, Manifest
 
 PARTS = ("quantizer", "calib")
 """The groups that a method fixes."""
+RANGES: dict[str, dict[str, Any]] = {
+    "min_max": {"_target_": "qdexp.quant.ranges.MinMax"},
+    "norm_search": {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.4},
+    "mse": {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.0},
+    "percentile": {"_target_": "qdexp.quant.percentile.Percentile", "q": 99.9},
+}
+"""What the range estimators of steps are called on a command line: ``quantizer.steps.act.range=percentile``."""
 _TARGET = "_target_"
+_RANGE = "range"
 
 
 def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
@@ -56,9 +64,9 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
 
 
 def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
-    """A step whose class is named on the command line has the options that are named there, and its place; Hydra alone would
-    keep those of the step that it replaces. Where there is no step at all the options of one are left out: full precision is
-    one and the same whatever the others vary."""
+    """A step whose class is named on the command line has the options that are named there, and its place, and so has a range
+    estimator in it; Hydra alone would keep those of what they replace. Where there is no step at all the options of one are
+    left out: full precision is one and the same whatever the others vary."""
     named: dict[str, dict[str, Any]] = {}
     for override in overrides:
         slot, _, option = str(override.key_or_group).removeprefix(STEPS).partition(".")
@@ -76,9 +84,27 @@ def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
                 OmegaConf.update(node, name, value)
             with open_dict(cfg):
                 cfg.quantizer.steps[slot] = node
+        step = cfg.quantizer.steps.get(slot)
+        if slot in SLOTS and isinstance(step, DictConfig) and (estimator := _estimator(slot, options)) is not None:
+            with open_dict(cfg):
+                step[_RANGE] = estimator
     if all(node is None or (isinstance(node, DictConfig) and _TARGET not in node) for node in cfg.quantizer.steps.values()):
         for slot in named:
             cfg.quantizer.steps[slot] = None
+
+
+def _estimator(slot: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The range estimator that the options of a step name, by a word or its class, with what they say of it; None where they
+    name none. UserError where there is no such word."""
+    given, prefix = options.get(_RANGE), f"{_RANGE}."
+    said = {name.removeprefix(prefix): value for name, value in options.items() if name.startswith(prefix)}
+    if isinstance(given, str):
+        if given not in RANGES:
+            raise UserError(f"{STEPS}{slot}.{_RANGE}={given}: there is no such estimator{did_you_mean(given, list(RANGES))}; "
+                            f"there are {', '.join(RANGES)}, or name the class of one as _target_")  # fmt: skip
+        return RANGES[given] | said
+    named = {**(given if isinstance(given, dict) else {}), **said}
+    return named if _TARGET in named else None
 
 
 def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
