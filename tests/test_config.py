@@ -22,6 +22,7 @@ FAULTS = {
     "quant.act_bits": [f"quant.act_bits={bits}" for bits in (3, 9, 16)],
     "quant.softmax_bits": [f"quant.softmax_bits={bits}" for bits in (3, 17)],
     "quant.first_last_bits": [f"quant.first_last_bits={bits}" for bits in (1, 9)],
+    "quant.first_act_bits": [f"quant.first_act_bits={bits}" for bits in (3, 9, 15, 17)],
     "quant.layers.conv_*.weight_bits": ["quant.layers={conv_*:{weight_bits:9}}"],
     "quant.layers.conv_*.act_bits": ["quant.layers={conv_*:{act_bits:3}}"],
     "quant.layers.conv_*.bits": ["quant.layers={conv_*:{bits:4}}"],
@@ -132,7 +133,7 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert set(caught.value.args) == {
         "quant.weight_bits=9: has to be 2, 3, 4, 5, 6, 7, 8 or 32 (32: left in full precision)",
         "quant.layer: there is no such option, did you mean layers?; there are weight_bits, act_bits, softmax_bits, "
-        "first_last_bits, layers, weight, act",
+        "first_last_bits, first_act_bits, layers, weight, act",
         "seed=-1: has to be greater than or equal to 0",
         "model.weights: is missing; give a value",
         "recon.weights.beta=[1.0]: give [start, end], start >= end >= 1",
@@ -207,6 +208,13 @@ def test_the_ends_of_the_ranges_are_allowed(bits: int) -> None:
     quant = config(*(f"quant.{name}={value}" for name, value in names.items())).quant
     assert names.items() <= asdict(quant).items()
     assert config("quant.softmax_bits=16").quant.softmax_bits == 16
+    assert config().quant.first_act_bits is None
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
+def test_other_bits_of_the_first_input_are_in_the_label(bits: int) -> None:
+    assert config(f"quant.first_act_bits={bits}").quant.label == f"w4a8+first_a{bits}"
+    assert config(f"quant.first_act_bits={bits}").quant.only({"weights"}).first_act_bits is None
 
 
 def test_bits_of_layers() -> None:

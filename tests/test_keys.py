@@ -41,6 +41,7 @@ OPTIONS = {
     "quant.act_bits=4": ACT,
     "quant.softmax_bits=16": ACT,
     "quant.first_last_bits=4": WEIGHTS,
+    "quant.first_act_bits=16": ACT,
     "quant.layers={conv_in: {weight_bits: 4}}": WEIGHTS,
     "quantizer=linear": WEIGHTS,
     "quant.weight.granularity=per_tensor": WEIGHTS,

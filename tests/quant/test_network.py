@@ -59,6 +59,32 @@ def test_first_last_and_the_others(tiny_unet: UNet2DModel) -> None:
     assert set(plan_bits(tiny_unet, order, 4, 8, first_last_bits=None).values()) == {LayerBits(4, 8)}
 
 
+def test_the_input_of_the_first_layer_has_bits_of_its_own(tiny_unet: UNet2DModel) -> None:
+    order = execution_order(tiny_unet, batches()[0])
+    plan = plan_bits(tiny_unet, order, 4, 8, first_act_bits=16)
+    usual = plan_bits(tiny_unet, order, 4, 8)
+    assert plan == usual | {"conv_in": LayerBits(8, 16)}
+    assert plan_bits(tiny_unet, order, 4, 32, first_act_bits=16) == plan_bits(tiny_unet, order, 4, 32)
+    assert plan_bits(tiny_unet, order, 4, 8, first_last_bits=None, first_act_bits=32)["conv_in"] == LayerBits(4, 32)
+    patterns = {"conv_in": {"act_bits": 6}}
+    assert plan_bits(tiny_unet, order, 4, 8, layers=patterns, first_act_bits=16)["conv_in"] == LayerBits(8, 6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_sixteen_bits_leave_the_first_input_almost_as_it_is(tiny_unet: UNet2DModel, symmetric: bool) -> None:
+    """Two hundred times closer than eight bits, in a grid that is rounded to, packed and observed as any other."""
+    x_t, errors = batches()[0][0], {}
+    for bits in (8, 16):
+        network = copy.deepcopy(tiny_unet)
+        order = execution_order(network, batches()[0])
+        convert(network, plan_bits(network, order, 32, 8, first_act_bits=bits), act_symmetric=symmetric)
+        observe_activations(network, batches(), MinMax())
+        with torch.no_grad():
+            errors[bits] = (network.conv_in.input_quantizer(x_t) - x_t).norm() / x_t.norm()
+    assert 200 < errors[8] / errors[16] < 300
+    assert errors[16] < 1e-4
+
+
 def test_without_convolutions_the_first_layer_is_the_first_linear() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     plan = plan_bits(network, execution_order(network, [torch.zeros(1, 2)]), 4, 4)

@@ -77,6 +77,7 @@ Device = Literal["auto", "cpu", "cuda"]
 _KEPT = Field(description="32: left in full precision")
 WeightBits = Annotated[int, _bits(2, 8), _KEPT]
 ActBits = Annotated[int, _bits(4, 8), _KEPT]
+FirstActBits = Annotated[int, GetPydanticSchema(lambda _, __: core_schema.literal_schema([*range(4, 9), 16, UNTOUCHED])), _KEPT]
 SoftmaxBits = Annotated[int, _bits(4, 16), _KEPT]
 
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)

@@ -8,7 +8,18 @@ from annotated_types import Gt
 from pydantic import GetPydanticSchema
 from typing_extensions import TypedDict  # pydantic's of Python 3.11
 
-from qdexp.config.checks import ORDERED, UNTOUCHED, WITHOUT_EFFECT, ActBits, Name, Positive, SoftmaxBits, Target, WeightBits
+from qdexp.config.checks import (
+    ORDERED,
+    UNTOUCHED,
+    WITHOUT_EFFECT,
+    ActBits,
+    FirstActBits,
+    Name,
+    Positive,
+    SoftmaxBits,
+    Target,
+    WeightBits,
+)
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
 """What can be quantized."""
@@ -50,12 +61,15 @@ class Quant:
     """Which grids are computed with. ``layers`` maps a name pattern to ``{weight_bits, act_bits}``.
 
     ``first_last_bits``: of the first and the last layer, where the others are quantized; null: as the others.
+    ``first_act_bits``: of what the first layer reads, x_t itself, where activations are quantized; null: as
+    ``first_last_bits`` says.
     """
 
     weight_bits: WeightBits
     act_bits: ActBits
     softmax_bits: SoftmaxBits
     first_last_bits: WeightBits | None
+    first_act_bits: FirstActBits | None = None
     layers: dict[str, _Bits] | None = field(default=None, metadata=ORDERED)  # later patterns win
     weight: WeightGrid = field(default_factory=WeightGrid)
     act: ActGrid = field(default_factory=ActGrid)
@@ -63,7 +77,14 @@ class Quant:
     @property
     def label(self) -> str:
         time = "" if self.act.time == "static" else f"+{self.act.time}"
-        return f"w{self.weight_bits}a{self.act_bits}{time}" + ("+layers" if self.layers else "")
+        first = "" if self.first_act_bits is None else f"+first_a{self.first_act_bits}"
+        return f"w{self.weight_bits}a{self.act_bits}{time}{first}" + ("+layers" if self.layers else "")
+
+    @property
+    def by_layer(self) -> dict[str, Any]:
+        """What says the bits of each layer, as ``qdexp.quant.network.plan_bits`` takes it."""
+        names = ("weight_bits", "act_bits", "first_last_bits", "layers", "first_act_bits")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def touched(self) -> frozenset[str]:
@@ -82,7 +103,7 @@ class Quant:
         if WEIGHTS not in what:
             kept = replace(kept, weight_bits=UNTOUCHED, weight=WeightGrid(), layers=_without(kept.layers, "weight_bits"))
         if ACTIVATIONS not in what:
-            kept = replace(kept, act_bits=UNTOUCHED, softmax_bits=UNTOUCHED, act=ActGrid())
+            kept = replace(kept, act_bits=UNTOUCHED, softmax_bits=UNTOUCHED, act=ActGrid(), first_act_bits=None)
             kept = replace(kept, layers=_without(kept.layers, "act_bits"))
         if kept.act.time != "groups":
             kept = kept.at(kept.act.time)

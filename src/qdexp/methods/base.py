@@ -66,8 +66,7 @@ class Work:
     @cached_property
     def plan(self) -> dict[str, LayerBits]:
         """The bits of every layer that can be quantized, in execution order."""
-        quant, layers = self.quant, self.adapter.layers
-        return plan_bits(self.network, layers, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
+        return plan_bits(self.network, self.adapter.layers, **self.quant.by_layer)
 
     def first(self, rows: int | None) -> list[Batch]:
         """The first ``rows`` of the calibration set (None: all), ``least`` at least."""

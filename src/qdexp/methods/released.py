@@ -28,8 +28,8 @@ class Released(Step):
 
     def check(self, config: Config) -> None:
         quant = config.quant
-        for option, value in (("first_last_bits", quant.first_last_bits), ("layers", quant.layers)):
-            if value is not None:
+        for option in ("first_last_bits", "first_act_bits", "layers"):
+            if (value := getattr(quant, option)) is not None:
                 raise UserError(f"quant.{option}={value}: in a released checkpoint all layers have the same bits; give "
                                 f"quant.{option}=null")  # fmt: skip
         if quant.act.time != "static":

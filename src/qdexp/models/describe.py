@@ -71,9 +71,7 @@ class Description:
 
     def plan(self, quant: Quant) -> dict[str, LayerBits]:
         """The bits of every layer. Raises UserError where ``quant.layers`` names none."""
-        return networks.plan_bits(
-            self.network, self.order, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers
-        )
+        return networks.plan_bits(self.network, self.order, **quant.by_layer)
 
     def coverage(self, quant: Quant) -> Coverage:
         """What is quantized, what stays in full precision, and the bit operations of one forward pass of one sample."""

@@ -13,7 +13,7 @@ conditions if it takes any.
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -37,15 +37,15 @@ PER_OUTPUT_CHANNEL = PerChannel(0)
 
 @dataclass(frozen=True)
 class LayerBits:
-    """Bits of a layer's weight and of its input: 2 to 8, or 32 = left in floating point."""
+    """Bits of a layer's weight, 2 to 8, and of its input, 2 to 16; 32: left in floating point."""
 
     weight: int
     act: int
 
     def __post_init__(self) -> None:
-        for option, bits in (("weight_bits", self.weight), ("act_bits", self.act)):
-            if bits != FLOAT and not 2 <= bits <= 8:
-                raise UserError(f"{option}={bits} is not possible: use 2 to 8, or {FLOAT} to leave values unquantized")
+        for option, bits, most in (("weight_bits", self.weight, 8), ("act_bits", self.act, 16)):
+            if bits != FLOAT and not 2 <= bits <= most:
+                raise UserError(f"{option}={bits} is not possible: use 2 to {most}, or {FLOAT} to leave values unquantized")
 
 
 @torch.inference_mode()
@@ -86,19 +86,24 @@ def plan_bits(
     act_bits: int,
     first_last_bits: int | None = 8,
     layers: Mapping[str, Mapping[str, int]] | None = None,
+    first_act_bits: int | None = None,
 ) -> dict[str, LayerBits]:
     """The bits of every layer in `order`.
 
     The first layer (the first convolution, if there is one: a U-Net's time embedding runs before it) and the last get
-    `first_last_bits` wherever the others are quantized. `layers` maps patterns of names (`*` and `?`) to weight_bits and
+    `first_last_bits` wherever the others are quantized; the first one's input gets `first_act_bits`, if given, wherever the
+    others' are quantized. `layers` maps patterns of names (`*` and `?`) to weight_bits and
     act_bits of their own; later patterns win over earlier ones, and all over first and last. Raises UserError for a pattern
     that matches no layer.
     """
     plan = dict.fromkeys(order, LayerBits(weight_bits, act_bits))
-    if first_last_bits is not None and order:
+    if order:
         first = next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), order[0])
-        end = LayerBits(*(FLOAT if bits == FLOAT else first_last_bits for bits in (weight_bits, act_bits)))
-        plan |= {first: end, order[-1]: end}
+        if first_last_bits is not None:
+            end = LayerBits(*(FLOAT if bits == FLOAT else first_last_bits for bits in (weight_bits, act_bits)))
+            plan |= {first: end, order[-1]: end}
+        if first_act_bits is not None and act_bits != FLOAT:
+            plan[first] = replace(plan[first], act=first_act_bits)
     for pattern, choice in (layers or {}).items():
         names = fnmatch.filter(order, pattern)
         if not names:

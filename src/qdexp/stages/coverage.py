@@ -51,7 +51,7 @@ class CoverageStage(Stage):
             (example,) = read_batches(inputs["calibration"], 1, self.device, rows=1)
         quant = self.quant
         adapter = Adapter(network, example)
-        plan = plan_bits(network, adapter.layers, quant.weight_bits, quant.act_bits, quant.first_last_bits, quant.layers)
+        plan = plan_bits(network, adapter.layers, **quant.by_layer)
         wanted = Wanted(plan, adapter.sites, LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
         found = Coverage(network, count(network, example), known_bits(network), wanted)
         found.require_any(quant.label)
