@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from qdexp import files
+from qdexp.cell import Cell
+from qdexp.report.evidence import Evidence
 from qdexp.statistics.estimate import Estimate, of_mean, over_seeds
 
 pytestmark = pytest.mark.slow  # two sweeps of tiny cells: a minute
@@ -126,6 +128,24 @@ def test_ranges_of_shortcuts_are_a_gain_apart(run: Script, study: list[Path]) ->
 def test_error_curves(run: Script, study: list[Path], tmp_path: Path) -> None:
     assert run("error_curves.py", *study, "--out", tmp_path / "curves.png") == ""
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_worst_layers_and_timesteps(run: Script, study: list[Path], finished: Callable[..., Cell]) -> None:
+    cell = finished("method=timestep_aware", "inspection.rows=4")
+    (path,) = (cell.out / "records").iterdir()
+    record, evidence = json.loads(path.read_text()), Evidence(cell.out)
+    blocks = run("worst.py", path, "--most", "3").strip().split("\n\n")
+    assert blocks[0].startswith("## timestep_aware W4A8")
+    (_, *layers), (_, *timesteps) = map(rows, blocks[1:])
+    found = sorted(evidence.read_json(record, "layers"), key=lambda layer: -layer["sensitivity"])
+    assert [row[0] for row in layers] == [layer["name"] for layer in found[:3]]
+    whole = sum(layer["sensitivity"] for layer in found)
+    assert float(layers[0][3]) == pytest.approx(100 * found[0]["sensitivity"] / whole, abs=0.06)
+    curves = record["curves"]
+    worst = max(range(len(curves["timestep"])), key=lambda step: curves["teacher_forced"][step])
+    assert (len(timesteps), timesteps[0][0]) == (3, str(curves["timestep"][worst]))
+    assert float(timesteps[0][1]) == pytest.approx(1e3 * curves["teacher_forced"][worst], rel=0.01)
+    assert "inspection.rows=16" in run("worst.py", *study), "the study looked at no layer"
 
 
 @pytest.mark.parametrize(

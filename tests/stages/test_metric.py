@@ -18,6 +18,7 @@ from qdexp.numbers import Number, shipped
 from qdexp.paths import conf_folder
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
+from qdexp.report.figures.methods import curves as curves_figure
 from qdexp.report.tables import to_csv, to_markdown
 from qdexp.sampling.shards import read_shards
 from qdexp.stages import keys
@@ -209,7 +210,28 @@ def test_numbers_measured_with_different_things_are_refused(cell_of: CellOf) -> 
     one, other = cell_of("method=fp", ADDED), cell_of("method=ptq", ADDED[:-1] + ", at_least: 0.1}")
     with pytest.raises(UserError, match="brightness was measured with different things"):
         compare([cell_of("method=fp", ADDED[:-1] + ", at_least: 0.2}").run(), other.run()], Evidence(one.out))
-    assert "brightness, %: lamp 0.1 candela." in to_markdown(compare([other.run()], Evidence(one.out)))
+    found = other.run()
+    assert "brightness, %: lamp 0.1 candela." in to_markdown(compare([found], Evidence(one.out)))
+    del found["measures"]["brightness"]["made_with"]
+    with pytest.raises(UserError, match=r"brightness, %: lamp 0\.2 candela; brightness, %: not said"):
+        compare([cell_of("method=fp", ADDED[:-1] + ", at_least: 0.2}").run(), found], Evidence(one.out))
+
+
+def test_the_noise_error_leaves_out_a_step_at_zero_and_says_so(cell_of: CellOf) -> None:
+    """There rounding x_t alone makes another error than anywhere else; the curves have it."""
+    cell = cell_of("sampler=ddim", "protocol.steps=4", "method=timestep_aware")
+    record = cell.run()
+    curves = record["curves"]
+    assert curves["timestep"][-1] == 0 and len(curves["teacher_forced"]) == 4
+    assert record["metrics"]["noise_error"] == pytest.approx(sum(curves["teacher_forced"][:-1]) / 3)
+    table = to_markdown(compare([record], Evidence(cell.out)))
+    assert "noise error x1000: mean over 3 of 4 steps, without t = 0." in table
+    figure = curves_figure(compare([record], Evidence(cell.out)), Evidence(cell.out))
+    assert figure is not None and "4 calls" in figure.get_supxlabel() and "hollow: t = 0" in figure.get_supxlabel()
+    assert [len(panel.get_lines()) for panel in figure.axes] == [2, 2]
+    alone = cell_of("sampler=ddim", "protocol.steps=1", "method=timestep_aware", "calib.timesteps=1").run()
+    assert alone["metrics"]["noise_error"] == alone["curves"]["teacher_forced"][0], "there is no other"
+    assert "made_with" not in alone["measures"]["noise_error"]
 
 
 def test_the_code_of_a_metric_is_in_its_key_and_in_no_other(cell_of: CellOf, own: Path) -> None:

@@ -21,6 +21,8 @@ from qdexp.statistics.estimate import Estimate, Interval, pool
 
 DIGEST, DIGITS = re.compile("[0-9a-f]{64}"), 8
 """Of a file, and how much of it is shown."""
+SILENT = "not said"
+"""Of a metric that says with what it measures: of what was measured before it did."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,11 @@ def measured_with(records: Sequence[Record]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for record in records:
         for name, told in record.get("measures", {}).items():
-            if made_with := told.get("made_with"):
-                key, described = next(iter(told["numbers"].items()), (name, {}))
-                parts = (f"{what} {value[:DIGITS] if DIGEST.fullmatch(value) else value}" for what, value in made_with.items())
-                found.setdefault(name, {})[f"{Number.of(key, described).title}: {', '.join(parts)}"] = None
-    return {name: list(lines) for name, lines in found.items()}
+            key, described = next(iter(told["numbers"].items()), (name, {}))
+            made_with = told.get("made_with", {}).items()
+            parts = [f"{what} {value[:DIGITS] if DIGEST.fullmatch(value) else value}" for what, value in made_with]
+            found.setdefault(name, {})[f"{Number.of(key, described).title}: {', '.join(parts) or SILENT}"] = None
+    return {name: [*lines] for name, lines in found.items() if any(not line.endswith(SILENT) for line in lines)}
 
 
 def _pooled(

@@ -146,7 +146,13 @@ def curves(comparison: Comparison, _: Evidence) -> Figure | None:
             found = line.records[0]["curves"]
             errors = [error or math.nan for error in found[kind]]  # both walks start from the same noise: no error to draw
             panel.plot(found["timestep"], errors, marker="o", markersize=3, color=colour(index), label=_name(line))
-        panel.set(title=title, xlabel="timestep t (the sampler walks from left to right)", yscale="log")
+            for t, error in zip(found["timestep"], errors, strict=True):
+                if t == 0:
+                    panel.plot(t, error, marker="o", markersize=3, color=colour(index), markerfacecolor="white")
+        panel.set(title=title, yscale="log")
         panel.invert_xaxis()
+    timesteps = lines[0].records[0]["curves"]["timestep"]
+    apart = "; hollow: t = 0, which the noise error leaves out" if 0 in timesteps else ""
+    figure.supxlabel(f"timestep t of all {len(timesteps)} calls of the sampler, the first on the left{apart}", fontsize=7)
     panels[0].legend()
     return figure

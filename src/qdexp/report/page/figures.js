@@ -60,7 +60,10 @@ function curveCards(grid, entries) {
       colour: entry.colour,
       points: entry.cell.curves.timestep.map((t, step) => [t, entry.cell.curves[key][step], `${entry.name}, t = ${t}: ${brief(entry.cell.curves[key][step] ?? NaN)}`, entry.cell.id]),
     }));
-    const chart = plot(series, { x: { label: "timestep t (the sampler walks from left to right)", reverse: true }, y: { label, log: true }, open });
+    const steps = drawn[0].cell.curves.timestep;
+    const apart = steps.includes(0) ? "; the noise error leaves out t = 0" : "";
+    const x = `timestep t of all ${steps.length} calls, the first on the left${apart}`;
+    const chart = plot(series, { x: { label: x, reverse: true }, y: { label, log: true }, open });
     grid.append(card(title, chart, legend(drawn)));
   }
 }
