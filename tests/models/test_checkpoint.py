@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from qdexp import files
 from qdexp.errors import UserError
 from qdexp.models import checkpoint
-from qdexp.quant import NormSearch, convert, observe_activations, plan_bits
+from qdexp.quant import ActFormat, NormSearch, WeightFormat, convert, observe_activations, plan_bits
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.blocks import first_row
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
@@ -35,7 +35,7 @@ SPLITS = {
 CASES: dict[str, dict[str, Any]] = {
     "w4a8": {"weight_bits": 4, "act_bits": 8},
     "w2a4_mixed": {"weight_bits": 2, "act_bits": 4, "layers": MIXED, "softmax_bits": 16},
-    "symmetric": {"weight_bits": 5, "act_bits": 7, "weight_symmetric": True, "act_symmetric": True},
+    "symmetric": {"weight_bits": 5, "act_bits": 7, "weight": WeightFormat(symmetric=True), "act": ActFormat(symmetric=True)},
     "weights_only": {"weight_bits": 8, "act_bits": 32},
     "split": {"weight_bits": 3, "act_bits": 6, "splits": SPLITS, "layers": {"*.1.conv1": {"weight_bits": 32}}},
     "acts_only": {"weight_bits": 32, "act_bits": 8, "softmax_bits": 32},

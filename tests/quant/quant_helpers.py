@@ -37,7 +37,7 @@ def slow_grid(lo: float, hi: float, bits: int, symmetric: bool) -> tuple[float, 
     return scale, round(-lo / scale)
 
 
-def slow_fake_quantize(x: float, scale: float, zero_point: int, qmin: int, qmax: int) -> float:
+def slow_fake_quantize(x: float, scale: float, zero_point: int, qmin: float, qmax: float) -> float:
     return (min(max(round(x / scale) + zero_point, qmin), qmax) - zero_point) * scale
 
 

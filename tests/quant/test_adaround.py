@@ -25,10 +25,10 @@ def rounding_of(
 def scales(qparams: QParams, rounding: SoftRounding) -> Tensor:
     """The scale of every weight."""
     granularity, weight = rounding.scheme.granularity, rounding.alpha
-    return granularity.expand(qparams.scale, weight.ndim).expand_as(weight)
+    return granularity.expand(qparams.scale, weight.shape).expand_as(weight)
 
 
-def slow(w: float, alpha: float, scale: float, zero_point: int, qmin: int, qmax: int) -> tuple[float, float, int]:
+def slow(w: float, alpha: float, scale: float, zero_point: int, qmin: float, qmax: float) -> tuple[float, float, float]:
     """h, the soft weight and the hard integer, in double precision."""
     h = min(max(1.2 / (1 + math.exp(-alpha)) - 0.1, 0), 1)
     low = math.floor(w / scale) + zero_point
@@ -48,7 +48,7 @@ def test_it_starts_at_the_weight_itself_and_would_end_at_the_nearest_level(
     assert h.shape == rounding.alpha.shape == weight.shape
     assert ((h >= 0) & (h <= 1)).all()
     scheme, scale = rounding.scheme, scales(qparams, rounding)
-    zero_point = granularity.expand(qparams.zero_point, weight.ndim)
+    zero_point = granularity.expand(qparams.zero_point, weight.shape)
     held = weight.clamp((scheme.qmin - zero_point) * scale, (scheme.qmax - zero_point) * scale)
     assert (held - weight).abs().max() <= 0.51 * scale.max()  # the zero point is rounded
     assert torch.allclose(rounding.weight(h), held, atol=1e-5 * float(scale.max()))
@@ -67,11 +67,13 @@ def test_it_starts_near_levels_found_otherwise_and_may_go_one_further_towards_th
     levels = torch.randint(0, 8, weight.shape, dtype=scheme.dtype)
     rounding = SoftRounding(weight, qparams, scheme, levels)
     assert torch.equal(rounding.integers(), levels)
-    exact = weight / scale + granularity.expand(qparams.zero_point, 3)
+    exact = weight / scale + granularity.expand(qparams.zero_point, weight.shape)
     towards = torch.where(exact < levels, -1, 1)
     soft = rounding.weight(rounding.h())
     expected = (levels + towards * (exact - levels).abs().clamp_max(LEEWAY)).clamp(0, 7)
-    assert torch.allclose(soft, (expected - granularity.expand(qparams.zero_point, 3)) * scale, atol=1e-5 * float(scale.max()))
+    assert torch.allclose(
+        soft, (expected - granularity.expand(qparams.zero_point, weight.shape)) * scale, atol=1e-5 * float(scale.max())
+    )
     rounding.alpha.data.neg_()
     other = rounding.integers().float()
     assert torch.equal(other, (levels + towards).clamp(0, 7).float())
@@ -100,7 +102,7 @@ def test_the_hard_choice_is_one_of_two_neighbours_on_the_grid(granularity: Granu
     weight = torch.randn(4, 6, 2)
     rounding, qparams = rounding_of(weight, 3, granularity=granularity, shrink=shrink)
     scheme = rounding.scheme
-    low = ((weight / scales(qparams, rounding)).floor() + granularity.expand(qparams.zero_point, 3)).clamp(0, 7)
+    low = ((weight / scales(qparams, rounding)).floor() + granularity.expand(qparams.zero_point, weight.shape)).clamp(0, 7)
     for alpha in (-9.0, 9.0, torch.randn(4, 6, 2)):
         rounding.alpha.data = torch.zeros_like(weight) + alpha
         integers = rounding.integers()

@@ -131,7 +131,7 @@ def test_learned_scales_have_straight_through_gradients(bits: int, symmetric: bo
 
     exact = [value.detach().double().requires_grad_() for value in (x, scale)]
     expand = granularity.expand
-    slow = straight_through(exact[0], expand(exact[1], 3), expand(qparams.zero_point, 3), scheme)
+    slow = straight_through(exact[0], expand(exact[1], x.shape), expand(qparams.zero_point, x.shape), scheme)
     by_x, by_scale = torch.autograd.grad(slow, exact, received.double())
     torch.testing.assert_close(got[0].double(), by_x, rtol=1e-6, atol=0)
     assert 0.2 < got[0].eq(received).float().mean() < 1, "values beyond the grid have no gradient"
@@ -183,6 +183,6 @@ def test_the_integers_are_those_of_the_nearest_levels() -> None:
     weight = torch.randn(4, 5, 3, 3)
     qparams = qparams_from_range(*scheme.granularity.pieces(weight)[0].aminmax(dim=1), scheme)
     chosen = (dequantize(quantize(weight, qparams, scheme), qparams, scheme) - weight).abs()
-    for level in range(scheme.qmin, scheme.qmax + 1):
+    for level in range(int(scheme.qmin), int(scheme.qmax) + 1):
         other = (dequantize(torch.full(weight.shape, level), qparams, scheme) - weight).abs()
         assert (chosen <= other + 1e-6).all()

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.quant import (
+    ActFormat,
     LayerBits,
     MinMax,
     NormSearch,
@@ -16,6 +18,7 @@ from qdexp.quant import (
     PerTensor,
     Scheme,
     Split,
+    WeightFormat,
     convert,
     execution_order,
     fake_quantize,
@@ -123,7 +126,12 @@ def test_more_bits_come_closer(tiny_unet: UNet2DModel, weight_symmetric: bool, a
     reference = output(tiny_unet)
     errors = [
         relative_error(
-            quantized(copy.deepcopy(tiny_unet), *bits, weight_symmetric=weight_symmetric, act_symmetric=act_symmetric),
+            quantized(
+                copy.deepcopy(tiny_unet),
+                *bits,
+                weight=WeightFormat(symmetric=weight_symmetric),
+                act=ActFormat(symmetric=act_symmetric),
+            ),
             reference,
         )
         for bits in ((2, 4), (4, 8), (8, 8), (8, 32))
@@ -135,7 +143,7 @@ def test_more_bits_come_closer(tiny_unet: UNet2DModel, weight_symmetric: bool, a
 
 def test_weights_are_what_the_pieces_give(tiny_unet: UNet2DModel) -> None:
     before = {name: value.clone() for name, value in tiny_unet.named_parameters()}
-    quantized(tiny_unet, 4, 32, weight_granularity=PerTensor())
+    quantized(tiny_unet, 4, 32, weight=WeightFormat(granularity="per_tensor"))
     layers = dict(quantized_layers(tiny_unet))
     for name, layer in layers.items():
         scheme, weight = Scheme(8 if name in ("conv_in", "conv_out") else 4), before[f"{name}.weight"]
@@ -171,9 +179,10 @@ def test_the_parts_of_a_split_weight_are_quantized_as_if_alone(
     tiny_unet: UNet2DModel, within: PerTensor | PerChannel, symmetric: bool
 ) -> None:
     splits = split_sizes(tiny_unet, batches()[0], "skip+conv1")
+    weight = WeightFormat(granularity="per_tensor" if within == PerTensor() else "per_channel")
     before = {name: value.clone() for name, value in tiny_unet.named_parameters()}
-    whole = dict(quantized_layers(quantized(copy.deepcopy(tiny_unet), 4, 8, weight_granularity=within)))
-    quantized(tiny_unet, 4, 8, splits=splits, weight_granularity=within, weight_symmetric=symmetric, act_symmetric=symmetric)
+    whole = dict(quantized_layers(quantized(copy.deepcopy(tiny_unet), 4, 8, weight=weight)))
+    quantized(tiny_unet, 4, 8, splits=splits, weight=replace(weight, symmetric=symmetric), act=ActFormat(symmetric=symmetric))
     layers = dict(quantized_layers(tiny_unet))
     assert splits.keys() < layers.keys() == whole.keys()
     scheme = Scheme(4, within, symmetric)
@@ -240,7 +249,7 @@ def test_attention_follows_its_to_q(tiny_unet: UNet2DModel) -> None:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_softmax_has_the_grid_of_zero_to_one_whatever_the_others_have(tiny_unet: UNet2DModel, symmetric: bool) -> None:
-    quantized(tiny_unet, 8, 6, act_symmetric=symmetric)
+    quantized(tiny_unet, 8, 6, act=ActFormat(symmetric=symmetric))
     inside = [(name, quantizer) for name, quantizer in activation_quantizers(tiny_unet) if ".quantized_products." in name]
     assert len(inside) == 4 * 4
     for name, quantizer in inside:

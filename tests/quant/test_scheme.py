@@ -43,7 +43,7 @@ def test_arrangement_and_expansion_agree(axis: int) -> None:
     assert (len(rows),) == granularity.groups(x.shape) == (x.shape[axis],)
     for index, row in enumerate(rows):
         assert torch.equal(row, x.select(axis, index).flatten())
-    expanded = granularity.expand(rows.amax(1), x.ndim).expand_as(x)
+    expanded = granularity.expand(rows.amax(1), x.shape).expand_as(x)
     assert torch.equal(expanded.select(axis, 1), rows[1].max().expand_as(x.select(axis, 1)))
 
 
@@ -68,15 +68,15 @@ def test_parts_have_the_groups_that_they_would_have_alone(
         assert torch.equal(piece, within.pieces(part)[0])
     values = torch.randn(sum(granularity.groups(shape)))
     own = zip(values.chunk(len(sizes)), parts, strict=True)
-    alone = [within.expand(groups, x.ndim).expand_as(part) for groups, part in own]
-    assert torch.equal(granularity.expand(values, x.ndim).expand_as(x), torch.cat(alone, axis))
+    alone = [within.expand(groups, part.shape).expand_as(part) for groups, part in own]
+    assert torch.equal(granularity.expand(values, x.shape).expand_as(x), torch.cat(alone, axis))
 
 
 def test_a_convolution_of_a_concatenation() -> None:
     assert Split((48, 32)).groups(()) == (1, 1)
-    assert Split((48, 32)).expand(torch.arange(2.0), 4).shape == (1, 80, 1, 1)
+    assert Split((48, 32)).expand(torch.arange(2.0), (64, 80, 28, 28)).shape == (1, 80, 1, 1)
     assert Split((48, 32), PerChannel()).groups((16, 80, 3, 3)) == (16, 16)
-    assert Split((48, 32), PerChannel()).expand(torch.arange(32.0), 4).shape == (16, 80, 1, 1)
+    assert Split((48, 32), PerChannel()).expand(torch.arange(32.0), (16, 80, 3, 3)).shape == (16, 80, 1, 1)
 
 
 def test_an_axis_is_split_or_has_groups() -> None:

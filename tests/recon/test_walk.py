@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.files import PART, sha256
-from qdexp.quant import MinMax, PerChannel, Scheme, qparams_from_range
+from qdexp.quant import MinMax, PerChannel, Scheme, WeightFormat, qparams_from_range
 from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import Rows
 from qdexp.quant.cache import Budgets
@@ -351,7 +351,7 @@ class Half(nn.Module):
 @pytest.mark.parametrize("what", ["weights", "scales"])
 def test_a_block_that_ought_to_give_nothing_but_zeros(data: Batches, tmp_path: Path, what: str) -> None:
     """Its error has nothing to be relative to."""
-    one = pair(Half(), data, 4, 8, weight_symmetric=what == "weights")
+    one = pair(Half(), data, 4, 8, weight=WeightFormat(symmetric=what == "weights"))
     second: Any = dict(quantized_layers(one.network))["second"]
     other = second.weight_int.clone()
     other[0, 1] += 1

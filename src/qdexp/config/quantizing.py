@@ -27,25 +27,96 @@ TIMESTEP_GROUPS = "timestep groups"
 """What activations with ``time: groups`` have grids of."""
 
 
+Number = Literal["int", "e2m1", "e4m3", "e5m2"]
+Scale = Literal["float32", "float16", "bfloat16", "e8m0", "e4m3"]
+Group = Literal[16, 32, 64, 128]
+NUMBER_BITS = {"e2m1": 4, "e4m3": 8, "e5m2": 8}
+"""Of floating point numbers; integers have any."""
+NAMED = {
+    ("e2m1", "e8m0", 32): "mxfp4",
+    ("e4m3", "e8m0", 32): "mxfp8",
+    ("e5m2", "e8m0", 32): "mxfp8_e5m2",
+    ("e2m1", "e4m3", 16): "nvfp4",
+}
+"""Formats of groups that have a name, by number, scale and group."""
+ONLY_ACTIVATIONS = ("token", "dynamic", "groups")
+"""What a label says of activations alone."""
+
+
 @dataclass
 class WeightGrid:
-    """Which weights share one scale: all of a layer (``per_tensor``), or those of each output channel (``per_channel``)."""
+    """Which weights share one scale: all of a layer (``per_tensor``), those of each output channel (``per_channel``), or each
+    ``group`` of neighbours along the input channels (``per_group``).
 
-    granularity: Literal["per_tensor", "per_channel"] = "per_channel"
+    ``number``: integers, or floating point numbers, which are symmetric. ``scale``: the type of the scales.
+    """
+
+    number: Number = "int"
+    granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_channel"
+    group: Group | None = None
     symmetric: bool = False
+    scale: Scale = "float32"
+
+    def __post_init__(self) -> None:
+        _check_grid(self)
+
+    @property
+    def traits(self) -> list[str]:
+        """What the label says of it beside the bits."""
+        return _traits(self)
 
 
 @dataclass
 class ActGrid:
-    """Activations have one scale for each tensor.
+    """Which activations share one scale: all of a tensor (``per_tensor``), those of each token or pixel (``per_token``), or
+    each ``group`` of neighbours along its features (``per_group``).
 
-    ``time``: one and the same always (``static``), one of each sample's own, computed at the call (``dynamic``), or one of each
-    of ``groups`` groups of timesteps (``groups``).
+    ``number``, ``scale``: as of weights. ``time``: one and the same always (``static``), one of each sample's own, computed at
+    the call (``dynamic``), or one of each of ``groups`` groups of timesteps (``groups``); tokens and groups are dynamic.
     """
 
+    number: Number = "int"
+    granularity: Literal["per_tensor", "per_token", "per_group"] = "per_tensor"
+    group: Group | None = None
     symmetric: bool = False
+    scale: Scale = "float32"
     time: Literal["static", "dynamic", "groups"] = "static"
     groups: Annotated[int, Gt(1)] = 4
+
+    def __post_init__(self) -> None:
+        _check_grid(self)
+        if self.granularity != "per_tensor" and self.time != "dynamic":
+            raise ValueError(f"time={self.time}: scales of each token or group are computed at the call; give "
+                             f"quant.act.time=dynamic, or quant.act.granularity=per_tensor")  # fmt: skip
+        if self.time != "dynamic" and self.scale != "float32":
+            raise ValueError(f"scale={self.scale}: activations that have one scale a tensor keep it in float32; give "
+                             f"quant.act.scale=float32, or quant.act.time=dynamic")  # fmt: skip
+
+    @property
+    def traits(self) -> list[str]:
+        """What the label says of it beside the bits."""
+        return _traits(self) + ([] if self.time == "static" or self.granularity != "per_tensor" else [self.time])
+
+
+def _check_grid(grid: WeightGrid | ActGrid) -> None:
+    if (grid.granularity == "per_group") != (grid.group is not None):
+        fix = "give 16, 32, 64 or 128" if grid.group is None else "goes with granularity=per_group alone; leave it null"
+        raise ValueError(f"group={'null' if grid.group is None else grid.group}: {fix}")
+    if grid.number != "int" and not grid.symmetric:
+        raise ValueError(f"symmetric=false: numbers of {grid.number} have no zero point; give symmetric=true, or number=int")
+    if grid.scale == "e8m0" and grid.number == "int":
+        raise ValueError("scale=e8m0: goes with floating point numbers; give number=e2m1, e4m3 or e5m2, or another scale")
+    if grid.scale == "e4m3" and (grid.number, grid.granularity) != ("e2m1", "per_group"):
+        raise ValueError("scale=e4m3: goes with number=e2m1 and granularity=per_group alone; give another scale")
+
+
+def _traits(grid: WeightGrid | ActGrid) -> list[str]:
+    named = NAMED.get((grid.number, grid.scale, grid.group or 0))
+    if named is not None:
+        return [named]
+    number = [] if grid.number == "int" else [grid.number]
+    group = {"per_group": [f"g{grid.group}"], "per_token": ["token"]}.get(grid.granularity, [])
+    return [*number, *group, *([grid.scale] if grid.scale in ("e8m0", "e4m3") else [])]
 
 
 class LayerBits(TypedDict, total=False):
@@ -74,11 +145,26 @@ class Quant:
     weight: WeightGrid = field(default_factory=WeightGrid)
     act: ActGrid = field(default_factory=ActGrid)
 
+    def __post_init__(self) -> None:
+        for what, bits, grid in (("weight", self.weight_bits, self.weight), ("act", self.act_bits, self.act)):
+            own = NUMBER_BITS.get(grid.number, bits)
+            if bits not in (own, UNTOUCHED):
+                raise ValueError(f"{what}_bits={bits}: numbers of {grid.number} have {own} bits; give "
+                                 f"quant.{what}_bits={own}, or quant.{what}.number=int")  # fmt: skip
+
     @property
     def label(self) -> str:
-        time = "" if self.act.time == "static" else f"+{self.act.time}"
-        first = "" if self.first_act_bits is None else f"+first_a{self.first_act_bits}"
-        return f"w{self.weight_bits}a{self.act_bits}{time}{first}" + ("+layers" if self.layers else "")
+        """Short, for names and tables: the bits, what of the grids is out of the ordinary (once, where it is the same of
+        weights and activations), and whether the first layer's input or layers have bits of their own."""
+        weight = self.weight.traits if self.weight_bits != UNTOUCHED else []
+        act = self.act.traits if self.act_bits != UNTOUCHED else []
+        if UNTOUCHED not in (self.weight_bits, self.act_bits):
+            weight, act = (
+                [f"w_{one}" for one in weight if one not in act],
+                [one if one in (*weight, *ONLY_ACTIVATIONS) else f"a_{one}" for one in act],
+            )
+        own = [*([] if self.first_act_bits is None else [f"first_a{self.first_act_bits}"]), *(["layers"] if self.layers else [])]
+        return "+".join([f"w{self.weight_bits}a{self.act_bits}", *weight, *act, *own])
 
     @property
     def by_layer(self) -> dict[str, Any]:
@@ -108,6 +194,15 @@ class Quant:
         if kept.act.time != "groups":
             kept = kept.at(kept.act.time)
         return kept if kept.touched else replace(kept, first_last_bits=None)
+
+    @property
+    def keeps_grids(self) -> bool:
+        """Whether any activations have grids that are found beforehand, and can be learned: where grids are computed at the
+        call, those of layers with other bits than the format's own."""
+        if self.act.time != "dynamic":
+            return True
+        others = {self.first_last_bits, *(layer.get("act_bits") for layer in (self.layers or {}).values())}
+        return self.act.granularity != "per_tensor" and bool(others - {None, UNTOUCHED, self.act_bits})
 
     def at(self, time: Literal["static", "dynamic"]) -> "Quant":
         """The same with activations whose grids are ``static`` or ``dynamic``."""

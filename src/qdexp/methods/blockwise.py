@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from qdexp import device as devices
-from qdexp.config import ACTIVATIONS, Config
+from qdexp.config import ACTIVATIONS, Config, Quant
 from qdexp.config.learning import BlockWise, Iterations, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.methods.base import Step, Work, rows_left
@@ -73,14 +73,19 @@ class AdaRound(WeightLearning, WeightRounding):
 
 @dataclass(frozen=True, kw_only=True)
 class LearnScales(ScaleLearning, Step):
-    """The scales of all activations, learned block by block from the observed ranges on (LSQ, Esser et al. 2020,
-    arXiv 1902.08153; in blocks as in Q-Diffusion, Li et al. 2023, arXiv 2302.04304)."""
+    """The scales of all activations that have any beforehand, learned block by block from the observed ranges on (LSQ, Esser et
+    al. 2020, arXiv 1902.08153; in blocks as in Q-Diffusion, Li et al. 2023, arXiv 2302.04304). Where scales belong to tokens or
+    groups these are those of layers with other bits, such as the first and the last."""
 
     bits: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
     needs: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
 
+    def applies(self, quant: Quant) -> bool:
+        """It is left out where a format computes all of its scales at the call."""
+        return super().applies(quant) and (quant.keeps_grids or quant.act.granularity == "per_tensor")
+
     def check(self, config: Config) -> None:
-        if config.quant.act.time == "dynamic":
+        if not config.quant.keeps_grids:
             raise UserError("quant.act.time=dynamic: such grids have no scales to be learned; add quantizer.steps.scales=null")
         _check_rows(config, self.heldout)
         _check_arithmetic(config, self)

@@ -1,6 +1,6 @@
 """Activation ranges, from what the calibration set shows."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
@@ -8,9 +8,9 @@ from annotated_types import Gt
 from qdexp.config import ACTIVATIONS, UNTOUCHED, Config, Quant
 from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant import network as networks
+from qdexp.quant.formats import ActFormat
 from qdexp.quant.network import LayerBits
 from qdexp.quant.ranges import RangeEstimator
-from qdexp.quant.timegroups import set_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,6 @@ class Observe(RangeEstimation):
 
     def apply(self, work: Work) -> None:
         plan = {name: LayerBits(UNTOUCHED, bits.act) for name, bits in work.plan.items()}
-        symmetric, softmax = work.quant.act.symmetric, work.quant.softmax_bits
-        networks.convert(work.network, plan, work.adapter.sites, act_symmetric=symmetric, softmax_bits=softmax)
-        if work.quant.act.time == "dynamic":
-            set_time(work.network, "dynamic")
+        act = ActFormat(work.quant.act_bits, **asdict(work.quant.act))
+        networks.convert(work.network, plan, work.adapter.sites, act=act, softmax_bits=work.quant.softmax_bits)
         self.observe(work)

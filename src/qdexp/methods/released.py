@@ -34,6 +34,10 @@ class Released(Step):
                                 f"quant.{option}=null")  # fmt: skip
         if quant.act.time != "static":
             raise UserError(f"quant.act.time={quant.act.time}: in a released checkpoint all grids are static")
+        for what, grid, granularity in (("weight", quant.weight, "per_channel"), ("act", quant.act, "per_tensor")):
+            if (grid.number, grid.granularity, grid.scale) != ("int", granularity, "float32"):
+                raise UserError(f"quant.{what}: in a released checkpoint all grids are of integers, {granularity}, with scales "
+                                f"in float32; give quant=w4a8 or another choice of these")  # fmt: skip
         if UNTOUCHED == quant.softmax_bits != quant.act_bits:
             raise UserError(f"quant.softmax_bits={UNTOUCHED}: in a released checkpoint the softmax is quantized; give 8, for "
                             f"Stable Diffusion 16")  # fmt: skip

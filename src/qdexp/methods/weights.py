@@ -1,6 +1,6 @@
 """Steps that round weights, with activations in full precision: one result for all their bit-widths."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -9,8 +9,9 @@ from qdexp.config import ACTIVATIONS, WEIGHTS, Config
 from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams, quantize
+from qdexp.quant.formats import WeightFormat
 from qdexp.quant.ranges import RangeEstimator
-from qdexp.quant.scheme import GRANULARITIES, Scheme
+from qdexp.quant.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +31,13 @@ class WeightRounding(Step):
         instance_of(self.range, RangeEstimator, "range")
 
     def apply(self, work: Work) -> None:
-        weight = work.quant.weight
-        networks.convert(
-            work.network,
-            work.plan,
-            weight_granularity=GRANULARITIES[weight.granularity](),
-            weight_symmetric=weight.symmetric,
-        )
+        networks.convert(work.network, work.plan, weight=WeightFormat(work.quant.weight_bits, **asdict(work.quant.weight)))
         networks.quantize_weights(work.network, instance_of(self.range, RangeEstimator, "range"), self.integers)
         networks.verify_weights(work.network, work.example)
 
     def integers(self, weight: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-        """The integers of a weight, of its shape and of dtype ``scheme.dtype``: here the nearest ones."""
+        """The codes of a weight, of its shape and of dtype ``scheme.dtype``: integers, or the bits of floating point numbers;
+        here those of the nearest levels."""
         return quantize(weight, qparams, scheme)
 
 

@@ -87,7 +87,8 @@ def costs(description: Description, quants: list[Quant]) -> Iterator[str]:
     whole = Quant(weight_bits=32, act_bits=32, softmax_bits=16, first_last_bits=8)
     for quant in sorted([whole, *quants], key=lambda quant: (-quant.weight_bits, -quant.act_bits)):
         found, stored = description.coverage(quant), description.stored_bytes(quant) / 1e6
-        nominal = nominal_bytes(description.parameters, quant.weight_bits, found.weights) / 1e6
+        grids = description.grids_bytes(quant)
+        nominal = nominal_bytes(description.parameters, quant.weight_bits, found.weights, grids) / 1e6
         shares = [100 * (1 - counts["full"] / max(counts.total(), 1)) for counts in (found.macs, found.parameters)]
         yield (f"{quant.label:<8} {_shown(nominal):>12} {_shown(stored):>12} {_shown(found.bit_operations / 1e9):>14} "
                f"{shares[0]:>9.2f} {shares[1]:>14.2f}")  # fmt: skip

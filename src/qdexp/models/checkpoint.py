@@ -3,7 +3,7 @@
     checkpoint.json         format, architecture, schemes, memory format, digests of the other file and of its own content
     checkpoint.safetensors  everything else
 
-What quantization adds is joined into five tensors, see `qdexp.quant.packed`. Biases, norms and layers left in floating point
+What quantization adds is joined into a few tensors, see `qdexp.quant.packed`. Biases, norms and layers left in floating point
 keep their own names and dtypes; a buffer that is not persistent goes by `not_persistent.NAME`, and only where the constructor
 does not make it again.
 """
@@ -26,11 +26,13 @@ from qdexp.folding import fold
 from qdexp.models import architecture as architectures
 from qdexp.quant.attention import QuantizedSite, quantize_attention, quantized_sites
 from qdexp.quant.context import share
+from qdexp.quant.formats import FLOAT, along, input_axis
+from qdexp.quant.granularity import PerGroup, PerTensor, Split, whole
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
-from qdexp.quant.network import FLOAT, quantized_layers
+from qdexp.quant.network import quantized_layers
 from qdexp.quant.packed import WEIGHT, fill, packed_tensors, weights
-from qdexp.quant.products import ACT, ATTENTION, PROBABILITY
-from qdexp.quant.scheme import PerTensor, Scheme, Split, TimeGroups
+from qdexp.quant.products import ACT, ATTENTION, LEFT, PROBABILITY
+from qdexp.quant.scheme import Scheme, TimeGroups
 
 FOLDER = "checkpoint"
 """Of a checkpoint in the folder of a stage's result."""
@@ -103,7 +105,7 @@ def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collect
         _check_fit(layer, schemes)
         to_quantized(layer, schemes["weight"], schemes["act"]).parts = parts
     for name, schemes, cut in sites:
-        if not all(scheme is None or isinstance(scheme.granularity, PerTensor) for scheme in schemes.values()):
+        if not all(scheme is None or isinstance(scheme.granularity, PerTensor | PerGroup) for scheme in schemes.values()):
             raise ValueError(f"{name} is quantized in parts, which attention is not")
         products = [tuple(product) for product in cut or [ATTENTION]]  # of before there were others
         if not set(products) <= PRODUCTS:
@@ -138,12 +140,18 @@ def size_bytes(folder: Path | str) -> int:
     return sum((Path(folder) / name).stat().st_size for name in (JSON, TENSORS))
 
 
-def nominal_bytes(parameters: int, bits: int, left_out: int = 0) -> float:
-    """parameters * bits / 8, the size that papers print: no scales, no layers of other widths, no biases and norms apart.
+def nominal_bytes(parameters: int, bits: int, left_out: int = 0, grids: int = 0) -> float:
+    """parameters * bits / 8, as papers print sizes, and the grids of the weights: no layers of other widths, no biases and
+    norms apart.
 
-    `left_out`: weights of convolutions and products, of these parameters, that stay in full precision; they count 32 bits.
+    Args:
+        parameters: Of the network.
+        bits: Of its weights.
+        left_out: Weights of convolutions and products, of these parameters, that stay in full precision; they count 32 bits.
+        grids: Bytes of the scales and zero points of all weights, see ``qdexp.quant.packed.grid_bytes``: in groups of 16 they
+            take as much as a bit more for each weight.
     """
-    return ((parameters - left_out) * bits + left_out * FLOAT) / 8
+    return ((parameters - left_out) * bits + left_out * FLOAT) / 8 + grids
 
 
 def _drawn(network: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -175,11 +183,12 @@ def _dtype(network: nn.Module) -> torch.dtype:
 
 
 def _site_schemes(site: QuantizedSite) -> dict[str, Scheme | None]:
-    """By their names in checkpoint.json, where a softmax with a grid of its own, kept like any other, goes by another name."""
+    """By their names in checkpoint.json, where a softmax with a grid of its own, kept like any other, goes by another name. The
+    axis of groups, which is that of each factor's place, is left out."""
     found: dict[str, list[nn.Module]] = {ACT: [], PROBABILITY: []}
     for kind, quantizer in site.quantizers():
         found[kind].append(quantizer)
-    act, softmax = ({_act_scheme(quantizer) for quantizer in of_kind} or {None} for of_kind in found.values())
+    act, softmax = ({along(_act_scheme(one), LEFT) for one in of_kind} or {None} for of_kind in found.values())
     if len(act) > 1 or len(softmax) > 1:
         raise ValueError("what one attention multiplies has different schemes")
     observed = any(isinstance(one, ActivationQuantizer) and not one.fixed for one in found[PROBABILITY])
@@ -240,12 +249,18 @@ def _check_fit(layer: nn.Module, schemes: Mapping[str, Scheme | None]) -> None:
         scheme = schemes[kind]
         if scheme is None:
             continue
-        whole = scheme.granularity
-        numbers = [scheme.bits, *(whole.sizes if isinstance(whole, Split) else ())]
+        parts = scheme.granularity
+        group = whole(parts)
+        numbers = [scheme.bits, *(parts.sizes if isinstance(parts, Split) else ())]
+        if isinstance(group, PerGroup):
+            numbers += [] if group.size is None else [group.size]
+            axis = 1 if kind == "weight" else input_axis(layer)
+            if type(group.axis) is not int or group.axis != axis:
+                raise ValueError(f"a scheme has groups along the axis {group.axis!r}, not {axis}")
         if not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError(f"a scheme has the numbers {numbers}")
-        if isinstance(whole, Split) and (whole.axis != 1 or sum(whole.sizes) != channels):
-            raise ValueError(f"a scheme has parts of {whole.sizes} channels in a layer of {channels}")
+        if isinstance(parts, Split) and (parts.axis != 1 or sum(parts.sizes) != channels):
+            raise ValueError(f"a scheme has parts of {parts.sizes} channels in a layer of {channels}")
 
 
 def _constructed(

@@ -2,12 +2,13 @@
 
 A multiply-accumulate (MAC) of a b_w-bit weight and a b_a-bit activation counts as b_w b_a bit operations (BOPs); so do the two
 products of an attention, Q K^T with both at the activations' bits and P V with P at the softmax's. Values that are not
-quantized count as 32 bits. Sizes: nominal is parameters x bits / 8, stored what a checkpoint's tensors take.
+quantized count as 32 bits. Sizes: nominal is parameters x bits / 8, with the scales and zero points of the weights, stored what
+a checkpoint's tensors take.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -24,9 +25,10 @@ from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import QParams
 from qdexp.quant.attention import Site, site_of
 from qdexp.quant.coverage import Coverage, Wanted
+from qdexp.quant.formats import ActFormat, WeightFormat
 from qdexp.quant.macs import FULL, Product, count
 from qdexp.quant.network import LayerBits
-from qdexp.quant.packed import weights
+from qdexp.quant.packed import grid_bytes, weights
 from qdexp.quant.packing import packed_bytes
 from qdexp.quant.shortcuts import Concatenation
 
@@ -34,7 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 QPARAMS_BYTES = 5
-"""Of one group: a float32 scale and a uint8 zero point."""
+"""Of one activation: a float32 scale and a uint8 zero point."""
 PLACED = LayerBits(8, 8)
 """What every layer has in the network that is counted: bits that are asked for come later, by name."""
 
@@ -83,15 +85,23 @@ class Description:
         packed = weights(self.network)
         kept = (value for name, value in self.network.state_dict().items() if name not in packed)
         total = sum(value.numel() * value.element_size() for value in kept)
-        known = self._known(quant)
+        known, act = self._known(quant), ActFormat(quant.act_bits, **asdict(quant.act))
         for name, layer in networks.quantized_layers(self.network):
             bits = known[f"{name}.weight"]
             full = bits == FULL
             total += layer.weight.numel() * layer.weight.element_size() if full else packed_bytes(layer.weight.numel(), bits)
-            total += 0 if full else QPARAMS_BYTES * len(layer.weight)
         observed = (name for name, quantizer in networks.activation_quantizers(self.network) if not quantizer.fixed)
-        grids = {"static": 1, "dynamic": 0, "groups": quant.act.groups}[quant.act.time]
-        return total + sum(grids * QPARAMS_BYTES for name in observed if known[name] != FULL)
+        schemes = (act.scheme(known[name]) for name in observed)
+        static = sum(scheme is not None and scheme.time == "static" for scheme in schemes)
+        times = quant.act.groups if quant.act.time == "groups" else 1
+        return total + self.grids_bytes(quant) + static * times * QPARAMS_BYTES
+
+    def grids_bytes(self, quant: Quant) -> int:
+        """Of the scales and zero points of all weights."""
+        plan, weight = self.plan(quant), WeightFormat(quant.weight_bits, **asdict(quant.weight))
+        layers = dict(networks.quantized_layers(self.network))
+        schemes = ((weight.scheme(bits.weight, layers[name]), layers[name].weight.shape) for name, bits in plan.items())
+        return sum(grid_bytes(scheme, shape) for scheme, shape in schemes if scheme is not None)
 
     def _known(self, quant: Quant) -> dict[str, int]:
         """The bits of all weights and activation quantizers, by name."""

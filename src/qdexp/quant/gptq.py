@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdexp.quant.affine import QParams
+from qdexp.quant.affine import QParams, encode, round_to_levels
 from qdexp.quant.scheme import Scheme
 
 DAMPING = 0.01
@@ -89,7 +89,7 @@ class InputMoments:
 
 
 def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor) -> Tensor:
-    """Integers of the weight's shape, dtype `scheme.dtype`. moments, shift: `total` and `shift` of an `InputMoments`."""
+    """Codes of the weight's shape, dtype `scheme.dtype`. moments, shift: `total` and `shift` of an `InputMoments`."""
     groups, columns, _ = moments.shape
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
 
@@ -104,9 +104,10 @@ def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shif
     rows = weight.reshape(groups, -1, columns).double()
     target = (sort(rows) + sort(rows @ shift.double()) @ inverse).float()
     factor = torch.linalg.cholesky(inverse, upper=True).float()
-    scale, zero_point = (sorted_columns(scheme.granularity.expand(values, weight.ndim)) for values in qparams)
+    scale, zero_point = (sorted_columns(scheme.granularity.expand(values, weight.shape)) for values in qparams)
     levels = _levels(target, scale, zero_point, factor, scheme)
-    return torch.empty_like(levels).scatter_(2, order[:, None].expand_as(levels), levels).view(weight.shape).to(scheme.dtype)
+    placed = torch.empty_like(levels).scatter_(2, order[:, None].expand_as(levels), levels)
+    return encode(placed.view(weight.shape), scheme)
 
 
 def _inverse(moments: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def _levels(weight: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, s
         errors = torch.empty_like(weight[:, :, start:stop])
         for i in range(start, stop):
             s, z, w = scale[:, :, i], zero_point[:, :, i], weight[:, :, i]
-            levels[:, :, i] = (w / s).round_().add_(z).clamp_(scheme.qmin, scheme.qmax)
+            levels[:, :, i] = round_to_levels(w / s, z, scheme)
             error = (w - (levels[:, :, i] - z) * s) / factor[:, i, i, None]
             errors[:, :, i - start] = error
             weight[:, :, i + 1 : stop] -= error[:, :, None] * factor[:, None, i, i + 1 : stop]

@@ -15,15 +15,17 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from qdexp.errors import UserError
 from qdexp.quant.affine import (
     QParams,
     dequantize,
     fake_quantize,
     fake_quantize_learned,
     qparams_from_range,
-    qparams_of_rows,
 )
 from qdexp.quant.context import CallContext, spread
+from qdexp.quant.dynamic import by_row, quantize_dynamic
+from qdexp.quant.granularity import whole
 from qdexp.quant.handing import Exact, WithIntegers
 from qdexp.quant.ranges import GroupedObserver, Observer, RangeEstimator
 from qdexp.quant.scheme import PerTensor, Scheme, Time, TimeGroups
@@ -39,7 +41,7 @@ class ActivationQuantizer(Exact):
 
     Scale and zero point are [groups]; with groups of timesteps [time groups, groups], and each row of the input, or each of the
     equal runs of its first dimension that belong to one row of the network's call, is rounded to the grid of its timestep. A
-    dynamic grid has none to keep.
+    dynamic grid has none to keep, see `dynamic`.
     """
 
     _exact = ("scale", "zero_point")
@@ -54,7 +56,7 @@ class ActivationQuantizer(Exact):
         super().__init__()
         self.scheme = scheme
         self.fixed = fixed_range is not None
-        self.groups = scheme.granularity.groups(())  # no shape is known here: activations have no group for each channel
+        self.groups = by_row(scheme).granularity.groups(())  # no shape is known here, and none of these needs one
         lo, hi = (torch.full((sum(self.groups),), end) for end in fixed_range or (0.0, 0.0))
         qparams = qparams_from_range(lo, hi, scheme)
         self.register_buffer("scale", qparams.scale, persistent=False)
@@ -63,6 +65,10 @@ class ActivationQuantizer(Exact):
 
     def set_time(self, time: Time) -> None:
         """Let the grid be of another kind, off until it is found. `context.share` is up to the caller."""
+        if time != "dynamic" and not isinstance(whole(self.scheme.granularity), PerTensor):
+            raise UserError(
+                f"the grids of activations with {self.scheme.granularity} are computed at the call: give quant.act.time=dynamic"
+            )
         self.scheme = replace(self.scheme, time=time)
         own = (0,) if time == "dynamic" else (sum(self.groups),)
         shape = (len(time), *own) if isinstance(time, TimeGroups) else own
@@ -78,6 +84,8 @@ class ActivationQuantizer(Exact):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, any shape -> the same shape, dtype and strides."""
+        if self.mode == "on" and self.scheme.time == "dynamic":
+            return quantize_dynamic(x, self.scheme)
         if self.mode == "on":
             qparams = self._qparams(x)
             learning = self.scale.requires_grad or x.requires_grad  # what was quantized before may be learned through this one
@@ -91,11 +99,9 @@ class ActivationQuantizer(Exact):
         return x
 
     def _qparams(self, x: Tensor) -> QParams:
-        """The grid of this call: [groups] where all rows have the same one, else [len(x), groups]."""
+        """Of the grids that are kept that of this call: [groups] where all rows have the same one, else [len(x), groups]."""
         if self.scheme.time == "static":
             return QParams(self.scale, self.zero_point)
-        if self.scheme.time == "dynamic":
-            return qparams_of_rows(x.detach(), self.scheme)
         index = self._time_groups(x)
         found = QParams(self.scale[index], self.zero_point[index])
         return QParams(found.scale[0], found.zero_point[0]) if len(index) == 1 else found

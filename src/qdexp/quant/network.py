@@ -25,14 +25,13 @@ from qdexp.errors import UserError
 from qdexp.quant.affine import QParams, dequantize, qparams_from_range
 from qdexp.quant.attention import Site, quantize_attention
 from qdexp.quant.blocks import Batch, call
+from qdexp.quant.formats import FLOAT, ActFormat, WeightFormat, input_axis
 from qdexp.quant.layers import ActivationQuantizer, Mode, QuantizedLayer, arithmetic, is_plain, kind_of, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
-from qdexp.quant.scheme import PerChannel, PerTensor, Scheme, Split, Whole
+from qdexp.quant.scheme import Scheme
 
 Rounding = Callable[[Tensor, QParams, Scheme], Tensor]
-"""From a weight and its grid to integers of its shape, dtype `scheme.dtype`; nearest: `qdexp.quant.affine.quantize`."""
-FLOAT = 32
-PER_OUTPUT_CHANNEL = PerChannel(0)
+"""From a weight and its grid to codes of its shape, dtype `scheme.dtype`; nearest: `qdexp.quant.affine.quantize`."""
 
 
 @dataclass(frozen=True)
@@ -130,41 +129,33 @@ def convert(
     plan: Mapping[str, LayerBits],
     sites: Mapping[str, Site] = MappingProxyType({}),
     *,
-    weight_granularity: Whole = PER_OUTPUT_CHANNEL,
-    weight_symmetric: bool = False,
-    act_symmetric: bool = False,
+    weight: WeightFormat = WeightFormat(),  # noqa: B008 - frozen
+    act: ActFormat = ActFormat(),  # noqa: B008 - frozen
     softmax_bits: int = 8,
 ) -> None:
     """Give every layer of the plan its schemes, and every product of activations in `sites` quantizers.
 
     A site follows a layer: it quantizes what it multiplies with the act_bits of that, where these are not 32, and softmaxes
-    with `softmax_bits` (2 to 16, or 32). What has schemes already and stays in floating point by the plan keeps them: weights
-    and activations may be converted apart.
+    with `softmax_bits` (2 to 16, or 32), integers in every format. What has schemes already and stays in floating point by the
+    plan keeps them: weights and activations may be converted apart.
     """
     network.eval()
     for name, bits in plan.items():
         if bits != LayerBits(FLOAT, FLOAT):
             layer = network.get_submodule(name)
             sizes = layer.parts if isinstance(layer, QuantizedLayer) else None
-            weight = _scheme(bits.weight, weight_granularity, weight_symmetric, sizes)
-            act = _scheme(bits.act, PerTensor(), act_symmetric, sizes)
-            to_quantized(layer, weight, act)
+            to_quantized(layer, weight.scheme(bits.weight, layer, sizes), act.scheme(bits.act, input_axis(layer), sizes))
     for name, site in sites.items():
         bits = plan.get(site.layer, LayerBits(FLOAT, FLOAT))
         if bits.act != FLOAT:
-            act, softmax = _scheme(bits.act, PerTensor(), act_symmetric), _scheme(softmax_bits, PerTensor())
-            quantize_attention(network.get_submodule(name), site.products, act, softmax)
+            softmax = None if softmax_bits == FLOAT else Scheme(softmax_bits)
+            quantize_attention(network.get_submodule(name), site.products, act.scheme(bits.act), softmax)
 
 
 def split(network: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """The convolutions named are to be quantized in parts of these numbers of input channels, see `shortcuts`."""
     for name, parts in sizes.items():
         to_quantized(network.get_submodule(name)).parts = parts
-
-
-def _scheme(bits: int, whole: Whole, symmetric: bool = False, sizes: tuple[int, ...] | None = None) -> Scheme | None:
-    """The scheme of a tensor whose channels, dimension 1, are cut into parts of `sizes` if there are any."""
-    return None if bits == FLOAT else Scheme(bits, whole if sizes is None else Split(sizes, whole), symmetric)
 
 
 @torch.no_grad()

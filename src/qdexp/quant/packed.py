@@ -1,42 +1,51 @@
-"""What quantization adds to a network, joined into five tensors: an entry of its own in a file would cost each of them about a
+"""What quantization adds to a network, joined into a few tensors: an entry of its own in a file would cost each of them about a
 hundred bytes.
 
-    quantized.weight             uint8, every layer's integers less qmin, packed at that layer's bits, layer after layer
+    quantized.weight             uint8, every layer's codes (integers less qmin), packed at that layer's bits, layer after layer
     quantized.weight_scale       float32 [groups of all layers]
     quantized.weight_zero_point  uint8 [groups of all layers]; int32 where one lies outside 0 .. 255
     quantized.act_scale          float32 [groups of all activation quantizers with an observed range, in each group of
                                  timesteps where there are such]
     quantized.act_zero_point     uint8, likewise
 
-in definition order of the layers.
+in definition order of the layers; and of weights whose scales have few bits, or that are floating point numbers
+
+    quantized.weight_scale_TYPE        their scales: float16, bfloat16, or uint8 the bits of e8m0 and e4m3
+    quantized.weight_scale_e4m3_tensor float32, one of each weight with such scales
+    quantized.weight_zero_point_packed uint8, zero points packed at the weight's bits; none where the grid is symmetric
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from qdexp.quant import scales
 from qdexp.quant.affine import QParams
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.packing import pack, packed_bytes, unpack
+from qdexp.quant.scheme import Scheme
 
 WEIGHT = "quantized.weight"
-"""The name of the packed integers."""
+"""The name of the packed codes."""
+ZERO_POINT_BYTES = 1
+"""Of a zero point that is not packed."""
 
 
 def packed_tensors(network: nn.Module) -> dict[str, Tensor]:
     """What quantization has added to a network, by the names in a checkpoint."""
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for name, layer in quantized_layers(network):
-        if layer.weight_scheme is None:
+        scheme = layer.weight_scheme
+        if scheme is None:
             continue
         if layer.weight_int is None or layer.weight_qparams is None:
             raise ValueError(f"the weight of {name} is not quantized yet")
-        parts["weight"].append(pack(layer.weight_int.int() - layer.weight_scheme.qmin, layer.weight_scheme.bits))
-        parts["weight_scale"].append(layer.weight_qparams.scale)
-        parts["weight_zero_point"].append(layer.weight_qparams.zero_point)
+        parts["weight"].append(pack(layer.weight_int.int() - _lowest(scheme), scheme.bits))
+        for own, tensor in _packed_grid(layer.weight_qparams, scheme).items():
+            parts[f"weight_{own}"].append(tensor)
     for name, quantizer in activation_quantizers(network):
         if quantizer.mode != "on":
             raise ValueError(f"the activation quantizer {name} is not on")
@@ -47,6 +56,49 @@ def packed_tensors(network: nn.Module) -> dict[str, Tensor]:
     return joined | {name: _narrow(values) for name, values in joined.items() if name.endswith("_zero_point")}
 
 
+def _packed_grid(qparams: QParams, scheme: Scheme) -> dict[str, Tensor]:
+    """What is stored of the grid of one weight."""
+    if _is_plain(scheme):
+        return {"scale": qparams.scale, "zero_point": qparams.zero_point}
+    codes, tensor = scales.encode(qparams.scale, scheme.scale)
+    found = {_scale_name(scheme): codes}
+    if tensor is not None:
+        found[f"{_scale_name(scheme)}_tensor"] = tensor
+    if not scheme.symmetric:
+        found["zero_point_packed"] = pack(qparams.zero_point, scheme.bits)
+    return found
+
+
+def grid_bytes(scheme: Scheme, shape: Sequence[int]) -> int:
+    """What is stored of the grid of a weight of this shape."""
+    groups = sum(scheme.granularity.groups(shape))
+    scale_bytes = groups * scales.BITS[scheme.scale] // 8
+    if _is_plain(scheme):
+        return scale_bytes + groups * ZERO_POINT_BYTES
+    tensor = scales.TENSOR_BYTES if scheme.scale == "e4m3" else 0
+    return scale_bytes + tensor + (0 if scheme.symmetric else packed_bytes(groups, scheme.bits))
+
+
+def grids_bytes(network: nn.Module) -> int:
+    """What is stored of the grids of all weights of a network."""
+    layers = (layer for _, layer in quantized_layers(network))
+    return sum(grid_bytes(one.weight_scheme, one.weight.shape) for one in layers if one.weight_scheme is not None)
+
+
+def _is_plain(scheme: Scheme) -> bool:
+    """Integers with scales in float32: their zero points are stored whatever they are."""
+    return scheme.is_integer and scheme.scale == "float32"
+
+
+def _scale_name(scheme: Scheme) -> str:
+    return "scale" if scheme.scale == "float32" else f"scale_{scheme.scale}"
+
+
+def _lowest(scheme: Scheme) -> int:
+    """The lowest code: what is packed begins at 0."""
+    return int(scheme.qmin) if scheme.is_integer else 0
+
+
 def _narrow(values: Tensor) -> Tensor:
     """Integers as bytes if all of them are."""
     fits = bool(((values >= 0) & (values < 256)).all())
@@ -54,7 +106,7 @@ def _narrow(values: Tensor) -> Tensor:
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
-    """The dequantized weights by all the names that they have in `state_dict()`; a checkpoint has their integers instead."""
+    """The dequantized weights by all the names that they have in `state_dict()`; a checkpoint has their codes instead."""
     layers = network.named_modules(remove_duplicate=False)
     return {
         f"{name}.weight".lstrip("."): layer.weight
@@ -77,8 +129,8 @@ def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         if scheme is not None:
             count, shape = layer.weight.numel(), layer.weight.shape
             values = unpack(cursors[WEIGHT].take(packed_bytes(count, scheme.bits)), scheme.bits, count)
-            groups = sum(scheme.granularity.groups(shape))
-            layer.set_weight((values + scheme.qmin).to(scheme.dtype).view(shape), _take_qparams(cursors, "weight", groups))
+            qparams = _take_grid(cursors, scheme, sum(scheme.granularity.groups(shape)))
+            layer.set_weight((values + _lowest(scheme)).to(scheme.dtype).view(shape), qparams)
     for _, quantizer in activation_quantizers(network):
         if quantizer.observed:
             taken = _take_qparams(cursors, "act", quantizer.scale.numel())
@@ -86,6 +138,19 @@ def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         quantizer.mode = "on"
     if any(cursor.position < len(cursor.tensor) for cursor in cursors.values()):
         raise ValueError("a tensor is longer than the schemes say")
+
+
+def _take_grid(cursors: Mapping[str, "_Cursor"], scheme: Scheme, groups: int) -> QParams:
+    """The inverse of `_packed_grid`."""
+    if _is_plain(scheme):
+        return _take_qparams(cursors, "weight", groups)
+    name = f"{WEIGHT}_{_scale_name(scheme)}"
+    tensor = cursors[f"{name}_tensor"].take(1) if scheme.scale == "e4m3" else None
+    scale = scales.decode(cursors[name].take(groups), scheme.scale, tensor)
+    if scheme.symmetric:
+        return QParams(scale, torch.zeros_like(scale, dtype=torch.int32))
+    points = cursors[f"{WEIGHT}_zero_point_packed"].take(packed_bytes(groups, scheme.bits))
+    return QParams(scale, unpack(points, scheme.bits, groups))
 
 
 def _take_qparams(cursors: Mapping[str, "_Cursor"], kind: str, groups: int) -> QParams:

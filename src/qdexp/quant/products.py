@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qdexp.quant.formats import along
 from qdexp.quant.layers import elementwise, quantizer_or_identity
 from qdexp.quant.scheme import Scheme
 
@@ -36,6 +37,9 @@ ATTENTION = ("attention",)
 Product = tuple[str, ...]
 """How a site multiplies: ``ATTENTION`` by torch's fused attention, or the kinds of both factors; empty: nothing that is
 quantized here, such as a product with a weight."""
+
+LEFT, RIGHT = -1, -2
+"""The dimensions of the factors of a matrix product over which it sums."""
 
 SLICE = 2**28
 """Bytes of scores, in float32, that are computed at once. The kernels chosen, and so the last bits, may depend on it."""
@@ -68,11 +72,18 @@ class QuantizedProduct(nn.Module):
 
     def __init__(self, kinds: Product, act: Scheme | None, softmax: Scheme | None, known: bool) -> None:
         super().__init__()
-        self.left, self.right = (_quantizer(kind, act, softmax, known) for kind in kinds)
+        axes = zip(kinds, (LEFT, RIGHT), strict=True)
+        self.left, self.right = (_quantizer(kind, act, softmax, known, axis) for kind, axis in axes)
 
     def multiply(self, func: Any, args: Any, kwargs: Any) -> Any:
         left, right = factors_of(func, args, kwargs)
-        args, kwargs = _exchanged(func, args, kwargs, (self.left(left), self.right(right)))
+        if func is torch.einsum:  # to its quantizers, which may know groups, each factor looks as to a matrix product
+            one, other = _summed(args[0])
+            left = self.left(left.movedim(one, LEFT)).movedim(LEFT, one)
+            right = self.right(right.movedim(other, RIGHT)).movedim(RIGHT, other)
+        else:
+            left, right = self.left(left), self.right(right)
+        args, kwargs = _exchanged(func, args, kwargs, (left, right))
         return func(*args, **kwargs)
 
 
@@ -81,8 +92,8 @@ class QuantizedAttention(nn.Module):
 
     def __init__(self, act: Scheme | None, softmax: Scheme | None, known: bool) -> None:
         super().__init__()
-        self.query, self.key, self.value = (_quantizer(ACT, act, softmax, known) for _ in range(3))
-        self.probability = _quantizer(PROBABILITY, act, softmax, known)
+        self.query, self.key, self.value = (_quantizer(ACT, act, softmax, known, axis) for axis in (LEFT, LEFT, RIGHT))
+        self.probability = _quantizer(PROBABILITY, act, softmax, known, LEFT)
 
     def multiply(self, _: Any, args: Any, kwargs: Any) -> Tensor:
         return self.attend(*args, **kwargs)
@@ -137,8 +148,22 @@ def _softmax(products: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     )
 
 
-def _quantizer(kind: str, act: Scheme | None, softmax: Scheme | None, known: bool) -> nn.Module:
-    """``known``: P has the grid of [0, 1]; else one that is set like the others."""
+def _summed(equation: str) -> tuple[int, int]:
+    """The dimension of each of two factors over which an einsum sums; of several the last one, of none the usual one."""
+    terms, _, result = equation.replace(" ", "").partition("->")
+    left, right = terms.split(",")
+    letters = [one for one in left if one.isalpha() and one in right and (one not in result or not result)]
+    return (_place(left, letters[-1]), _place(right, letters[-1])) if letters else (LEFT, RIGHT)
+
+
+def _place(term: str, letter: str) -> int:
+    """Of a letter, from the end where dimensions without letters lie before it."""
+    place = term.index(letter)
+    return place - len(term) if "." in term[:place] else place
+
+
+def _quantizer(kind: str, act: Scheme | None, softmax: Scheme | None, known: bool, axis: int) -> nn.Module:
+    """``known``: P has the grid of [0, 1]; else one that is set like the others. ``axis``: that over which its product sums."""
     if kind == ACT:
-        return quantizer_or_identity(act)
+        return quantizer_or_identity(along(act, axis))
     return quantizer_or_identity(softmax, fixed_range=(0.0, 1.0) if known else None)

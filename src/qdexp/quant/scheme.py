@@ -2,19 +2,16 @@
 
 A scheme says which grid a tensor is rounded to, and nothing about how that grid is fitted:
 
-    bits         b, the number of levels being 2^b
-    granularity  which elements share one scale: a *group*
+    number       what an element is: an integer, or a floating point number of few bits
+    bits         b, of a number: a grid of integers has 2^b levels
+    granularity  which elements share one scale: a *group*, see `granularity`
     symmetric    integers -2^(b-1) .. 2^(b-1)-1 with zero point 0, else 0 .. 2^b-1 with a zero point of their own
+    scale        how many bits a scale has itself, see `scales`
     time         whether the grid of an activation depends on when it is used
-
-A granularity may cut a tensor into *pieces*, whose sizes differ; the groups of one piece are of equal size. Every granularity
-answers three questions, so that each quantizing function has a single path: how many groups the pieces of a shape have, how
-a tensor's pieces are arranged as [groups, n], and how one value a group is laid out to broadcast against the tensor. The last
-also for grids that differ from row to row, one value a row and group: rows lie along the tensor's first dimension.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,96 +20,16 @@ import torch
 from torch import Tensor
 
 from qdexp.errors import UserError
+from qdexp.quant.floats import FLOATS
+from qdexp.quant.granularity import GRANULARITIES, Granularity, PerChannel, PerGroup, PerTensor, Split, Whole, whole
+from qdexp.quant.scales import SCALE_TYPES
 
+__all__ = ["Granularity", "PerChannel", "PerGroup", "PerTensor", "Scheme", "Split", "Time", "TimeGroups", "Whole"]
 
-@dataclass(frozen=True)
-class PerTensor:
-    """One group. A tensor [64, 48, 28, 28] has a scale of shape [1]."""
-
-    def groups(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The number of groups of each piece of a tensor of this shape."""
-        return (1,)
-
-    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The values of x, each piece as [groups, n]."""
-        return (x.reshape(1, -1),)
-
-    def expand(self, values: Tensor, ndim: int) -> Tensor:
-        """Values [groups] or [rows, groups], laid out to broadcast against a tensor of `ndim` dimensions."""
-        return values if values.ndim == 1 else values.view(-1, *[1] * (ndim - 1))
-
-    def __str__(self) -> str:
-        return "per tensor"
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """One group for each index along `axis`. A weight [48, 16, 3, 3] with axis 0 has a scale of shape [48]."""
-
-    axis: int = 0
-
-    def groups(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The number of groups of each piece of a tensor of this shape."""
-        return (shape[self.axis],)
-
-    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The values of x, each piece as [groups, n]."""
-        return (x.movedim(self.axis, 0).flatten(1) if x.ndim > 1 else x.unsqueeze(1),)
-
-    def expand(self, values: Tensor, ndim: int) -> Tensor:
-        """Values [groups], laid out to broadcast against a tensor of `ndim` dimensions."""
-        shape = [1] * ndim
-        shape[self.axis] = -1
-        return values.view(shape)
-
-    def __str__(self) -> str:
-        return "per channel"
-
-
-Whole = PerTensor | PerChannel
-"""The granularities that leave a tensor in one piece."""
-
-GRANULARITIES: dict[str, type[Whole]] = {"per_tensor": PerTensor, "per_channel": PerChannel}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pieces of `sizes` along `axis`, each with groups of its own as `within` says; groups are ordered piece after piece.
-
-    The input [64, 80, 28, 28] of a convolution that reads concat(h, skip) of 48 and 32 channels has a scale of shape [2] with
-    sizes (48, 32); the convolution's weight [16, 80, 3, 3], within = PerChannel(0), one of shape [32].
-    """
-
-    sizes: tuple[int, ...]
-    within: Whole = PerTensor()
-    axis: int = 1
-
-    def __post_init__(self) -> None:
-        if isinstance(self.within, PerChannel) and self.within.axis == self.axis:
-            raise ValueError(f"axis {self.axis} is split: it cannot have a group for each index too")
-
-    def groups(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The number of groups of each piece of a tensor of this shape."""
-        return self.within.groups(shape) * len(self.sizes)
-
-    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The values of x, each piece as [groups, n]."""
-        return tuple(piece for part in x.split(self.sizes, self.axis) for piece in self.within.pieces(part))
-
-    def expand(self, values: Tensor, ndim: int) -> Tensor:
-        """Values [groups] or [rows, groups], laid out to broadcast against a tensor of `ndim` dimensions."""
-        parts = []
-        for size, part in zip(self.sizes, values.unflatten(-1, (len(self.sizes), -1)).unbind(-2), strict=True):
-            along = [size if dim == self.axis else 1 for dim in range(ndim)]
-            laid_out = self.within.expand(part, ndim)
-            parts.append(laid_out.expand(torch.broadcast_shapes(laid_out.shape, along)))
-        return torch.cat(parts, self.axis)
-
-    def __str__(self) -> str:
-        return f"{self.within}, parts {'+'.join(map(str, self.sizes))}"
-
-
-Granularity = Whole | Split
+INT = "int"
+NUMBERS = (INT, *FLOATS)
+POWERS, TWO_LEVELS = "e8m0", "e4m3"
+"""Scales that only floating point numbers have."""
 
 
 @dataclass(frozen=True)
@@ -159,33 +76,55 @@ Time = Literal["static", "dynamic"] | TimeGroups
 
 @dataclass(frozen=True)
 class Scheme:
-    """A uniform affine grid of `bits` bits, 2 to 16 (more than 8 only pays for softmax outputs).
+    """A grid of integers of 2 to 16 bits (more than 8 only pays for softmax outputs), or of floating point numbers, which have
+    a sign: they are symmetric.
 
     With `time` "dynamic" each row, an index along the first dimension, has a grid of its own in each piece, from its smallest
-    to its largest value there: a grid for the whole batch would make a row depend on its company.
+    to its largest value there: a grid for the whole batch would make a row depend on its company. So has each group of a row
+    where the granularity is ``PerGroup``, see `dynamic`.
     """
 
     bits: int
     granularity: Granularity = field(default_factory=PerTensor)
     symmetric: bool = False
     time: Time = "static"
+    number: str = INT
+    scale: str = "float32"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 16:
+        if self.number not in NUMBERS or self.scale not in SCALE_TYPES:
+            raise UserError(
+                f"a quantizer of numbers {self.number} with scales {self.scale} was asked for: use numbers of "
+                f"{', '.join(NUMBERS)} and scales of {', '.join(SCALE_TYPES)}"
+            )
+        if self.number == INT and not 2 <= self.bits <= 16:
             raise UserError(f"a quantizer of {self.bits} bits was asked for: use 2 to 16, or 32 to leave values unquantized")
-        whole = self.granularity.within if isinstance(self.granularity, Split) else self.granularity
-        if self.time != "static" and not isinstance(whole, PerTensor):
+        if self.number != INT and (self.bits != FLOATS[self.number].bits or not self.symmetric):
+            raise UserError(f"numbers of {self.number} are symmetric and have {FLOATS[self.number].bits} bits, not {self.bits}")
+        if self.scale == POWERS and self.number == INT:
+            raise UserError(f"scales in {self.scale} are those of floating point numbers; use another for integers")
+        if self.scale == TWO_LEVELS and (self.number != "e2m1" or isinstance(self.granularity, PerTensor)):
+            raise UserError(
+                f"scales in {self.scale} are those of groups of e2m1; use another for {self.number}, {self.granularity}"
+            )
+        if self.time != "static" and not isinstance(whole(self.granularity), PerTensor | PerGroup):
             raise UserError(
                 "a grid for each channel cannot be dynamic or follow the timestep: use per_tensor, or a static grid"
             )
+        if isinstance(self.time, TimeGroups) and not isinstance(whole(self.granularity), PerTensor):
+            raise UserError("a grid for each token or group cannot follow the timestep: use per_tensor, or a dynamic grid")
 
     def __str__(self) -> str:
         return ", ".join([f"{self.bits} bits", *self.traits])
 
     @property
     def traits(self) -> list[str]:
-        """In words, what it is beside its bits: e.g. ``["per tensor, parts 48+48", "symmetric", "4 timestep groups"]``."""
-        return [str(self.granularity), *(["symmetric"] if self.symmetric else []), *self.timing]
+        """In words, what it is beside its bits: e.g. ``["per tensor, parts 48+48", "symmetric", "4 timestep groups"]``, or
+        ``["E2M1", "groups of 32", "scales in E8M0", "dynamic"]``."""
+        number = [] if self.is_integer else [self.number.upper()]
+        scale = [] if self.scale == "float32" else [f"scales in {self.scale.replace('e', 'E').replace('m', 'M')}"]
+        symmetric = ["symmetric"] if self.symmetric and self.is_integer else []
+        return [*number, str(self.granularity), *symmetric, *scale, *self.timing]
 
     @property
     def timing(self) -> list[str]:
@@ -193,32 +132,47 @@ class Scheme:
         return [] if self.time == "static" else [str(self.time)]
 
     @property
-    def qmin(self) -> int:
-        """The smallest integer."""
+    def is_integer(self) -> bool:
+        """Whether its levels are integers."""
+        return self.number == INT
+
+    @property
+    def qmin(self) -> float:
+        """The smallest level: of integers an integer."""
+        if not self.is_integer:
+            return -FLOATS[self.number].largest
         return -(2 ** (self.bits - 1)) if self.symmetric else 0
 
     @property
-    def qmax(self) -> int:
-        """The largest integer."""
+    def qmax(self) -> float:
+        """The largest level."""
+        if not self.is_integer:
+            return FLOATS[self.number].largest
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """The smallest dtype of torch that holds every integer of the grid and computes everywhere."""
+        """The smallest dtype of torch that holds every code of the grid and computes everywhere: its integers, or the bits of
+        its floating point numbers."""
         if self.bits > 8:
             return torch.int32
-        return torch.int8 if self.symmetric else torch.uint8
+        return torch.int8 if self.symmetric and self.is_integer else torch.uint8
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, e.g. {"bits": 4, "symmetric": False, "granularity": {"kind": "per_channel", "axis": 0}}; a
-        scheme that is not static has a "time" too, e.g. {"kind": "groups", "edges": [250.0]}."""
+        """Plain values for JSON, e.g. {"bits": 4, "symmetric": False, "granularity": {"kind": "per_channel", "axis": 0}}; what
+        is not static has a "time" too, e.g. {"kind": "groups", "edges": [250.0]}, what is no integer a "number", and a scale
+        that is no float32 its type."""
         granularity = self.granularity
         if isinstance(granularity, Split):
             plain = {"kind": "split", **asdict(granularity), "within": _to_dict(granularity.within)}
         else:
             plain = _to_dict(granularity)
-        time = {} if self.time == "static" else {"time": _time_to_dict(self.time)}
-        return {"bits": self.bits, "symmetric": self.symmetric, "granularity": plain, **time}
+        more = {
+            **({} if self.time == "static" else {"time": _time_to_dict(self.time)}),
+            **({} if self.is_integer else {"number": self.number}),
+            **({} if self.scale == "float32" else {"scale": self.scale}),
+        }
+        return {"bits": self.bits, "symmetric": self.symmetric, "granularity": plain, **more}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Scheme":
@@ -230,7 +184,8 @@ class Scheme:
         else:
             granularity = _from_dict(plain)
         time = _time_from_dict(values["time"]) if "time" in values else "static"
-        return cls(values["bits"], granularity, values["symmetric"], time)
+        number, scale = values.get("number", INT), values.get("scale", "float32")
+        return cls(values["bits"], granularity, values["symmetric"], time, number, scale)
 
 
 def _to_dict(granularity: Whole) -> dict[str, Any]:

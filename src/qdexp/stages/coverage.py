@@ -15,6 +15,7 @@ from qdexp.quant.blocks import Batch
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
 from qdexp.quant.macs import count
 from qdexp.quant.network import LayerBits, plan_bits
+from qdexp.quant.packed import grids_bytes
 from qdexp.stages.base import Results, Stage
 from qdexp.stages.calibration import CalibrationStage, read_batches
 from qdexp.stages.steps import StepStage
@@ -24,7 +25,7 @@ FILE = "coverage.json"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CoverageStage(Stage):
-    """``coverage.json``: see ``qdexp.quant.coverage.Coverage.content``; and ``nominal_bytes``, as papers print them."""
+    """``coverage.json``: see ``qdexp.quant.coverage.Coverage.content``; and ``nominal_bytes``."""
 
     name = "coverage"
     quick = True
@@ -58,7 +59,9 @@ class CoverageStage(Stage):
         if description_of(self.model) is None:
             warn(self.model, quant, found)
         content = found.content()
-        nominal = checkpoint.nominal_bytes(models.parameters(self.model), quant.weight_bits, content["weights_left_out"])
+        nominal = checkpoint.nominal_bytes(
+            models.parameters(self.model), quant.weight_bits, content["weights_left_out"], grids_bytes(network)
+        )
         files.write_text(folder / FILE, json.dumps(content | {"nominal_bytes": nominal}))
 
     def results(self, folder: Path) -> Results:

@@ -1,0 +1,83 @@
+"""Scales in few bits: how they are rounded, and what is stored of them.
+
+    float32, float16, bfloat16   the scale itself, to nearest
+    e8m0    a power of two, 2^(floor(log2 m) - e), m the largest magnitude of a group and e the exponent of the largest number
+            (OCP Microscaling Formats (MX) Specification, version 1.0, section 6.3)
+    e4m3    an E4M3 number times one float32 of the tensor, T = M / (448 x 6), M its largest magnitude: so the largest scale is
+            448 T (NVFP4)
+
+Computed with is the scale in float32 that these stand for, so that a network that is stored and read again has the same bits.
+No scale is 0 or subnormal: a group whose elements are all 0 stays so.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qdexp.quant.floats import FLOATS, Float
+
+ScaleType = Literal["float32", "float16", "bfloat16", "e8m0", "e4m3"]
+SCALE_TYPES: tuple[str, ...] = get_args(ScaleType)
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_E4M3 = FLOATS["e4m3"]
+TINY = torch.finfo(torch.float32).tiny
+"""2^-126: the least scale. The reciprocal of a much smaller one is infinite, and 0 times that is not 0."""
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "e8m0": 8, "e4m3": 8}
+TENSOR_BYTES = 4
+"""What a tensor's own float32 takes, with scales in e4m3."""
+
+
+def rounded(scale: Tensor, kind: str) -> Tensor:
+    """Positive float32 scales, as ``kind`` holds them: float32, float16 or bfloat16. Where a group has no width it is 1."""
+    scale = torch.where(scale < TINY, 1.0, scale)
+    if kind == "float32":
+        return scale
+    dtype = _DTYPES[kind]
+    held = scale.clamp(torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max).to(dtype).float()
+    return torch.where(scale.isinf(), scale, held)
+
+
+def power_of_two(magnitude: Tensor, number: Float) -> Tensor:
+    """Scales in e8m0 of groups with these largest magnitudes, float32. An infinite one, like NaN, gives no number."""
+    power = (magnitude.view(torch.int32) & 0x7F800000).view(torch.float32)
+    return (power * 2.0**-number.highest).clamp_min(TINY)
+
+
+def two_levels(magnitude: Tensor, number: Float, top: Tensor) -> Tensor:
+    """Scales in e4m3 of groups with these largest magnitudes, float32; ``top``: the largest of the tensor, which broadcasts."""
+    tensor = (top / (_E4M3.largest * number.largest)).clamp_min(TINY)
+    share = (magnitude / number.largest / tensor).clamp_(2.0**_E4M3.lowest, _E4M3.largest)
+    return _E4M3.round_(share) * tensor
+
+
+def encode(scale: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    """What is stored of one tensor's scales [groups]: codes, and in e4m3 the tensor's own float32, [1]."""
+    if kind == "e8m0":
+        return (scale.view(torch.int32) >> 23).to(torch.uint8), None
+    if kind == "e4m3":
+        tensor = _tensor_scale(scale)
+        return _E4M3.encode(scale / tensor), tensor
+    return scale.to(_DTYPES.get(kind, torch.float32)), None
+
+
+def decode(codes: Tensor, kind: str, tensor: Tensor | None = None) -> Tensor:
+    """The inverse of ``encode``: float32."""
+    if kind == "e8m0":
+        power = (codes.int() << 23).view(torch.float32)
+        return torch.where(power.isinf(), torch.nan, power)
+    if kind == "e4m3":
+        assert tensor is not None
+        return _E4M3.decode(codes) * tensor
+    return codes.float()
+
+
+def _tensor_scale(scale: Tensor) -> Tensor:
+    """The float32 [1] whose products with E4M3 numbers these are: the largest of them is 448 times it, rounded."""
+    near = scale.max().view(1) / _E4M3.largest
+    ends = (near.new_full((1,), end) for end in (0.0, torch.inf))
+    for tensor in (near, *(torch.nextafter(near, end) for end in ends), near.new_full((1,), TINY)):
+        found = _E4M3.decode(_E4M3.encode(scale / tensor)) * tensor
+        if torch.allclose(found, scale, rtol=0, atol=0, equal_nan=True):
+            return tensor
+    raise ValueError("scales are no products of E4M3 numbers with one float32")
