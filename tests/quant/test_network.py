@@ -80,7 +80,7 @@ def test_sixteen_bits_leave_the_first_input_almost_as_it_is(tiny_unet: UNet2DMod
     for bits in (8, 16):
         network = copy.deepcopy(tiny_unet)
         order = execution_order(network, batches()[0])
-        convert(network, plan_bits(network, order, 32, 8, first_act_bits=bits), act_symmetric=symmetric)
+        convert(network, plan_bits(network, order, 32, 8, first_act_bits=bits), act=ActFormat(symmetric=symmetric))
         observe_activations(network, batches(), MinMax())
         with torch.no_grad():
             errors[bits] = (network.conv_in.input_quantizer(x_t) - x_t).norm() / x_t.norm()

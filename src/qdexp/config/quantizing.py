@@ -163,8 +163,8 @@ class Quant:
                 [f"w_{one}" for one in weight if one not in act],
                 [one if one in (*weight, *ONLY_ACTIVATIONS) else f"a_{one}" for one in act],
             )
-        own = [*([] if self.first_act_bits is None else [f"first_a{self.first_act_bits}"]), *(["layers"] if self.layers else [])]
-        return "+".join([f"w{self.weight_bits}a{self.act_bits}", *weight, *act, *own])
+        first = [] if self.first_act_bits is None else [f"first_a{self.first_act_bits}"]
+        return "+".join([f"w{self.weight_bits}a{self.act_bits}", *weight, *act, *first, *(["layers"] if self.layers else [])])
 
     @property
     def by_layer(self) -> dict[str, Any]:

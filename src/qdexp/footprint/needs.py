@@ -19,6 +19,7 @@ from qdexp.footprint.passes import FLOAT
 from qdexp.live import Live, own_bytes
 from qdexp.methods.base import instance_of
 from qdexp.methods.observe import RangeEstimation
+from qdexp.methods.rotate import Rotate
 from qdexp.methods.split import SplitShortcuts
 from qdexp.methods.weights import WeightRounding
 from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, NETWORK, SIZE
@@ -204,7 +205,7 @@ def _(stage: StepStage, of: Planner) -> Need:
     if isinstance(step, BlockWise):
         found += _walk(step, of)
         phases += _learning(step, of)
-    elif not isinstance(step, RangeEstimation | WeightRounding | SplitShortcuts):
+    elif not isinstance(step, RangeEstimation | WeightRounding | SplitShortcuts | Rotate):
         found += Need(unknown=("what the step itself takes",))
     return found + Need((max(phases, key=lambda part: part.bytes),) if phases else ())
 

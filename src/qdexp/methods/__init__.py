@@ -4,6 +4,8 @@ from qdexp.methods.base import Step, Work
 from qdexp.methods.blockwise import AdaRound, Gptq, LearnScales
 from qdexp.methods.observe import Observe
 from qdexp.methods.released import Released
+from qdexp.methods.rotate import Rotate
+from qdexp.methods.smooth import Smooth
 from qdexp.methods.split import SplitShortcuts
 from qdexp.methods.timesteps import TimestepScales
 from qdexp.methods.weights import Nearest, WeightRounding
@@ -15,6 +17,8 @@ __all__ = [
     "Nearest",
     "Observe",
     "Released",
+    "Rotate",
+    "Smooth",
     "SplitShortcuts",
     "Step",
     "TimestepScales",

@@ -28,6 +28,9 @@ from qdexp.quant.network import LayerBits, plan_bits
 OPTION = "quantizer.steps"
 """What the options of steps begin with."""
 BOTH = frozenset({WEIGHTS, ACTIVATIONS})
+ROTATIONS, BRANCHES = "rotations", "low-rank branches"
+MADE = frozenset({ROTATIONS, BRANCHES})
+"""What steps make that change nothing in full precision, but have to come after others."""
 
 
 @dataclass(kw_only=True)
@@ -88,9 +91,9 @@ class Step(ABC):
     Attributes:
         bits: Whose bits and grids it depends on (WEIGHTS, ACTIVATIONS): cells that differ in others alone share its result, and
             where none of these is quantized it is left out.
-        quantizes: What of the network is quantized once it is done.
+        quantizes: What of the network is quantized, or made (ROTATIONS, BRANCHES), once it is done.
         needs: What has to be quantized before it.
-        precedes: What must not be quantized before it.
+        precedes: What must not be quantized, or made, before it.
         calibrated: Whether it reads the calibration set.
         from_weights: Whether it starts from the weights of the model, where it is the first.
         quick: Whether, on a cluster, it takes no job of its own.

@@ -1,16 +1,30 @@
 """Activation ranges, from what the calibration set shows."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
+from torch import nn
 
 from qdexp.config import ACTIVATIONS, UNTOUCHED, Config, Quant
 from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant import network as networks
+from qdexp.quant.attention import Site
 from qdexp.quant.formats import ActFormat
 from qdexp.quant.network import LayerBits
 from qdexp.quant.ranges import RangeEstimator
+
+
+def give_activations_grids(
+    network: nn.Module, plan: Mapping[str, LayerBits], quant: Quant, sites: Mapping[str, Site] = MappingProxyType({})
+) -> None:
+    """Lets the inputs of the layers in ``plan``, and what is multiplied at ``sites``, have the grids that ``quant`` asks for,
+    static ones still to be found."""
+    own = {name: LayerBits(UNTOUCHED, bits.act) for name, bits in plan.items()}
+    act = ActFormat(quant.act_bits, **asdict(quant.act))
+    networks.convert(network, own, sites, act=act, softmax_bits=quant.softmax_bits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +60,5 @@ class Observe(RangeEstimation):
         return own.at("static") if own.act.time == "groups" else own
 
     def apply(self, work: Work) -> None:
-        plan = {name: LayerBits(UNTOUCHED, bits.act) for name, bits in work.plan.items()}
-        act = ActFormat(work.quant.act_bits, **asdict(work.quant.act))
-        networks.convert(work.network, plan, work.adapter.sites, act=act, softmax_bits=work.quant.softmax_bits)
+        give_activations_grids(work.network, work.plan, work.quant, work.adapter.sites)
         self.observe(work)

@@ -7,10 +7,10 @@ from typing import Any
 from qdexp.config import ACTIVATIONS, TIMESTEP_GROUPS, WEIGHTS, Config
 from qdexp.config.checks import PART_NAME
 from qdexp.errors import UserError
-from qdexp.methods.base import OPTION, NamedStep, Step
+from qdexp.methods.base import MADE, OPTION, NamedStep, Step
 from qdexp.targets import TARGET, made
 
-SLOTS = ("released", "split", "weights", "act", "timestep_scales", "scales")
+SLOTS = ("released", "split", "smooth", "rotate", "low_rank", "weights", "act", "timestep_scales", "scales")
 """The slots of ``conf/quantizer/none.yaml``, in order."""
 END = "end"
 """In place of a slot: after all of them."""
@@ -32,7 +32,8 @@ def steps_of(config: Config) -> list[NamedStep]:
     quantized: dict[str, str] = {}
     for one in steps:
         for what in sorted(one.step.precedes & quantized.keys()):
-            raise UserError(f"{one.option}: stands after {quantized[what]}, which quantizes the {what}; it has to stand before "
+            does = "makes" if what in MADE else "quantizes"
+            raise UserError(f"{one.option}: stands after {quantized[what]}, which {does} the {what}; it has to stand before "
                             f"(before: {quantized[what]})")  # fmt: skip
         for what in sorted(one.step.needs - quantized.keys()):
             raise UserError(f"{one.option}: no step before it quantizes the {what}, which it needs; fill the slot "

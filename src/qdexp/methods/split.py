@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from qdexp.config import ACTIVATIONS, WEIGHTS, Config, Quant
-from qdexp.methods.base import Step, Work
+from qdexp.methods.base import ROTATIONS, Step, Work
 from qdexp.models.describe import description_of
 from qdexp.quant.network import split
 from qdexp.quant.shortcuts import chosen_sizes
@@ -20,7 +20,7 @@ class SplitShortcuts(Step):
     """
 
     bits: ClassVar[frozenset[str]] = frozenset()
-    precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS})
+    precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS, ROTATIONS})
     calibrated: ClassVar[bool] = False
     quick: ClassVar[bool] = True
 

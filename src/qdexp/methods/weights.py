@@ -1,17 +1,25 @@
 """Steps that round weights, with activations in full precision: one result for all their bit-widths."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from qdexp.config import ACTIVATIONS, WEIGHTS, Config
+from qdexp.config import ACTIVATIONS, UNTOUCHED, WEIGHTS, Config, Quant
 from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams, quantize
 from qdexp.quant.formats import WeightFormat
+from qdexp.quant.network import LayerBits
 from qdexp.quant.ranges import RangeEstimator
 from qdexp.quant.scheme import Scheme
+
+
+def give_weights_grids(network: nn.Module, plan: Mapping[str, LayerBits], quant: Quant) -> None:
+    """Lets the weights of the layers in ``plan`` have the grids that ``quant`` asks for, still to be found."""
+    own = {name: LayerBits(bits.weight, UNTOUCHED) for name, bits in plan.items()}
+    networks.convert(network, own, weight=WeightFormat(quant.weight_bits, **asdict(quant.weight)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +39,7 @@ class WeightRounding(Step):
         instance_of(self.range, RangeEstimator, "range")
 
     def apply(self, work: Work) -> None:
-        networks.convert(work.network, work.plan, weight=WeightFormat(work.quant.weight_bits, **asdict(work.quant.weight)))
+        give_weights_grids(work.network, work.plan, work.quant)
         networks.quantize_weights(work.network, instance_of(self.range, RangeEstimator, "range"), self.integers)
         networks.verify_weights(work.network, work.example)
 

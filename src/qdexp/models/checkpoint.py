@@ -8,12 +8,12 @@ keep their own names and dtypes; a buffer that is not persistent goes by `not_pe
 does not make it again.
 """
 
+import json
 import warnings
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -28,17 +28,21 @@ from qdexp.quant.attention import QuantizedSite, quantize_attention, quantized_s
 from qdexp.quant.context import share
 from qdexp.quant.formats import FLOAT, along, input_axis
 from qdexp.quant.granularity import PerGroup, PerTensor, Split, whole
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
+from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, is_whole, to_quantized
+from qdexp.quant.low_rank import LowRank, largest_rank
 from qdexp.quant.network import quantized_layers
 from qdexp.quant.packed import WEIGHT, fill, packed_tensors, weights
 from qdexp.quant.products import ACT, ATTENTION, LEFT, PROBABILITY
 from qdexp.quant.scheme import Scheme, TimeGroups
+from qdexp.quant.transforms import Transform, from_dict, to_dict
 
 FOLDER = "checkpoint"
 """Of a checkpoint in the folder of a stage's result."""
 FORMAT = 1
 JSON, TENSORS = "checkpoint.json", "checkpoint.safetensors"
 DRAWN = "not_persistent."
+BESIDE = ("parts", "transforms", "rank")
+"""What is known of a module beside its schemes."""
 PRODUCTS = {(), ATTENTION, (ACT, ACT), (ACT, PROBABILITY), (PROBABILITY, ACT), (PROBABILITY, PROBABILITY)}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
@@ -65,8 +69,8 @@ def save(
         "architecture": dict(architecture),
         "dtype": str(_dtype(network)).removeprefix("torch."),
         "channels_last": _is_channels_last(network),
-        "layers": _grouped((name, _layer_schemes(x), x.parts) for name, x in quantized_layers(network)),
-        "attentions": _grouped((name, _site_schemes(x), x.products) for name, x in quantized_sites(network).items()),
+        "layers": _grouped((name, _layer_schemes(x), _beside(x)) for name, x in quantized_layers(network)),
+        "attentions": _grouped((name, _site_schemes(x), {"parts": x.products}) for name, x in quantized_sites(network).items()),
         "digest": files.sha256(folder / TENSORS),
     }
     files.write_sealed(folder / JSON, content)
@@ -100,14 +104,14 @@ def _load(content: Mapping[str, Any], tensors: dict[str, Tensor], trust: Collect
     _check_times(tensors, [*layers.values(), *attended.values()])
     stored, count = _full_bytes(tensors, layers), len(tensors) + len(layers) + len(attended)
     network = _constructed(content["architecture"], _DTYPES[content["dtype"]], trust, stored, count)
-    for name, schemes, parts in found:
+    for name, schemes, beside in found:
         layer = network.get_submodule(name)
         _check_fit(layer, schemes)
-        to_quantized(layer, schemes["weight"], schemes["act"]).parts = parts
-    for name, schemes, cut in sites:
+        _put_beside(to_quantized(layer, schemes["weight"], schemes["act"]), beside)
+    for name, schemes, beside in sites:
         if not all(scheme is None or isinstance(scheme.granularity, PerTensor | PerGroup) for scheme in schemes.values()):
             raise ValueError(f"{name} is quantized in parts, which attention is not")
-        products = [tuple(product) for product in cut or [ATTENTION]]  # of before there were others
+        products = [tuple(product) for product in beside.get("parts") or [ATTENTION]]  # of before there were others
         if not set(products) <= PRODUCTS:
             raise ValueError(f"{name} multiplies {products}")
         softmax = schemes.get("softmax", schemes.get("softmax_with_grid"))
@@ -174,7 +178,8 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _is_added(network: nn.Module, buffer: str) -> bool:
     owner, _, own = buffer.rpartition(".")
     module = network.get_submodule(owner)
-    return isinstance(module, ActivationQuantizer) or (isinstance(module, QuantizedLayer) and own.startswith("weight"))
+    added = isinstance(module, ActivationQuantizer | Transform | LowRank)
+    return added or (isinstance(module, QuantizedLayer) and own.startswith("weight"))
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
@@ -203,28 +208,47 @@ def _act_scheme(quantizer: nn.Module) -> Scheme | None:
     return quantizer.scheme if isinstance(quantizer, ActivationQuantizer) else None
 
 
-Parts = tuple[Any, ...] | None
+def _beside(layer: QuantizedLayer) -> dict[str, Any]:
+    """What its schemes do not say of a layer: its parts, what is done to its input, the rank of its branch."""
+    transforms = [to_dict(cast("Transform", transform)) for transform in layer.transforms]
+    return {"parts": layer.parts, "transforms": transforms, "rank": layer.branch and layer.branch.rank}
 
 
-def _grouped(named: Iterable[tuple[str, Mapping[str, Scheme | None], Parts]]) -> list[dict[str, Any]]:
-    """Modules with equal schemes together: [{**schemes, "names": [...]}, ...]; ``parts``: the channels of a layer that is
-    quantized in parts, or what an attention multiplies."""
-    groups: dict[tuple[tuple[tuple[str, Scheme | None], ...], Parts], list[str]] = defaultdict(list)
-    for name, schemes, parts in named:
-        groups[tuple(schemes.items()), parts].append(name)
-    return [
-        {key: scheme and scheme.to_dict() for key, scheme in schemes} | ({"parts": parts} if parts else {}) | {"names": names}
-        for (schemes, parts), names in groups.items()
-    ]
+def _put_beside(layer: QuantizedLayer, beside: Mapping[str, Any]) -> None:
+    """The inverse of `_beside`, all numbers still to be filled in."""
+    weight, parts, rank = layer.weight, beside.get("parts"), beside.get("rank")
+    layer.parts = None if parts is None else tuple(parts)
+    if not is_whole(layer) and (beside.get("transforms") or rank is not None):
+        raise ValueError("a convolution of several groups has other coordinates, or a branch")
+    layer.transforms.extend(from_dict(each, weight.shape[1], layer.channel_dim) for each in beside.get("transforms", ()))
+    if rank is not None:
+        if not (type(rank) is int and 0 < rank <= largest_rank(weight)):
+            raise ValueError(f"a branch has rank {rank!r} beside a weight {tuple(weight.shape)}")
+        layer.branch = LowRank.empty(weight, rank)
 
 
-def _ungrouped(groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, dict[str, Scheme | None], Parts]]:
+Described = tuple[str, Mapping[str, Scheme | None], Mapping[str, Any]]
+"""A module's name, its schemes, and what else is to be known of it."""
+
+
+def _grouped(named: Iterable[Described]) -> list[dict[str, Any]]:
+    """Modules with equal schemes together: [{**schemes, "names": [...]}, ...], beside what else is to be known of them: such
+    as ``parts``, the channels of a layer that is quantized in parts, or what an attention multiplies."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, schemes, beside in named:
+        plain = {key: scheme and scheme.to_dict() for key, scheme in schemes.items()}
+        plain |= {key: value for key, value in beside.items() if value}
+        groups.setdefault(json.dumps(plain), plain | {"names": []})["names"].append(name)
+    return list(groups.values())
+
+
+def _ungrouped(groups: Iterable[Mapping[str, Any]]) -> Iterable[Described]:
     for group in groups:
         plain = dict(group)
-        names, parts = plain.pop("names"), plain.pop("parts", None)
+        names, beside = plain.pop("names"), {key: plain.pop(key) for key in BESIDE if key in plain}
         schemes = {key: scheme and Scheme.from_dict(scheme) for key, scheme in plain.items()}
         for name in names:
-            yield name, schemes, parts and tuple(parts)
+            yield name, schemes, beside
 
 
 def _full_bytes(tensors: Mapping[str, Tensor], layers: Mapping[str, Mapping[str, Scheme | None]]) -> int:

@@ -1,8 +1,9 @@
 """Coverage of quantization: which share of a network's MACs and parameters runs quantized, at which bits, and what does not.
 
 *Asked for* is every product that the network computes, by whatever layer or function, and every parameter that is a factor of
-one, but for what ``quant`` leaves at 32 bits. Norms, biases, embeddings and what else is never a factor of a matrix product or
-convolution is not asked for; it is listed all the same.
+one, but for what ``quant`` leaves at 32 bits, and for what steps have put beside the layers: rotations, of signs and values of
+16 bits, and low-rank branches, of 16 bits throughout; these count as what they are. Norms, biases, embeddings and what else is
+never a factor of a matrix product or convolution is not asked for; it is listed all the same.
 """
 
 from collections import Counter
@@ -15,8 +16,10 @@ from torch import nn
 from qdexp.errors import UserError
 from qdexp.quant.attention import QuantizedSite, Site
 from qdexp.quant.layers import QuantizedLayer
+from qdexp.quant.low_rank import LowRank
 from qdexp.quant.macs import FULL, Product, bit_operations
 from qdexp.quant.network import LayerBits, activation_quantizers, quantized_layers
+from qdexp.quant.transforms import Rotation
 
 ENOUGH = 0.95
 """Of what is asked for; where less is quantized, one line warns."""
@@ -25,6 +28,10 @@ NAMES = 3
 UNSEEN = "operator"
 """What the kind begins with of what is multiplied where nobody sees it."""
 UNTOUCHED = LayerBits(FULL, FULL)
+BESIDE = (Rotation, LowRank)
+"""What is multiplied beside the layers' own products."""
+HALF = 16
+"""Bits of what that reads, as kernels hold it."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +171,12 @@ class Coverage:
         return "full" if self._is_full(name) else f"w{self._known[name]}a{act}"
 
     def _add_product(self, product: Product, names: set[str]) -> None:
-        bits, asked = _bits(product, self._known), self._wanted.of(product)
+        beside = isinstance(self._network.get_submodule(product.module), BESIDE)
+        bits, asked = _bits(product, self._known), UNTOUCHED if beside else self._wanted.of(product)
         kinds = "aa" if product.weight is None else "wa"
         label = "full" if bits == (FULL, FULL) else "".join(f"{kind}{one}" for kind, one in zip(kinds, bits, strict=True))
         self.macs[label] += product.macs
-        met = self._wanted.met(product, self._known)
+        met = beside or self._wanted.met(product, self._known)
         if asked != UNTOUCHED:
             self.asked["macs"] += product.macs
             self.quantized["macs"] += product.macs if met else 0
@@ -187,9 +195,13 @@ class Coverage:
 
 
 def known_bits(network: nn.Module) -> dict[str, int]:
-    """Of the weights and activation quantizers of a converted network, by name."""
-    weights = {f"{name}.weight": layer.weight_scheme.bits for name, layer in quantized_layers(network) if layer.weight_scheme}
-    return weights | {name: quantizer.scheme.bits for name, quantizer in activation_quantizers(network)}
+    """Of the weights and activation quantizers of a converted network, by name, and of what stands beside its layers."""
+    known = {f"{name}.weight": layer.weight_scheme.bits for name, layer in quantized_layers(network) if layer.weight_scheme}
+    known |= {name: quantizer.scheme.bits for name, quantizer in activation_quantizers(network)}
+    for name, module in network.named_modules():
+        if isinstance(module, BESIDE):
+            known |= {name: HALF, f"{name}.signs": 1} if isinstance(module, Rotation) else {name: HALF}
+    return known
 
 
 def _bits(product: Product, known: Mapping[str, int]) -> tuple[int, int]:

@@ -4,7 +4,9 @@ A layer reads x, where the full-precision network, whose layers before it are no
 
     E |V x - W x'|^2 = tr((V - W*) H (V - W*)^T) + const,    H = E[x x^T],    W* = W + W E[(x' - x) x^T] H^-1
 
-so that W* is what has to be rounded (asymmetric calibration: GPTAQ, Li et al. 2025, arXiv 2504.02692). Its columns are rounded
+so that W* is what has to be rounded (asymmetric calibration: GPTAQ, Li et al. 2025, arXiv 2504.02692); x and x' are what the
+layer reads in its own coordinates, see `transforms`. Where a branch B runs beside it, which reads x as well, only W - B is left
+to V, and W* = W - B + W E[(x' - x) x^T] H^-1. Its columns are rounded
 one after another, and what each loses is made good by those that are still free:
 
     e_i = (w_i - x_hat(w_i)) / U_ii,    w_j -= e_i U_ij for j > i,    U^T U = (H + lambda I)^-1, U upper triangular
@@ -88,8 +90,11 @@ class InputMoments:
         return found.reshape(len(found), -1, self._columns).permute(1, 2, 0)
 
 
-def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor) -> Tensor:
-    """Codes of the weight's shape, dtype `scheme.dtype`. moments, shift: `total` and `shift` of an `InputMoments`."""
+def gptq(
+    weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor, whole: Tensor | None = None
+) -> Tensor:
+    """Codes of the weight's shape, dtype `scheme.dtype`. moments, shift: `total` and `shift` of an `InputMoments`; whole: the
+    weight with what runs beside it, where something does."""
     groups, columns, _ = moments.shape
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
 
@@ -101,8 +106,8 @@ def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shif
         return sort(values.expand_as(weight).reshape(groups, -1, columns).float())
 
     inverse = _inverse(sort(sort(moments).mT))  # H^T = H
-    rows = weight.reshape(groups, -1, columns).double()
-    target = (sort(rows) + sort(rows @ shift.double()) @ inverse).float()
+    rows, read = (one.reshape(groups, -1, columns).double() for one in (weight, weight if whole is None else whole))
+    target = (sort(rows) + sort(read @ shift.double()) @ inverse).float()
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     scale, zero_point = (sorted_columns(scheme.granularity.expand(values, weight.shape)) for values in qparams)
     levels = _levels(target, scale, zero_point, factor, scheme)

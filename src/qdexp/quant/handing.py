@@ -1,6 +1,7 @@
 """What a quantized network is to those who save, load, copy and cast it as any other network of torch.
 
-state_dict          the dequantized weights under the names that they had, and nothing else of quantization
+state_dict          the dequantized weights under the names that they had, in the coordinates of the network that was
+                    quantized and with what runs beside them, and nothing else of quantization
 load_state_dict     the same weights again: others would not be those that the integers stand for
 half, bfloat16, to  everything but the constants of the grids, which stay as exact as they are
 deepcopy            the whole network
@@ -8,23 +9,27 @@ pickle, torch.save  refused
 """
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
 
+SAME = 1e-4
+"""How far two weights that were computed from the same levels are apart at most, relatively."""
+
 
 class Exact(nn.Module):
     """A module of which some buffers lose nothing when it is cast: a scale in half precision is another grid, and a quantizer
     that computes with one in float32, or wider, rounds values of any dtype to the same grid."""
 
-    _exact: ClassVar[tuple[str, ...]]
+    _exact: tuple[str, ...]
     """Their names."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -67,15 +72,30 @@ class WithIntegers(Exact, Unpickled):
     weight: Tensor
     weight_int: Tensor | None
 
+    @abstractmethod
+    def effective_weight(self) -> Tensor:
+        """The weight of a plain layer that computes the same."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight_int is not None:
+            destination[f"{prefix}weight"] = self.effective_weight()
+
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *details: Any) -> None:
         given = state.get(f"{prefix}weight")
         if self.weight_int is not None and isinstance(given, Tensor) and not self._holds(given):
             raise UserError(f"{prefix}weight: its layer is quantized and takes no other weights; load these into the "
                             f"full-precision network, and quantize that")  # fmt: skip
+        if self.weight_int is not None and given is not None:
+            state = {**state, f"{prefix}weight": self.weight}  # its own coordinates are others
         super()._load_from_state_dict(state, prefix, *details)
 
     def _holds(self, weight: Tensor) -> bool:
-        return weight.shape == self.weight.shape and torch.equal(weight.to(self.weight), self.weight)
+        own = self.effective_weight()
+        if weight.shape != own.shape:
+            return False
+        same, given = own is self.weight, weight.to(own)
+        return torch.equal(given, own) if same else torch.allclose(given, own, SAME, SAME * float(own.abs().max()))
 
 
 def say_what_is_saved(network: nn.Module, folder: Path) -> None:

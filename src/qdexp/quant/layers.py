@@ -1,10 +1,11 @@
 """Quantized layers.
 
-    y = layer(Q_a(x); dequantize(w_int), b),    layer: Conv1d, Conv2d or Linear of torch
+    y = layer(Q_a(T x); dequantize(w_int), b) [+ branch(T x)],    layer: Conv1d, Conv2d or Linear of torch
 
-Q_a has one grid for the tensor or for each part of a concatenation: always, in a group of timesteps, or at the call. b stays in
-floating point. The dequantized weight is computed once and kept, so a call costs one rounding of the input. It is all that
-`state_dict()` has of quantization, see `handing`; what qdexp saves is packed, see `packed`.
+T are the layer's transforms, none as a rule, see `transforms`; a branch, see `low_rank`, is there or not. Q_a has one grid for
+the tensor or for each part of a concatenation: always, in a group of timesteps, or at the call. b stays in floating point. The
+dequantized weight is computed once and kept, so a call costs one rounding of the input. It is all that `state_dict()` has of
+quantization, see `handing`; what qdexp saves is packed, see `packed`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,10 @@ from qdexp.quant.context import CallContext, spread
 from qdexp.quant.dynamic import by_row, quantize_dynamic
 from qdexp.quant.granularity import whole
 from qdexp.quant.handing import Exact, WithIntegers
+from qdexp.quant.low_rank import LowRank
 from qdexp.quant.ranges import GroupedObserver, Observer, RangeEstimator
 from qdexp.quant.scheme import PerTensor, Scheme, Time, TimeGroups
+from qdexp.quant.transforms import Smoothing, Transform
 
 Mode = Literal["off", "observe", "on"]
 
@@ -154,8 +157,9 @@ def elementwise(quantizer: nn.Module) -> bool:
 class QuantizedLayer(WithIntegers):
     """What every quantized layer has beside its torch class.
 
-    `weight` is the float parameter until `set_weight` replaces it by a buffer with the dequantized values; `weight_int` and
-    `weight_qparams` are None until then, and for ever where `weight_scheme` is None.
+    `weight` is the float parameter until `set_weight` replaces it by a buffer with the dequantized values, which lie in the
+    coordinates of the `transforms` and lack the `branch`; `weight_int` and `weight_qparams` are None until then, and for ever
+    where `weight_scheme` is None.
     """
 
     kind: ClassVar[type[nn.Module]]
@@ -166,10 +170,70 @@ class QuantizedLayer(WithIntegers):
     input_quantizer: nn.Module
     parts: tuple[int, ...] | None
     """The numbers of input channels that are quantized apart; None: all are as one."""
+    transforms: nn.ModuleList
+    """What is done to the input before it is rounded, one after another."""
+    branch: LowRank | None
 
     def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
         """The layer of torch, applied to the quantized input; what else a subclass takes changes nothing, see `is_plain`."""
-        return arithmetic(self.kind, self, self.input_quantizer(input), self.weight)
+        return self.computed(input, self.multiplied_weight())
+
+    def computed(self, input: Tensor, weight: Tensor) -> Tensor:
+        """The same with another weight in the place of `multiplied_weight()`."""
+        x = self.transformed(input)
+        y = arithmetic(self.kind, self, self.input_quantizer(x), weight)
+        return y if self.branch is None else y + self.branch(x, self)
+
+    def transformed(self, input: Tensor) -> Tensor:
+        """An input in the coordinates of the transforms."""
+        for transform in self.transforms:
+            input = transform(input)
+        return input
+
+    def quantized_input(self, input: Tensor) -> Tensor:
+        """What the weight meets of an input."""
+        x: Tensor = self.input_quantizer(self.transformed(input))
+        return x
+
+    def multiplied_weight(self) -> Tensor:
+        """The weight that meets the quantized input."""
+        if self.weight_int is not None or not self.changed:
+            return self.weight
+        return self.own_weight(self.weight).to(self.weight.dtype)
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of an input along which its channels lie."""
+        return -1 if isinstance(self, nn.Linear) else 1
+
+    @property
+    def changed(self) -> bool:
+        """Whether it has transforms or a branch."""
+        return len(self.transforms) > 0 or self.branch is not None
+
+    def transformed_weight(self, original: Tensor) -> Tensor:
+        """The full-precision weight in the coordinates of the transforms."""
+        for transform in self._transforms:
+            original = transform.weight(original)
+        return original
+
+    def own_weight(self, original: Tensor) -> Tensor:
+        """What the levels of the weight stand for, from the full-precision weight: without what the branch computes."""
+        weight = self.transformed_weight(original)
+        return weight if self.branch is None else weight - self.branch.product()
+
+    def effective_weight(self) -> Tensor:
+        """The weight of a plain layer that computes the same from inputs that are not quantized."""
+        if self.weight_int is None or not self.changed:
+            return self.weight
+        weight = self.weight if self.branch is None else self.weight + self.branch.product()
+        for transform in reversed(self._transforms):
+            weight = transform.restore(weight)
+        return weight.to(self.weight.dtype)
+
+    @property
+    def _transforms(self) -> list[Transform]:
+        return list(cast("Sequence[Transform]", self.transforms))
 
     @property
     def weight_qparams(self) -> QParams | None:
@@ -191,11 +255,14 @@ class QuantizedLayer(WithIntegers):
     @property
     def quantized_as(self) -> str:
         """In words, e.g. ``W4A8, per channel, parts 48+48``: the bits of weight and input, the groups of the weight (or else of
-        the input) that have a grid each, and when the input's grid holds, where that is not always."""
+        the input) that have a grid each, when the input's grid holds, where that is not always, and what is done before or
+        beside."""
         weight, act = self.weight_scheme, getattr(self.input_quantizer, "scheme", None)
         bits = "".join(f"{kind}{scheme.bits if scheme else 32}" for kind, scheme in (("W", weight), ("A", act)))
         one, other = (weight, act) if weight else (act, None)
-        return ", ".join([bits, *(one.traits if one else ()), *(other.timing if other else ())])
+        before = ["smoothed" if isinstance(transform, Smoothing) else "rotated" for transform in self.transforms]
+        beside = [] if self.branch is None else [f"rank {self.branch.rank} beside it"]
+        return ", ".join([bits, *(one.traits if one else ()), *(other.timing if other else ()), *before, *beside])
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows: what torch does of its class, and how it is quantized."""
@@ -244,6 +311,11 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
     if weight is None or not weight.is_floating_point() or isinstance(layer, QuantizedLayer):
         return None
     return next((kind for kind in QUANTIZED if isinstance(layer, kind)), None)
+
+
+def is_whole(layer: nn.Module) -> bool:
+    """Whether each output of a layer reads all channels of the input: not so in a convolution of several groups."""
+    return getattr(layer, "groups", 1) == 1
 
 
 def is_plain(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -310,6 +382,7 @@ def to_quantized(layer: nn.Module, weight: Scheme | None = None, act: Scheme | N
         vars(layer).pop(name, None)
     quantized.__class__ = _quantized_class(type(layer), kind)
     quantized.weight_scheme, quantized.parts = weight, None
+    quantized.transforms, quantized.branch = nn.ModuleList(), None
     quantized.input_quantizer = quantizer_or_identity(act).to(quantized.weight.device)
     for name in ("weight_int", "weight_scale", "weight_zero_point"):
         quantized.register_buffer(name, None, persistent=False)

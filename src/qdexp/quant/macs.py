@@ -3,7 +3,8 @@
 Counted below all layers and functions, where every convolution and matrix product of torch arrives as one of a few operators,
 whoever called it: layers never seen before, weights used without their layer, attention by hand. What is multiplied is known by
 following tensors through views and copies: the output of an activation quantizer or of a softmax, a parameter or buffer, what
-is computed of these alone. What operators that are not torch's own multiply is not known: they are listed. Runs on the meta
+is computed of these alone. A rotation counts what a fast Hadamard transform adds up, each sign as a factor: how it is computed
+here is not how kernels do. What operators that are not torch's own multiply is not known: they are listed. Runs on the meta
 device too.
 """
 
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from qdexp.quant.blocks import Batch, call
 from qdexp.quant.layers import ActivationQuantizer
+from qdexp.quant.transforms import Rotation
 
 aten = torch.ops.aten
 
@@ -84,8 +86,10 @@ class Product:
         return next((one for one in reversed(self.factors) if one is not None and not one.activation), None)
 
     def bits(self, known: Mapping[str, int]) -> tuple[int, int]:
-        """Of both factors. ``known``: those of weights and of activation quantizers, by their names."""
-        first, second = (FULL if one is None else known.get(one.name, FULL) for one in self.factors)
+        """Of both factors. ``known``: those of weights and of activation quantizers by their names, and of modules that read
+        what nobody has rounded, and multiply it, in other than ``FULL`` bits."""
+        rest = known.get(self.module, FULL)
+        first, second = (rest if one is None else known.get(one.name, rest) for one in self.factors)
         return first, second
 
 
@@ -120,6 +124,7 @@ class Tracer(TorchDispatchMode):
         self._macs: Counter[tuple[str, tuple[Source | None, Source | None]]] = Counter()
         self._foreign: dict[tuple[str, str], None] = {}
         self._sources: dict[int, tuple[StorageWeakRef, Source]] = {}
+        self._rotations = {name for name, module in network.named_modules() if isinstance(module, Rotation)}
         self.modules = [""]
         """The names of those that run, the innermost last."""
         for name, value in (*network.named_parameters(), *network.named_buffers()):
@@ -136,8 +141,10 @@ class Tracer(TorchDispatchMode):
     def running(self) -> Iterator[None]:
         """While the network runs: which of its modules does, and what activation quantizers hand out."""
 
-        def leave(name: str, module: nn.Module, _: Any, output: Any) -> None:
+        def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
             self.modules.pop()
+            if isinstance(module, Rotation):
+                self._macs[name, (None, Source(frozenset([f"{name}.signs"]), exact=True))] += module.additions(args[0])
             if isinstance(module, ActivationQuantizer) and module.mode == "on":
                 self._mark(output, Source(frozenset([name]), exact=True, activation=True))
 
@@ -169,6 +176,8 @@ class Tracer(TorchDispatchMode):
         return result
 
     def _count(self, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if self.modules[-1] in self._rotations:
+            return
         first, second = (args[place] for place in PRODUCTS.get(operator, (0, 1)))
         if operator in PRODUCTS:
             macs = first.numel() * (second.shape[-1] if second.ndim > 1 else 1)

@@ -26,7 +26,7 @@ from qdexp.quant.affine import QParams, dequantize, qparams_from_range
 from qdexp.quant.attention import Site, quantize_attention
 from qdexp.quant.blocks import Batch, call
 from qdexp.quant.formats import FLOAT, ActFormat, WeightFormat, input_axis
-from qdexp.quant.layers import ActivationQuantizer, Mode, QuantizedLayer, arithmetic, is_plain, kind_of, to_quantized
+from qdexp.quant.layers import ActivationQuantizer, Mode, QuantizedLayer, is_plain, kind_of, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
 from qdexp.quant.scheme import Scheme
 
@@ -96,13 +96,12 @@ def plan_bits(
     that matches no layer.
     """
     plan = dict.fromkeys(order, LayerBits(weight_bits, act_bits))
-    if order:
-        first = next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), order[0])
-        if first_last_bits is not None:
-            end = LayerBits(*(FLOAT if bits == FLOAT else first_last_bits for bits in (weight_bits, act_bits)))
-            plan |= {first: end, order[-1]: end}
-        if first_act_bits is not None and act_bits != FLOAT:
-            plan[first] = replace(plan[first], act=first_act_bits)
+    ends = first_and_last(network, order)
+    if first_last_bits is not None:
+        end = LayerBits(*(FLOAT if bits == FLOAT else first_last_bits for bits in (weight_bits, act_bits)))
+        plan |= dict.fromkeys(ends, end)
+    if ends and first_act_bits is not None and act_bits != FLOAT:
+        plan[ends[0]] = replace(plan[ends[0]], act=first_act_bits)
     for pattern, choice in (layers or {}).items():
         names = fnmatch.filter(order, pattern)
         if not names:
@@ -113,6 +112,12 @@ def plan_bits(
             now = plan[name]
             plan[name] = LayerBits(choice.get("weight_bits", now.weight), choice.get("act_bits", now.act))
     return plan
+
+
+def first_and_last(network: nn.Module, order: Sequence[str]) -> tuple[str, ...]:
+    """Of layers in execution order: the first convolution, or else the first layer, and the last layer."""
+    first = next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), *order[:1])
+    return (first, order[-1]) if order else ()
 
 
 def _why_unmatched(network: nn.Module, pattern: str, order: Sequence[str]) -> str:
@@ -164,8 +169,9 @@ def quantize_weights(network: nn.Module, estimator: RangeEstimator, rounding: Ro
     for _, layer in quantized_layers(network):
         scheme = layer.weight_scheme
         if scheme is not None:
-            qparams = qparams_from_range(*estimate(layer.weight, scheme, estimator), scheme)
-            layer.set_weight(rounding(layer.weight, qparams, scheme), qparams)
+            weight = layer.multiplied_weight()
+            qparams = qparams_from_range(*estimate(weight, scheme, estimator), scheme)
+            layer.set_weight(rounding(weight, qparams, scheme), qparams)
 
 
 @torch.inference_mode()
@@ -178,7 +184,7 @@ def verify_weights(network: nn.Module, example: Batch) -> None:
     def check(name: str, layer: QuantizedLayer, args: tuple[Any, ...], found: Tensor) -> None:
         assert layer.weight_int is not None and layer.weight_qparams is not None and layer.weight_scheme is not None
         weight = dequantize(layer.weight_int, layer.weight_qparams, layer.weight_scheme).to(layer.weight.dtype)
-        expected = arithmetic(layer.kind, layer, layer.input_quantizer(args[0]), weight)
+        expected = layer.computed(args[0], weight)
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max())):
             raise UserError(f"model.network: {name} computes with other weights than those that were quantized, so something "
                             f"writes them at each call; give it weight_bits 32 in quant.layers")  # fmt: skip

@@ -7,8 +7,12 @@ hundred bytes.
     quantized.act_scale          float32 [groups of all activation quantizers with an observed range, in each group of
                                  timesteps where there are such]
     quantized.act_zero_point     uint8, likewise
+    quantized.smoothing          bfloat16 [input channels of all layers that are smoothed]
+    quantized.signs              uint8, the signs of all layers that are rotated, a bit each, packed layer after layer
+    quantized.low_rank           bfloat16, both factors of the branches of all layers that have one
 
-in definition order of the layers; and of weights whose scales have few bits, or that are floating point numbers
+in definition order of the layers, and of what is done to the input of one; and of weights whose scales have few bits, or that
+are floating point numbers
 
     quantized.weight_scale_TYPE        their scales: float16, bfloat16, or uint8 the bits of e8m0 and e4m3
     quantized.weight_scale_e4m3_tensor float32, one of each weight with such scales
@@ -16,7 +20,8 @@ in definition order of the layers; and of weights whose scales have few bits, or
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +32,7 @@ from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.packing import pack, packed_bytes, unpack
 from qdexp.quant.scheme import Scheme
+from qdexp.quant.transforms import Transform
 
 WEIGHT = "quantized.weight"
 """The name of the packed codes."""
@@ -38,14 +44,16 @@ def packed_tensors(network: nn.Module) -> dict[str, Tensor]:
     """What quantization has added to a network, by the names in a checkpoint."""
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for name, layer in quantized_layers(network):
+        for kind, one in _added(layer):
+            parts[kind].append(one.kept())
         scheme = layer.weight_scheme
         if scheme is None:
             continue
         if layer.weight_int is None or layer.weight_qparams is None:
             raise ValueError(f"the weight of {name} is not quantized yet")
         parts["weight"].append(pack(layer.weight_int.int() - _lowest(scheme), scheme.bits))
-        for own, tensor in _packed_grid(layer.weight_qparams, scheme).items():
-            parts[f"weight_{own}"].append(tensor)
+        for kind, tensor in _packed_grid(layer.weight_qparams, scheme).items():
+            parts[f"weight_{kind}"].append(tensor)
     for name, quantizer in activation_quantizers(network):
         if quantizer.mode != "on":
             raise ValueError(f"the activation quantizer {name} is not on")
@@ -99,6 +107,19 @@ def _lowest(scheme: Scheme) -> int:
     return int(scheme.qmin) if scheme.is_integer else 0
 
 
+def _added(layer: QuantizedLayer) -> Iterator[tuple[str, Any]]:
+    """What is done to the input of a layer and beside it, and the tensor that has its numbers."""
+    for transform in cast("Iterable[Transform]", layer.transforms):
+        yield transform.tensor, transform
+    if layer.branch is not None:
+        yield "low_rank", layer.branch
+
+
+def added_bytes(network: nn.Module) -> int:
+    """Of what is done to the inputs of layers and beside them, as a checkpoint has it."""
+    return sum(one.kept().nbytes for _, layer in quantized_layers(network) for _, one in _added(layer))
+
+
 def _narrow(values: Tensor) -> Tensor:
     """Integers as bytes if all of them are."""
     fits = bool(((values >= 0) & (values < 256)).all())
@@ -106,17 +127,18 @@ def _narrow(values: Tensor) -> Tensor:
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
-    """The dequantized weights by all the names that they have in `state_dict()`; a checkpoint has their codes instead."""
+    """The dequantized weights as `state_dict()` has them, by all their names; a checkpoint has their codes instead."""
     layers = network.named_modules(remove_duplicate=False)
     return {
-        f"{name}.weight".lstrip("."): layer.weight
+        f"{name}.weight".lstrip("."): layer.effective_weight()
         for name, layer in layers
         if isinstance(layer, QuantizedLayer) and layer.weight_int is not None
     }
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `packed_tensors`, which are taken out of `tensors`: for a network whose layers have their schemes.
+    """The inverse of `packed_tensors`, which are taken out of `tensors`: for a network whose layers have their schemes, their
+    transforms and branches.
 
     Raises ValueError where they are not those of the network.
     """
@@ -126,6 +148,8 @@ def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     if needed != (len(cursors[WEIGHT].tensor) if WEIGHT in cursors else 0):
         raise ValueError("the packed weights are not those of the architecture")
     for layer, scheme in schemes:
+        for tensor, one in _added(layer):
+            one.fill(_take(cursors, tensor, one.length))
         if scheme is not None:
             count, shape = layer.weight.numel(), layer.weight.shape
             values = unpack(cursors[WEIGHT].take(packed_bytes(count, scheme.bits)), scheme.bits, count)
@@ -154,8 +178,12 @@ def _take_grid(cursors: Mapping[str, "_Cursor"], scheme: Scheme, groups: int) ->
 
 
 def _take_qparams(cursors: Mapping[str, "_Cursor"], kind: str, groups: int) -> QParams:
-    scale, zero_point = (cursors[f"quantized.{kind}_{name}"].take(groups) for name in ("scale", "zero_point"))
+    scale, zero_point = (_take(cursors, f"{kind}_{name}", groups) for name in ("scale", "zero_point"))
     return QParams(scale, zero_point.int())
+
+
+def _take(cursors: Mapping[str, "_Cursor"], name: str, count: int) -> Tensor:
+    return cursors[f"quantized.{name}"].take(count)
 
 
 class _Cursor:

@@ -164,8 +164,9 @@ class WeightReconstruction(Reconstruction):
         layers = dict(_rounded_layers(site.block))
         originals = dict(site.original.named_parameters(remove_duplicate=False))
         self._names = list(layers)
+        exact = {name: layer.own_weight(originals[_parameter(name, "weight")]) for name, layer in layers.items()}
         self._roundings = [
-            SoftRounding(originals[_parameter(name, "weight")], layer.weight_qparams, layer.weight_scheme, self._levels(layer))
+            SoftRounding(exact[name], layer.weight_qparams, layer.weight_scheme, self._levels(layer))
             for name, layer in layers.items()
         ]
         self._registered = nn.ModuleList(self._roundings)

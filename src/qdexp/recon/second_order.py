@@ -25,7 +25,8 @@ def round_block(site: Site, batch: int, seed: int) -> State:
         layer, original = (block.get_submodule(name) for block in (site.block, site.original))
         if isinstance(layer, QuantizedLayer) and layer.weight_scheme is not None and layer.weight_qparams is not None:
             moments, weight = _moments(site, layer, original, batch, seed), cast("Tensor", original.weight)
-            levels = gptq(weight, layer.weight_qparams, layer.weight_scheme, moments.total, moments.shift)
+            own, whole = layer.own_weight(weight), layer.transformed_weight(weight)
+            levels = gptq(own, layer.weight_qparams, layer.weight_scheme, moments.total, moments.shift, whole)
             layer.set_weight(levels, layer.weight_qparams)
     return WeightReconstruction.state(site.block)
 
@@ -38,7 +39,7 @@ def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, batch: int,
         with knowing(site.block, state):
             seen = _read(site.block, layer, called, times)
             for x, other in zip(seen, exact, strict=True):
-                moments.observe(layer.input_quantizer(x), other)
+                moments.observe(layer.quantized_input(x), layer.transformed(other))
         times = len(seen)
     return moments
 

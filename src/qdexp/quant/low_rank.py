@@ -1,0 +1,74 @@
+"""The low-rank branch: what is hard to round of a weight, beside it in 16 bits.
+
+    y = R_q Q_a(x) + U (V x),    R = W - U V,    U: [out, rank],  V: [rank, in, ...]
+
+(SVDQuant, Li et al. 2024, arXiv 2411.05007, section 4). V is a layer of the kind that W is, with ``rank`` outputs, U a linear
+one, or a convolution of size 1. The branch reads the input as it is before it is rounded, in the same coordinates.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qdexp.quant.handing import Exact
+
+
+class LowRank(Exact):
+    """The branch of one layer: ``up`` and ``down`` are U and V. Their values are those of 16 bits, bfloat16; what is computed
+    of them is not rounded."""
+
+    _exact = ("up", "down")
+    up: Tensor
+    down: Tensor
+
+    def __init__(self, up: Tensor, down: Tensor) -> None:
+        super().__init__()
+        for name, factor in (("up", up), ("down", down)):
+            self.register_buffer(name, factor.to(torch.bfloat16).float(), persistent=False)
+
+    @classmethod
+    def empty(cls, weight: Tensor, rank: int) -> "LowRank":
+        """Of this rank beside a weight, still to be filled."""
+        return cls(weight.new_zeros(len(weight), rank), weight.new_zeros(rank, *weight.shape[1:]))
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    def product(self) -> Tensor:
+        """U V, of the weight's shape, float32."""
+        return (self.up @ self.down.flatten(1)).view(-1, *self.down.shape[1:])
+
+    def forward(self, x: Tensor, layer: Any) -> Tensor:
+        """What it adds to the layer's output, for the input in the layer's coordinates."""
+        narrow: Tensor
+        up, down = self.up.to(x.dtype), self.down.to(x.dtype)
+        if isinstance(layer, nn.Linear):
+            return F.linear(F.linear(x, down), up)
+        narrow = layer.kind._conv_forward(layer, x, down, None)
+        convolve: Any = F.conv1d if narrow.ndim == 3 else F.conv2d
+        widened: Tensor = convolve(narrow, up.view(*up.shape, *[1] * (narrow.ndim - 2)))
+        return widened
+
+    def kept(self) -> Tensor:
+        """All numbers as a checkpoint has them, bfloat16 [length]."""
+        return torch.cat([self.up.flatten(), self.down.flatten()]).to(torch.bfloat16)
+
+    def fill(self, kept: Tensor) -> None:
+        """The inverse of ``kept``."""
+        for factor, values in zip((self.up, self.down), kept.split([self.up.numel(), self.down.numel()]), strict=True):
+            factor.copy_(values.view_as(factor))
+
+    @property
+    def length(self) -> int:
+        return self.up.numel() + self.down.numel()
+
+    def extra_repr(self) -> str:
+        return f"rank {self.rank}"
+
+
+def largest_rank(weight: Tensor) -> int:
+    """The rank with which U V is any matrix of the weight's shape."""
+    return min(weight.flatten(1).shape)
