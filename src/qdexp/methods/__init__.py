@@ -2,6 +2,7 @@
 
 from qdexp.methods.base import Step, Work
 from qdexp.methods.blockwise import AdaRound, Gptq, LearnScales
+from qdexp.methods.low_rank import LowRank
 from qdexp.methods.observe import Observe
 from qdexp.methods.released import Released
 from qdexp.methods.rotate import Rotate
@@ -14,6 +15,7 @@ __all__ = [
     "AdaRound",
     "Gptq",
     "LearnScales",
+    "LowRank",
     "Nearest",
     "Observe",
     "Released",

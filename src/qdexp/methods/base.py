@@ -10,6 +10,7 @@ option of one step computes that step again and those after it, nothing before.
 A step of your own is a frozen dataclass that extends ``Step``, in a file on the Python path; its fields are its options.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,10 @@ class Work:
     def plan(self) -> dict[str, LayerBits]:
         """The bits of every layer that can be quantized, in execution order."""
         return plan_bits(self.network, self.adapter.layers, **self.quant.by_layer)
+
+    def seed_of(self, layer: str) -> int:
+        """Of what is random in one layer: it depends on the seed and the layer's name alone."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {layer}".encode()).digest()[:4], "big")
 
     def first(self, rows: int | None) -> list[Batch]:
         """The first ``rows`` of the calibration set (None: all), ``least`` at least."""

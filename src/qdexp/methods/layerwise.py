@@ -13,6 +13,7 @@ from qdexp.config import ACTIVATIONS, UNTOUCHED, WEIGHTS, Config
 from qdexp.errors import UserError
 from qdexp.methods.base import BRANCHES, OPTION, Step, Work
 from qdexp.models.describe import description_of
+from qdexp.quant.blocks import Batch, call
 from qdexp.quant.layers import QuantizedLayer, is_whole, to_quantized
 from qdexp.quant.network import LayerBits, first_and_last
 
@@ -71,3 +72,10 @@ def watching(layers: Mapping[str, nn.Module], look: Callable[[str, Tensor, Tenso
     finally:
         for handle in handles:
             handle.remove()
+
+
+def run_all(network: nn.Module, batches: Sequence[Batch]) -> None:
+    """Calls a network with all batches."""
+    network.eval()
+    for batch in batches:
+        call(network, batch)

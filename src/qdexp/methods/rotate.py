@@ -1,6 +1,5 @@
 """Rotated coordinates, as a step: values that stand out are spread over their neighbours before anything is rounded."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -48,8 +47,7 @@ class Rotate(LayerWise):
 
     def apply(self, work: Work) -> None:
         for name, layer in self.layers(work).items():
-            seed = int.from_bytes(hashlib.sha256(f"{work.seed} {name}".encode()).digest()[:4], "big")
-            rotation = Rotation.drawn(self._runs(layer), layer.channel_dim, seed)
+            rotation = Rotation.drawn(self._runs(layer), layer.channel_dim, work.seed_of(name))
             layer.transforms.append(rotation.to(layer.weight.device))
 
     def _runs(self, layer: Any) -> list[tuple[int, int]]:

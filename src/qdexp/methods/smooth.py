@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from qdexp.config import Quant
 from qdexp.methods.base import Work
-from qdexp.methods.layerwise import LayerWise, quantized_at_all, watching
+from qdexp.methods.layerwise import LayerWise, quantized_at_all, run_all, watching
 from qdexp.methods.observe import give_activations_grids
 from qdexp.methods.weights import give_weights_grids
-from qdexp.quant.blocks import Batch, call
+from qdexp.quant.blocks import Batch
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, arithmetic
 from qdexp.quant.nearest import nearest, spanning
 from qdexp.quant.network import LayerBits
@@ -68,7 +68,7 @@ class Smooth(LayerWise):
             give_activations_grids(work.network, plan, work.quant)
             trials = {name: Trial(layer, ends[name]) for name, layer in layers.items()}
             with watching(layers, lambda name, x, y: trials[name].look(x, y)):
-                _run(work.network, batches)
+                run_all(work.network, batches)
             chosen = {name: trial.best for name, trial in trials.items()}
         else:
             chosen = {name: smoothing(layer, ends[name], (self.alpha, 1 - self.alpha)) for name, layer in layers.items()}
@@ -138,13 +138,7 @@ def _ends(network: nn.Module, layers: Mapping[str, QuantizedLayer], batches: Seq
         seen[name].append(torch.stack(channels.aminmax(dim=1)))
 
     with watching(layers, look):
-        _run(network, batches)
+        run_all(network, batches)
     return {
         name: torch.stack([torch.stack(each)[:, 0].amin(0), torch.stack(each)[:, 1].amax(0)]) for name, each in seen.items()
     }
-
-
-def _run(network: nn.Module, batches: Sequence[Batch]) -> None:
-    network.eval()
-    for batch in batches:
-        call(network, batch)

@@ -296,11 +296,12 @@ _METHODS = ("forward", "_conv_forward")
 """Where the arithmetic of a layer is written, in its class or, where somebody has replaced it, on the object itself."""
 
 
-def arithmetic(kind: Any, layer: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """What a layer of torch's class `kind` with the options and the bias of `layer` computes from `x` with `weight`."""
+def arithmetic(kind: Any, layer: Any, x: Tensor, weight: Tensor, *, biased: bool = True) -> Tensor:
+    """What a layer of torch's class `kind` with the options, and the bias, of `layer` computes from `x` with `weight`."""
+    bias = layer.bias if biased else None
     if kind is nn.Linear:
-        return nn.functional.linear(x, weight, layer.bias)
-    y: Tensor = kind._conv_forward(layer, x, weight, layer.bias)
+        return nn.functional.linear(x, weight, bias)
+    y: Tensor = kind._conv_forward(layer, x, weight, bias)
     return y
 
 

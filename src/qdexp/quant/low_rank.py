@@ -4,8 +4,12 @@
 
 (SVDQuant, Li et al. 2024, arXiv 2411.05007, section 4). V is a layer of the kind that W is, with ``rank`` outputs, U a linear
 one, or a convolution of size 1. The branch reads the input as it is before it is rounded, in the same coordinates.
+
+U V starts as the best approximation of W, from its largest singular values; then in turn R is rounded, R_q, and U V becomes the
+best approximation of what that leaves, W - R_q.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdexp.quant.handing import Exact
+from qdexp.quant.nearest import nearest
+from qdexp.quant.scheme import Scheme
+
+SMALL = 128
+"""Rows or columns of a matrix that is decomposed as a whole; of a larger one the largest singular values are looked for at
+random (Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)."""
+BEYOND, POWERS = 8, 4
+"""How many singular values more are looked for than are wanted, and how many powers of the matrix are taken."""
 
 
 class LowRank(Exact):
@@ -72,3 +84,26 @@ class LowRank(Exact):
 def largest_rank(weight: Tensor) -> int:
     """The rank with which U V is any matrix of the weight's shape."""
     return min(weight.flatten(1).shape)
+
+
+def approximated(weight: Tensor, rank: int, seed: int) -> LowRank:
+    """The branch whose product is nearest to a weight, of a rank that the weight can have. seed: of what is drawn."""
+    matrix = weight.flatten(1).float()
+    if min(matrix.shape) <= max(SMALL, rank + BEYOND):
+        u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+        v = v.mT
+    else:
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+            torch.manual_seed(seed)
+            u, values, v = torch.svd_lowrank(matrix, rank + BEYOND, POWERS)
+    up, down = u[:, :rank] * values[:rank], v[:, :rank].mT
+    return LowRank(up, down.reshape(rank, *weight.shape[1:]))
+
+
+def refined(weight: Tensor, scheme: Scheme, rank: int, rounds: int, seed: int) -> Iterator[LowRank]:
+    """The branches of all rounds, each from what rounding leaves beside the one before. scheme: of the weight."""
+    left = weight
+    for _ in range(rounds):
+        branch = approximated(left, rank, seed)
+        yield branch
+        left = weight - nearest(weight - branch.product(), scheme)
