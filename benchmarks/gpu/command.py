@@ -42,11 +42,12 @@ DONE, FAILED, STOPPED, SKIPPED = "done", "failed", "stopped", "skipped"
 
 @dataclass(frozen=True)
 class Section:
-    """``run`` yields its rows; seconds: ``least``, fewer of which are not worth a start, and ``most`` that it gets."""
+    """``run`` yields its rows; ``least``: seconds, fewer of which are not worth a start; ``share``: of all that there are, the
+    most that it gets."""
 
     run: Callable[[Setup], Iterator[Row]]
     least: float
-    most: float
+    share: float
 
 
 def _apart(run: Callable[[Setup], Iterator[Row]]) -> Callable[[Setup], Iterator[Row]]:
@@ -54,22 +55,23 @@ def _apart(run: Callable[[Setup], Iterator[Row]]) -> Callable[[Setup], Iterator[
 
 
 SECTIONS = {
-    "machine": Section(_apart(machine.run), 0, 60),
-    "fake_quantize": Section(_apart(fake_quantize.run), 10, 60),
-    "speed": Section(_apart(speed.run), 20, 90),
-    "peaks": Section(_apart(peaks.run), 40, 150),
-    "repeated": Section(repeated.run, 60, 240),
-    "rates": Section(_apart(rates.run), 40, 150),
-    "ablation": Section(ablation.run, 60, SECONDS),
+    "machine": Section(_apart(machine.run), 0, 0.15),
+    "fake_quantize": Section(_apart(fake_quantize.run), 10, 0.15),
+    "speed": Section(_apart(speed.run), 20, 0.2),
+    "peaks": Section(_apart(peaks.run), 40, 0.3),
+    "repeated": Section(repeated.run, 60, 0.5),
+    "rates": Section(_apart(rates.run), 40, 0.3),
+    "ablation": Section(ablation.run, 60, 1),
 }
 """The dearest last."""
 
 
 @dataclass
 class Report:
-    """What has been found so far: a table on the screen, and the whole in a file after every row."""
+    """What has been found so far: on the screen, and the whole in a file after every row. ``seconds``: what there is in all."""
 
     path: Path
+    seconds: float
     content: dict[str, Any]
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -82,7 +84,7 @@ class Report:
             found["status"] = SKIPPED
         else:
             try:
-                for row in section.run(replace(setup, end=min(setup.end, begin + section.most))):
+                for row in section.run(replace(setup, end=min(setup.end, begin + section.share * self.seconds))):
                     if not found["rows"] or found["rows"][-1].keys() != row.keys():
                         print(markdown.head(list(row)))
                     print(markdown.line([str(value) for value in row.values()]), flush=True)
@@ -104,15 +106,10 @@ class Report:
 
 def _told(found: Mapping[str, Any], left: float) -> str:
     """How a section ended, below its table."""
-    match found["status"]:
-        case "skipped":
-            return f"(skipped: {max(0.0, left):.0f} s were left)"
-        case "stopped":
-            return f"\n({found['seconds']} s; stopped: its time was up)"
-        case "failed":
-            return f"\n({found['seconds']} s; failed)\n{found['error']}"
-        case _:
-            return f"\n({found['seconds']} s)"
+    if found["status"] == SKIPPED:
+        return f"(skipped: {max(0.0, left):.0f} s were left)"
+    how = {STOPPED: "; stopped: its time was up", FAILED: "; failed"}.get(found["status"], "")
+    return "\n".join([f"\n({found['seconds']} s{how})", *([found["error"]] if "error" in found else [])])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -139,7 +136,7 @@ def main(arguments: Sequence[str]) -> None:
         setup = Setup(options.device, options.small, Path(folder), begin + options.seconds)
         told = provenance.collect(torch.device("cpu"))
         kept = {name: told[name] for name in ("time", "command", "git_commit", "git_dirty", "python", "versions", "platform")}
-        report = Report(options.out, {"format": FORMAT, "small": options.small, **kept})
+        report = Report(options.out, options.seconds, {"format": FORMAT, "small": options.small, **kept})
         chosen = {name: one for name, one in SECTIONS.items() if name in (options.sections or SECTIONS)}
         ends = [report.section(name, one, setup) for name, one in chosen.items()]
     print(f"\n{time.monotonic() - begin:.0f} s; {options.out}")
