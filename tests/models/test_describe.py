@@ -181,7 +181,9 @@ def test_flags_of_runs_are_none_of_a_description(flag: str) -> None:
 
 def test_the_command_tells_what_memory_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     main(["model=dit_fashion", "sampling.batch=8", "recon.batch=4"])
-    (lines,) = re.findall(r"^memory, MB\n((?:.+\n)+)", capsys.readouterr().out, flags=re.MULTILINE)
+    (lines,) = re.findall(
+        r"^memory, MB \(sampling\.batch=8, recon\.batch=4\)\n((?:.+\n)+)", capsys.readouterr().out, flags=re.MULTILINE
+    )
     found = dict(re.split(r"  +", line, maxsplit=1) for line in lines.splitlines())
     assert list(found) == ["network", "pass of 8 rows", "calibration row", "learning, 4 rows"]
     assert found["network"] == "5.7, quantized 7.2"

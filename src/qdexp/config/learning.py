@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from qdexp.config.checks import Finite, Name, Positive
+from qdexp.config.memory import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,5 +84,6 @@ class Recon(Learning):
     """What the steps that learn block by block take for their options where nothing else is said."""
 
     name: Name
+    batch: Batch = 16
     weights: WeightOptions
     scales: ScaleOptions

@@ -7,6 +7,7 @@ from annotated_types import Ge, MinLen
 from pydantic import Field
 
 from qdexp.config.checks import NO_EXTRACTOR, Finite, Name, Positive, Seed, Target, Text
+from qdexp.config.memory import Batch
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Protocol(SamplerOptions):
 
 @dataclass
 class Sampling:
-    batch: Positive
+    batch: Batch
     channels_last: bool
 
 

@@ -1,14 +1,16 @@
-"""Options of where calibration rows lie while blocks are learned."""
+"""Options of how many rows go through a network at once, and of where calibration rows lie while blocks are learned."""
 
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 from annotated_types import Ge
-from pydantic import Field
+from pydantic import Field, GetPydanticSchema
 
-from qdexp.config.checks import Finite, Text
+from qdexp.config.checks import Finite, Positive, Text
 
 AUTO: Final = "auto"
+Batch = Annotated[int, GetPydanticSchema(lambda _, handler: handler.generate_schema(Positive | Literal["auto"]))]
+"""Rows at once. ``auto``, by the model, until the config is frozen: see ``qdexp.footprint.batches``."""
 GB = Annotated[Annotated[float, Ge(0), Finite] | Literal["auto"], Field(description="GB of 10^9 bytes, or auto: what is free")]
 
 

@@ -71,13 +71,19 @@ def _attended(
 
 
 @contextmanager
-def tracing(network: nn.Module | None = None, cuda: bool = False) -> Iterator[Live]:
-    """Counts what is made within; ``cuda``: as CUDA computes it, whose kernel of quantization is less frugal than ours."""
+def tracing(network: nn.Module | None = None, cuda: bool = False, option: str = "model.network") -> Iterator[Live]:
+    """Counts what is made within; ``cuda``: as CUDA computes it, whose kernel of quantization is less frugal than ours.
+
+    Raises UserError for what the network of ``option`` raises.
+    """
     quantizers = [] if network is None or not cuda else [m for m in network.modules() if isinstance(m, ActivationQuantizer)]
     handles = [quantizer.register_forward_hook(_fused_rounding) for quantizer in quantizers]
     try:
         with _Fused(), Live() as live:
             yield live
+    except Exception as error:  # whatever the forward of anybody's network does not like about shapes without values
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{option}: it cannot run on shapes alone ({why})") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -154,14 +160,11 @@ def decoded(model: Model, rows: int) -> Decoded:
 def _decoded(target: str, shape: tuple[int, ...], rows: int) -> Decoded:
     network = models.skeleton_of(json.loads(target), "model.first_stage.network").to("meta").eval()
     decoder = Decoder(network.requires_grad_(False), 1.0)
-    try:
-        with tracing() as live:
-            image = decoder.decode(torch.zeros(DECODED, *shape, device="meta"))
-        parts = -(-rows // DECODED)
-        with tracing() as joined:
-            to_images(torch.cat([torch.zeros_like(image) for _ in range(parts)]))
-    except Exception as error:  # whatever the forward of anybody's network does not like about shapes without values
-        raise UserError(f"model.first_stage.network: it cannot run on shapes alone ({error})") from error
+    with tracing(option="model.first_stage.network") as live:
+        image = decoder.decode(torch.zeros(DECODED, *shape, device="meta"))
+    parts = -(-rows // DECODED)
+    with tracing() as joined:
+        to_images(torch.cat([torch.zeros_like(image) for _ in range(parts)]))
     return Decoded(own_bytes(network), max(live.peak + parts * image.nbytes, joined.peak), tuple(image.shape[1:]))
 
 

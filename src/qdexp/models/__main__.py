@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from qdexp import models, overrides
 from qdexp.config import Config, Model, Quant
 from qdexp.errors import UserError, one_line
-from qdexp.footprint import passes, walks
+from qdexp.footprint import batches, passes, walks
+from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.models import checks, folder, trial
 from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import Block, Description, describe
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _config(arguments: list[str]) -> Config:
-    return Config.of(folder.filled(compose("config", arguments)))
+    return batches.settled(folder.filled(compose("config", arguments)))
 
 
 def summary(model: Model, description: Description) -> Iterator[str]:
@@ -114,7 +115,7 @@ def memory_lines(config: Config) -> Iterator[str]:
     }
     if model.first_stage is not None:
         table["first stage"] = {f"{batch} latents": passes.decoded(model, batch).peak}
-    yield "memory, MB"
+    yield f"memory, MB ({SAMPLING}={batch}, {LEARNING}={rows})"
     for what, sizes in table.items():
         told = (f"{name} {size / 1e6:,.1f}".strip() for name, size in sizes.items())
         yield f"{what:<18} {', '.join(told)}"

@@ -18,6 +18,7 @@ from qdexp.cell import Cell, preflight
 from qdexp.config import Config
 from qdexp.config.checks import checked
 from qdexp.errors import NothingToSplitError, UserError, did_you_mean
+from qdexp.footprint.batches import settled
 from qdexp.layout import Layout
 from qdexp.methods.recipe import BEFORE, SLOTS
 from qdexp.models import folder, titles
@@ -60,7 +61,7 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
     elif parts:
         with open_dict(plain):
             plain.method = f"{choices.quantizer}-{choices.calib}".replace("/", ".")  # of files in folders
-    return Config.of(folder.filled(plain))
+    return settled(folder.filled(plain))
 
 
 def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:

@@ -104,7 +104,7 @@ class Frozen:
         kinds = {kind: sum(node.kind == kind for node in self.nodes) for kind in dict.fromkeys(n.kind for n in self.nodes)}
         print(f"sweep {self.config.sweep}: {len(self.cells)} cells, {ready} of them complete; "
               f"{len(entries)} stages, {there} of them in {self.store.layout.store}")  # fmt: skip
-        results.say_samplers(self.cells.values())
+        results.say_settings(self.cells.values())
         print(f"jobs     {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
         print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store)}", flush=True)
         results.say_how_to_score(cell.config.protocol.extractor for cell in self.cells.values())

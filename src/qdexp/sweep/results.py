@@ -20,8 +20,10 @@ from rich.console import Console
 from qdexp import device as devices
 from qdexp import files
 from qdexp.cell import Cell, preflight
-from qdexp.config import NO_EXTRACTOR, Tracker
+from qdexp.config import NO_EXTRACTOR, BlockWise, Tracker
 from qdexp.errors import UserError
+from qdexp.footprint.batches import MOST, row_bytes
+from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.layout import Layout
 from qdexp.record import Record, read_records
 from qdexp.report.comparison import compare
@@ -53,14 +55,28 @@ def announce(cells: Sequence[Cell]) -> None:
         f"sweep {cells[0].config.sweep}: {len(cells)} cells, {len(stages)} stages, {there} of them in {store.layout.store}",
         flush=True,
     )
-    say_samplers(cells)
+    say_settings(cells)
 
 
-def say_samplers(cells: Iterable[Cell]) -> None:
-    """Prints how many steps of which sampler the cells take: a sampler brings its own number, and the cost follows it."""
-    protocols = [cell.config.protocol for cell in cells]
-    said = dict.fromkeys(sampler_steps(protocol.steps, protocol.scheduler) for protocol in protocols)
-    print(f"sampler  {', '.join(said)}", flush=True)
+def say_settings(cells: Iterable[Cell]) -> None:
+    """Prints what others bring and the cost follows: how many steps of which sampler the cells take, and by a model's size how
+    many rows a pass and an iteration have."""
+    samplers, rows, untraced = dict[str, None](), defaultdict[str, defaultdict[str, set[int]]](lambda: defaultdict(set)), set()
+    for cell in cells:
+        config, model = cell.config, cell.config.model
+        samplers[sampler_steps(config.protocol.steps, config.protocol.scheduler)] = None
+        rows[model.name][SAMPLING].add(config.sampling.batch)
+        for step in (named.step for named in cell.steps):
+            if isinstance(step, BlockWise):
+                rows[model.name][LEARNING].add(step.batch)
+        if config.sampling.batch == MOST[SAMPLING] and row_bytes(model) is None:
+            untraced.add(model.name)
+    print(f"sampler  {', '.join(samplers)}")
+    for name, options in rows.items():
+        told = " ".join(f"{option}={','.join(map(str, sorted(found)))}" for option, found in options.items())
+        of = f" of {name}" if len(rows) > 1 else ""
+        why = ", as of small models: the network cannot run on shapes alone" if name in untraced else ""
+        print(f"batch    {told}{of}{why}", flush=True)
 
 
 def enlist(cells: Sequence[Cell]) -> None:
@@ -90,7 +106,7 @@ def run(cfg: DictConfig) -> str:
         memory.require([cell], Store(cell.out))
     if alone:
         enlist([cell])
-        say_samplers([cell])
+        say_settings([cell])
     with running(Layout(cell.out).sweep(cell.config.sweep)) if alone else nullcontext():
         record = finish(cell)
     if alone:

@@ -1,0 +1,48 @@
+"""How many rows go through a network at once where the config says ``auto``: a power of two, by the model alone.
+
+Neither the machine nor the method nor the bits have a say, so a model's cells have the same batches, and the same keys,
+wherever they are made. One full-precision pass is traced per model, and as many rows are taken as there is ``ROOM`` for.
+"""
+
+from omegaconf import DictConfig, OmegaConf
+
+from qdexp.config import Config, Model
+from qdexp.config.memory import AUTO
+from qdexp.footprint import passes
+from qdexp.footprint.needs import LEARNING, SAMPLING
+from qdexp.models.describe import per_architecture
+
+MOST = {SAMPLING: 64, LEARNING: 16}
+"""Rows of small networks, and of those that cannot be traced. What is embedded was measured with them."""
+ROOM = 8e9
+"""Bytes of a pass, and of a training step: beside both networks of Stable Diffusion, another 8 GB, a card of 24 GB has them."""
+PASSES = {SAMPLING: 1.0, LEARNING: 2.5}
+"""What a row takes, in what it takes in a pass: the training steps of U-Nets that are too large for the most rows (Stable
+Diffusion, SDXL, the pixels of LSUN) were traced with 2.0 to 2.4. It is more, up to 6, where a block's weights take more than
+its rows."""
+
+
+def settled(cfg: DictConfig) -> Config:
+    """The checked config of a composed cell, with numbers in place of ``auto``; ``cfg`` gets them too."""
+    config = Config.of(cfg)
+    left = [option for option in MOST if OmegaConf.select(cfg, option) == AUTO]
+    if not left:
+        return config
+    for option in left:
+        OmegaConf.update(cfg, option, chosen(config.model, option))
+    return Config.of(cfg)  # steps say what recon says
+
+
+def chosen(model: Model, option: str) -> int:
+    """What ``auto`` stands for."""
+    row, most = row_bytes(model), MOST[option]
+    rows = most if row is None else min(most, int(ROOM / (PASSES[option] * row)))
+    return 1 << max(rows.bit_length() - 1, 0)
+
+
+@per_architecture
+def row_bytes(model: Model) -> float | None:
+    """What a row takes in a full-precision pass; None where the network cannot run on shapes alone."""
+    rows = MOST[SAMPLING]
+    found = passes.or_none(lambda: passes.pass_bytes(model, rows, 1, False, False))
+    return None if found is None else found / rows
