@@ -1,5 +1,7 @@
 """What only a GPU can tell; skipped where there is none."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,3 +60,9 @@ def test_the_kernel_of_torch_rounds_as_ours_and_keeps_nan() -> None:
         there = fake_quantize(x.cuda(), type(qparams)(*(one.cuda() for one in qparams)), scheme)
         assert there.dtype == dtype
         torch.testing.assert_close(there.cpu(), fake_quantize(x, qparams, scheme), rtol=0, atol=0, equal_nan=True)
+
+
+def test_who_asks_what_is_free_starts_no_cuda() -> None:
+    ask = "import torch; from qdexp.footprint.places import free_on_gpus; print(free_on_gpus(), torch.cuda.is_initialized())"
+    free, started = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+    assert int(free) > 0 and started == "False"

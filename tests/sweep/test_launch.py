@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from qdexp import device as devices
 from qdexp.errors import UserError
-from qdexp.footprint import room
+from qdexp.footprint import places
 from qdexp.paths import conf_folder
 from qdexp.sweep import launch
 from qdexp.sweep.__main__ import main as sweep_command
@@ -66,7 +66,7 @@ def test_the_jobs_that_gpus_take(
 
     monkeypatch.setattr(launch, "Local", Seen)
     monkeypatch.setattr(devices, "visible", lambda: ["0", "1"])
-    monkeypatch.setattr(room, "free_device", lambda _: 80 * 10**9)
+    monkeypatch.setattr(places, "free_on_gpus", lambda: 80 * 10**9)
     with devices.elsewhere("cuda"):
         code, _, err = qdexp("-m", "method=fp", "hydra/launcher=local", "device=cuda", *options)
     assert code != 0

@@ -10,9 +10,10 @@ import torch
 from qdexp import device as devices
 from qdexp.cell import Cell
 from qdexp.errors import UserError
-from qdexp.footprint import room as rooms
+from qdexp.footprint import places
 from qdexp.footprint.needs import Need, Part, need_of, total
-from qdexp.footprint.room import Room, misfits
+from qdexp.footprint.places import Here, OnCluster, Room, Share, free_on_gpus
+from qdexp.footprint.room import misfits
 from qdexp.methods import LearnScales
 from qdexp.record import read
 from qdexp.stages.trajectory import TrajectoryStage
@@ -42,7 +43,7 @@ def planned_on() -> Iterator[Callable[[str], None]]:
 @pytest.fixture
 def full_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """``full_machine(GB)``: from then on there are so many free here."""
-    return lambda free: monkeypatch.setattr(rooms, "free_host", lambda: int(free * 1e9))
+    return lambda free: monkeypatch.setattr(places, "free_host", lambda: int(free * 1e9))
 
 
 def test_every_stage_of_a_cell_is_known_or_said_not_to_be(cell_of: CellOf) -> None:
@@ -80,12 +81,12 @@ def test_two_networks_are_built_where_blocks_are_learned(cell_of: CellOf) -> Non
 
 def test_what_is_refused_names_stage_bytes_and_option() -> None:
     need = Need((Part("network", 10**9), Part("a pass of 64 rows", 8 * 10**9, "sampling.batch", 64)))
-    (line,) = misfits("samples", need, CUDA, Room(5e9, 64e9, "free on the GPU here", "free here"))
+    (line,) = misfits("samples", need, CUDA, Room(Share(5e9, "free on the GPU here"), Share(64e9, "free here")))
     assert line == ("samples: takes 9.0 GB on the GPU (a pass of 64 rows 8.0, network 1.0), free on the GPU here 5.0; lower "
                     "sampling.batch=64: about 32 would fit")  # fmt: skip
-    assert list(misfits("samples", need, CUDA, Room(9e9, None, "", ""))) == []
-    assert list(misfits("samples", need, CUDA, Room(None, None, "", ""))) == []
-    (line,) = misfits("samples", need, CPU, Room(None, 9e8, "", "free here"))
+    assert list(misfits("samples", need, CUDA, Room(Share(9e9), Share(None)))) == []
+    assert list(misfits("samples", need, CUDA, Room(Share(None), Share(None)))) == []
+    (line,) = misfits("samples", need, CPU, Room(Share(None), Share(9e8, "free here")))
     assert "of the host's memory" in line and "it takes a larger machine" in line
 
 
@@ -99,10 +100,49 @@ def test_no_work_begins_where_it_does_not_fit(
     assert executed() == []
 
 
+def test_jobs_that_share_a_machine_have_a_part_of_it_each(
+    cell_of: CellOf, planned_on: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "free_host", lambda: 60 * 10**9)
+    monkeypatch.setattr(places, "free_on_gpus", lambda: 80 * 10**9)
+    cluster = cell_of("method=fp").config.cluster
+    place = Here(jobs=6, on_gpu=2)
+    room = place.room(CUDA, cluster, "samples")
+    assert (room.device.bytes, room.host.bytes) == (40e9, 10e9)
+    assert place.told(CUDA, cluster) == "40.0 GB free on the GPU here for each of 2 jobs, 10.0 GB free here for each of 6 jobs"
+    passing = Part("a pass of 64 rows", 48 * 10**9, "sampling.batch", 64)
+    (line,) = misfits("samples", Need((passing,)), CUDA, room)
+    assert line == ("samples: takes 48.0 GB on the GPU (a pass of 64 rows 48.0), free on the GPU here for each of 2 jobs 40.0; "
+                    "lower sampling.batch=64: about 53 would fit; or lower hydra.launcher.jobs_per_gpu=2")  # fmt: skip
+    (line,) = misfits("samples", Need((Part("network", 48 * 10**9),)), CPU, place.room(CPU, cluster, "samples"))
+    assert line.endswith("free here for each of 6 jobs 10.0; lower hydra.launcher.jobs=6")
+    assert place.told(CPU, cluster) == "10.0 GB free here for each of 6 jobs"
+    alone = Here(jobs=1).room(CUDA, cluster, "samples")
+    assert (alone.device.bytes, alone.host.bytes, alone.device.option) == (80e9, 60e9, None)
+
+
+def test_the_jobs_of_a_launcher_are_held_against_their_part(qdexp: Command, full_machine: Callable[[float], None]) -> None:
+    full_machine(0.5)
+    arguments = ("-m", "method=ptq", "hydra.launcher.dry=true")
+    alone = qdexp(*arguments)[1]
+    assert "memory   0.5 GB free here\n" in alone
+    shared = qdexp(*arguments, "hydra/launcher=local", "hydra.launcher.jobs=50")[1]
+    assert "memory   0.0 GB free here for each of 50 jobs\n" in shared
+    assert "no room" not in alone
+    assert re.search(
+        r"^no room  features: .*, free here for each of 50 jobs 0\.0; lower hydra\.launcher\.jobs=50$", shared, re.M
+    )
+
+
+def test_gpus_are_asked_by_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert free_on_gpus() is None  # there is none, and that is no error
+
+
 def test_what_is_there_needs_no_room(finished: CellOf, full_machine: Callable[[float], None]) -> None:
     cell = finished("method=fp")
     full_machine(0)
-    memory.require([cell], Store(cell.out))
+    memory.require([cell], Store(cell.out), Here())
 
 
 def test_jobs_on_a_cluster_are_held_against_what_they_ask_for(
@@ -112,21 +152,21 @@ def test_jobs_on_a_cluster_are_held_against_what_they_ask_for(
     full_machine(0)
     cell = cell_of("method=ptq", "device=auto", "+cluster.stages.samples={memory_gb: 1.00001}", "cluster.gpu_memory_gb=80")
     with pytest.raises(UserError) as error:
-        memory.require([cell], Store(cell.out), on_cluster=True)
+        memory.require([cell], Store(cell.out), OnCluster())
     assert str(error.value).startswith("samples: takes 0.0 GB of the host's memory")
     assert "cluster.stages.samples.memory_gb=1.00001 leaves 0.0" in str(error.value)
     cell = cell_of("method=ptq", "device=auto", "cluster.gpu_memory_gb=1.0001")
     with pytest.raises(UserError, match=r"on the GPU .* cluster\.gpu_memory_gb=1\.0001 leaves 0\.0; lower sampling\.batch=8"):
-        memory.require([cell], Store(cell.out), on_cluster=True)
+        memory.require([cell], Store(cell.out), OnCluster())
     cell = cell_of("method=ptq", "device=auto")
-    memory.require([cell], Store(cell.out), on_cluster=True)
+    memory.require([cell], Store(cell.out), OnCluster())
 
 
 def test_who_reads_a_quick_stage_makes_it(cell_of: CellOf) -> None:
     cell = cell_of("method=qdiffusion")
-    assert memory._kinds(cell, cell.stages["samples"]) == {"samples"}
-    assert memory._kinds(cell, cell.stages["calibration"]) >= {"weights"}
-    assert memory._kinds(cell, cell.stages["fid"]) == {"record"}
+    assert memory.kinds(cell, cell.stages["samples"]) == {"samples"}
+    assert memory.kinds(cell, cell.stages["calibration"]) >= {"weights"}
+    assert memory.kinds(cell, cell.stages["fid"]) == {"record"}
 
 
 def test_a_plan_tells_each_stage(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
@@ -55,9 +55,6 @@ for name, node in (("sequential", SequentialConf), ("local", LocalConf), ("slurm
 class CellLauncher(Launcher):
     """Takes cells from our sweeper, in place of overrides."""
 
-    on_cluster: ClassVar[bool] = False
-    """Whether jobs run on the machines that ``cluster`` describes."""
-
     def __init__(self, dry: bool = False) -> None:
         self.dry = dry
 
@@ -74,7 +71,11 @@ class CellLauncher(Launcher):
     def launch_cells(self, cells: "Sequence[Cell]") -> Any:
         from qdexp.sweep import launch  # torch is loaded here, not for --help
 
-        return launch.dry(cells, self.on_cluster) if self.dry else self.run(launch, cells)
+        return launch.dry(cells, self.room(launch, cells)) if self.dry else self.run(launch, cells)
+
+    def room(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
+        """Whose memory the cells have, a ``qdexp.footprint.places.Place``."""
+        return launch.Here(jobs=1)
 
     @abstractmethod
     def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
@@ -97,17 +98,21 @@ class LocalLauncher(CellLauncher):
                 raise UserError(f"hydra.launcher.{name}={value}: choose at least 1")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
+    def room(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
+        return launch.shared(cells, self.jobs, self.jobs_per_gpu)
+
     def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
         return launch.local(cells, self.jobs, self.jobs_per_gpu)
 
 
 class SlurmLauncher(CellLauncher):
-    on_cluster: ClassVar[bool] = True
-
     def place(self) -> AbstractContextManager[None]:
         from qdexp.sweep.launch import planned_for
 
         return planned_for(self.config.cluster)
+
+    def room(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
+        return launch.OnCluster()
 
     def run(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
         return launch.slurm(cells)

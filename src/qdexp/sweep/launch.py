@@ -14,6 +14,7 @@ from qdexp import files, progress, provenance
 from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.errors import UserError
+from qdexp.footprint.places import Here, OnCluster, Place
 from qdexp.layout import Layout, Sweep
 from qdexp.methods.recipe import SLOTS
 from qdexp.record import Record
@@ -37,7 +38,7 @@ def planned_for(cluster: Any) -> AbstractContextManager[None]:
 def sequential(cells: Sequence[Cell]) -> list[Record]:
     """One cell after another, in this process; a cell that fails stops no other."""
     devices.make_repeatable()
-    memory.require(cells, Store(cells[0].out))
+    memory.require(cells, Store(cells[0].out), Here())
     results.announce(cells)
     start, failed, folder = time.monotonic(), [], Layout(cells[0].out).sweep(cells[0].config.sweep)
     with running(folder), progress.bar("cells", len(cells)) as bar:
@@ -147,7 +148,7 @@ def slurm(cells: Sequence[Cell]) -> None:
     """Submits what is missing and returns."""
     sweep = Frozen(cells)
     sweep.describe()
-    memory.require(cells, sweep.store, on_cluster=True)
+    memory.require(cells, sweep.store, OnCluster())
     copy = sweep.write()
     cluster = replace(sweep.cluster, setup=[*sweep.cluster.setup, *snapshot.setup(copy)])
     new = Slurm(sweep.out, sweep.config.sweep, cluster, sweep.job, sweep.done).submit(sweep.nodes)
@@ -162,14 +163,10 @@ def local(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int = 1) -> lis
 
     Raises UserError where the GPUs do not take so many.
     """
-    gpus = devices.visible() * jobs_per_gpu if cells[0].device.type == "cuda" else []
-    if gpus and jobs is not None and jobs > len(gpus):
-        raise UserError(f"hydra.launcher.jobs={jobs}: the GPUs here take {len(gpus)}; choose at most as many, or let more "
-                        f"share one by hydra.launcher.jobs_per_gpu")  # fmt: skip
-    jobs = jobs or len(gpus) or JOBS
+    jobs, gpus = _at_once(cells, jobs, jobs_per_gpu)
     sweep = Frozen(cells)
     sweep.describe()
-    memory.require(cells, sweep.store)
+    memory.require(cells, sweep.store, shared(cells, jobs, jobs_per_gpu))
     with snapshot.running(sweep.write()), running(sweep.folder) as shell:
         Local(Registry(sweep.out), sweep.config.sweep, jobs, gpus, sweep.job, shell).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
@@ -178,8 +175,23 @@ def local(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int = 1) -> lis
     return results.end(cells, [cell.record for cell in cells], [cell.title for cell in incomplete])
 
 
-def dry(cells: Sequence[Cell], on_cluster: bool) -> None:
-    """Says what a launcher would do, and does nothing."""
+def _at_once(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int) -> tuple[int, list[str]]:
+    """How many processes, and the GPUs that these have, each as often as it has any."""
+    gpus = devices.visible() * jobs_per_gpu if cells[0].device.type == "cuda" else []
+    if gpus and jobs is not None and jobs > len(gpus):
+        raise UserError(f"hydra.launcher.jobs={jobs}: the GPUs here take {len(gpus)}; choose at most as many, or let more "
+                        f"share one by hydra.launcher.jobs_per_gpu")  # fmt: skip
+    return jobs or len(gpus) or JOBS, gpus
+
+
+def shared(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int) -> Here:
+    """This machine, as the processes of ``local`` share it."""
+    jobs, _ = _at_once(cells, jobs, jobs_per_gpu)
+    return Here(jobs, min(jobs, jobs_per_gpu))
+
+
+def dry(cells: Sequence[Cell], place: Place) -> None:
+    """Says what a launcher would do in a place, and does nothing."""
     sweep = Frozen(cells)
     sweep.describe()
-    memory.show(cells, sweep.store, on_cluster)
+    memory.show(cells, sweep.store, place)

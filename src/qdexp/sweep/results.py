@@ -24,6 +24,7 @@ from qdexp.config import NO_EXTRACTOR, BlockWise, Tracker
 from qdexp.errors import UserError
 from qdexp.footprint.batches import MOST, row_bytes
 from qdexp.footprint.needs import LEARNING, SAMPLING
+from qdexp.footprint.places import Here
 from qdexp.layout import Layout
 from qdexp.record import Record, read_records
 from qdexp.report.comparison import compare
@@ -103,7 +104,7 @@ def run(cfg: DictConfig) -> str:
     cell = preflight(freeze(whole))
     if alone:
         idle.check([hydra_config.overrides.task], [cell])
-        memory.require([cell], Store(cell.out))
+        memory.require([cell], Store(cell.out), Here())
     if alone:
         enlist([cell])
         say_settings([cell])
