@@ -174,7 +174,7 @@ def test_a_plan_tells_each_stage(small: list[str], capsys: pytest.CaptureFixture
                    "device=auto", "cluster.gpu_memory_gb=1.1"])  # fmt: skip
     out = capsys.readouterr().out
     assert "memory   GPUs of 1.1 GB (cluster.gpu_memory_gb), jobs with unknown memory (cluster.stages)" in out
-    assert re.search(r"^ +samples +0\.\d +\d\.\d  a pass of 512 rows 0\.\d", out, flags=re.MULTILINE)
+    assert re.search(r"^ +samples +0\.\d +\d\.\d +\S+  a pass of 512 rows 0\.\d", out, flags=re.MULTILINE)
     assert re.search(r"^no room  samples: takes .* lower sampling.batch=512: about \d+ would fit$", out, flags=re.MULTILINE)
 
 

@@ -1,15 +1,19 @@
 """From cells to jobs."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from qdexp.cell import Cell
+from qdexp.models.describe import describe
 from qdexp.store import Store
 from qdexp.sweep.jobs import RECORD, Node
-from qdexp.sweep.plan import plan
+from qdexp.sweep.plan import hours, macs, passes, plan
 
 CellOf = Callable[..., Cell]
+Command = Callable[..., tuple[int, str, str]]
 
 
 def kinds(nodes: list[Node]) -> dict[str, int]:
@@ -75,3 +79,39 @@ def test_a_quick_step_that_ends_another_cell_takes_one_job_for_all(cell_of: Cell
         assert kinds(nodes) == {"samples": 4, "trajectory": 2, "weights": 1, "act": 2, "curves": 3, RECORD: 3}
         weights = cells[0].stages["weights"].entry
         assert all(weights in one.needs for one in nodes if one.kind == "act")
+
+
+def test_the_work_of_a_stage_is_what_goes_through_the_network(cell_of: CellOf) -> None:
+    cell = cell_of("method=qdiffusion", "inspection.rows=4")
+    found = {role: passes(cell.config, stage) for role, stage in cell.stages.items()}
+    iterations = {"weights": 4, "scales": 2}  # of 4 rows, forward and backward; and both networks pass the 8 rows on
+    assert {role: found[role] for role in iterations} == {role: 16 + 3 * 4 * count for role, count in iterations.items()}
+    assert found["samples"] == 24 * 4  # 20 images in batches of 8, 4 steps
+    assert found["trajectory"] == 16 * 4 and found["curves"] == 2 * 8 * 4
+    assert found["layers"] == 2 * 4 and found["activations"] == 2 * 4 * 4
+    assert {found[role] for role in ("calibration", "coverage", "fid")} == {0}
+    one = describe(cell.config.model).macs
+    assert macs(cell.config, cell.stages["samples"]) == 96 * one
+    cluster = replace(cell.config.cluster, tflops=2.0)
+    assert hours(3600e12, cluster) == 1 and hours(None, cluster) is None and hours(1.0, cell.config.cluster) is None
+
+
+def test_guidance_asks_twice(cell_of: CellOf, conditional: str) -> None:
+    once, twice = (
+        cell_of(conditional, "model=tiny_dit", "method=reconstruction", "protocol=quick", f"protocol.guidance={guidance}")
+        for guidance in (1, 2)
+    )
+    for role in ("samples", "curves", "trajectory", "act"):
+        assert passes(twice.config, twice.stages[role]) == 2 * passes(once.config, once.stages[role])
+
+
+def test_a_plan_tells_the_work_of_all_that_is_missing(qdexp: Command, cell_of: CellOf) -> None:
+    arguments = ("-m", "method=fp", "hydra.launcher.dry=true")
+    cell = cell_of("method=fp")
+    work = f"{96 * describe(cell.config.model).macs / 1e12:.2g} TMACs"
+    out = qdexp(*arguments)[1]
+    assert f"\ncost     {work}; time unknown" in out and "hours" not in out
+    out = qdexp(*arguments, "cluster.tflops=1e-6")[1]
+    time = f"{2 * 96 * describe(cell.config.model).macs / 1e6 / 3600:.2g}"
+    assert f"\ncost     {work}, {time} hours at cluster.tflops=1e-06; time unknown" in out
+    assert re.search(rf"^ +stage .* TMACs +hours  .*\n +samples .* {time}  ", out, re.M)

@@ -25,8 +25,9 @@ class Cluster:
 
     ``device``: what its machines compute on. ``parts``: jobs that draw the images of one cell together. ``parallel``: jobs of
     one kind that run at once. ``stages``: resources by stage; ``default`` is that of all others. ``restarts``: how often a job
-    is queued again that reached its time limit. ``gpu_memory_gb``: of one of its GPUs, null: not known. ``options``: further
-    options of sbatch.
+    is queued again that reached its time limit. ``gpu_memory_gb``: of one of its GPUs, null: not known. ``tflops``: 10^12
+    operations in float32 that one of its devices does in a second, two for a multiply-accumulate; null: not known.
+    ``options``: further options of sbatch.
     """
 
     name: Name
@@ -36,6 +37,7 @@ class Cluster:
     restarts: Annotated[int, Ge(0)]
     stages: dict[str, Resources]
     gpu_memory_gb: Annotated[Annotated[float, Gt(0), Finite] | None, Field(description="of one GPU; null: not known")] = None
+    tflops: Annotated[Annotated[float, Gt(0), Finite] | None, Field(description="TFLOP/s; null: not known")] = None
     partition: Text | None = None
     account: Text | None = None
     qos: Text | None = None

@@ -1,4 +1,4 @@
-"""The memory that a sweep takes, stage by stage: told, and refused where there is not as much."""
+"""What a sweep takes, stage by stage: told, and refused where there is not as much memory."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,35 +11,45 @@ from qdexp.footprint.room import misfits, named, shares
 from qdexp.stages.base import Stage
 from qdexp.store import Store
 from qdexp.sweep.jobs import RECORD
+from qdexp.sweep.plan import hours, macs, rounded
 
-LEAST = 0.05 * GB
-"""Of a stage that is shown."""
+LEAST, LEAST_WORK = 0.05 * GB, 0.01
+"""Of a stage that is shown: bytes, or its share of the stage that works the most."""
 
 
 def show(cells: Sequence[Cell], store: Store, place: Place) -> None:
-    """Prints what each kind of stage takes that is to be made, and which have no room in a place."""
+    """Prints what each kind of stage takes that is to be made, of memory and of work, and which have no room in a place."""
     found: dict[str, dict[str, tuple[Need, Stage]]] = defaultdict(dict)
+    work: dict[str, float] = defaultdict(float)
     for cell, stage in _missing(cells, store):
         found[stage.name][stage.entry] = need_of(stage, cell.config), stage
+        work[stage.name] = max(work[stage.name], macs(cell.config, stage) or 0)
     if not found:
         return
-    print(f"memory   {place.told(cells[0].device, cells[0].config.cluster)}")
-    print(f"         {'stage':<16}{'GPU, GB':>9}{'host, GB':>10}  of what")
+    cluster = cells[0].config.cluster
+    print(f"memory   {place.told(cells[0].device, cluster)}")
+    columns = ["GPU, GB", "host, GB", "TMACs", *(["hours"] if cluster.tflops else [])]
+    print(_line("stage", columns, "of what the memory"))
     unknown: dict[str, list[str]] = defaultdict(list)
     for name, needs in found.items():
         need, stage = max(needs.values(), key=lambda one: sum(map(total, shares(one[0], one[1].device))))
         device, host = shares(need, stage.device)
         for what in need.unknown:
             unknown[what].append(name)
-        if total(device) + total(host) >= LEAST:
+        if total(device) + total(host) >= LEAST or work[name] > LEAST_WORK * max(work.values()):
             rows = [f"rows of the walk {gigabytes(need.rows)}, where there is room"] if need.rows else []
             what = "; ".join([named(max(device, host, key=total)), *rows])
-            on_device = gigabytes(total(device)) if device else "-"
-            print(f"         {name:<16}{on_device:>9}{gigabytes(total(host)):>10}  {what}")
+            taken = [gigabytes(total(parts)) if parts else "-" for parts in (device, host)]
+            spent = [rounded(one) if one else "-" for one in (work[name] / 1e12, hours(work[name], cluster))]
+            print(_line(name, [*taken, *spent][: len(columns)], what))
     for what, names in unknown.items():
         print(f"         not traced: {what} ({', '.join(names)})")
     for line in _misfits(cells, store, place):
         print(f"no room  {line}", flush=True)
+
+
+def _line(stage: str, columns: Sequence[str], what: str) -> str:
+    return f"         {stage:<12}{''.join(f'{one:>10}' for one in columns)}  {what}"
 
 
 def require(cells: Sequence[Cell], store: Store, place: Place) -> None:

@@ -1,7 +1,8 @@
 """What a sweep needs: cells -> graph of jobs, and what these will cost.
 
-In the graph what is in the store is left out, and what cells share is there once. The cost is a guess, by the stage times of
-earlier records, scaled by multiplications, rows and steps.
+In the graph what is in the store is left out, and what cells share is there once. The cost is told as multiply-accumulates
+(MACs) of the network's passes, as hours where ``cluster.tflops`` says how fast a device is, and as a guess by the stage times
+of earlier records, scaled by MACs.
 """
 
 import math
@@ -13,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from qdexp import models
 from qdexp.cell import Cell
-from qdexp.config import UNTOUCHED, WEIGHTS, Config, Model
+from qdexp.config import UNTOUCHED, WEIGHTS, Cluster, Config, Model
 from qdexp.config.checks import checked
 from qdexp.errors import UserError
 from qdexp.layout import Layout, records_in
 from qdexp.models.conditions import example_condition
-from qdexp.models.describe import describe, per_architecture
+from qdexp.models.describe import description_of, per_architecture
 from qdexp.record import read_records
 from qdexp.stages.base import Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage
@@ -80,22 +81,31 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
-    """Hours of computing and bytes of disk of ``nodes``, in one line."""
+    """MACs, hours of computing and bytes of disk of ``nodes``, in one line."""
     stages = {stage.entry: (cell.config, stage) for cell in cells for stage in cell.stages.values()}
     makes = {node.entry: stages[node.entry] for node in nodes if node.entry in stages}
     makes |= {entry: one for entry, one in stages.items() if one[1].quick and not store.has(entry)}
     rates, asked = _rates(store.layout)
     disk = f"{sum(disk_bytes(config, stage) for config, stage in makes.values()) / 1e9:.2g} GB of disk"
+    known = sum(macs(config, stage) or 0 for config, stage in makes.values())
+    cluster = cells[0].config.cluster
+    rate = (
+        "" if cluster.tflops is None else f", {rounded(hours(known, cluster) or 0)} hours at cluster.tflops={cluster.tflops:g}"
+    )
+    work = f"{rounded(known / 1e12)} TMACs{rate}"
     if not rates:
-        return f"time unknown, {store.layout.records} has no complete record to go by; about {disk}"
+        return f"{work}; time unknown, {store.layout.records} has no complete record to go by; about {disk}"
     anything = median(rates.values())
     seconds = sum(rates.get(stage.name, anything) * multiplications(config, stage) for config, stage in makes.values())
     unlike = sorted({stage.name for _, stage in makes.values()} - rates.keys())
     caveat = f", none of them tells of {', '.join(unlike)}" if unlike else ""
-    hours = seconds / 3600
-    time = f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}"
     earlier = "1 earlier record" if asked == 1 else f"{asked} earlier records"
-    return f"about {time} hours of computing, a guess by {earlier}{caveat}; about {disk}"
+    return f"{work}; about {rounded(seconds / 3600)} hours of computing, a guess by {earlier}{caveat}; about {disk}"
+
+
+def rounded(value: float) -> str:
+    """As exact as guesses are."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _rates(layout: Layout) -> tuple[dict[str, float], int]:
@@ -125,12 +135,10 @@ def _parameters(model: Model) -> int:
 
 
 @per_architecture
-def _macs(model: Model) -> float:
-    """Multiplications of one forward pass of one image."""
-    try:
-        return float(describe(model).macs)
-    except UserError:  # some networks cannot run without values: a guess may do without
-        return float(_parameters(model))
+def _macs(model: Model) -> int | None:
+    """Of one forward pass of one image."""
+    description = description_of(model)
+    return None if description is None else description.macs
 
 
 @per_architecture
@@ -139,16 +147,35 @@ def _condition_numbers(model: Model) -> int:
     return sum(part[0].numel() for part in pytree.tree_leaves(example_condition(models.skeleton(model), stated=model.example)))
 
 
-def multiplications(config: Config, stage: Stage) -> float:
-    """About how many a stage of a cell needs."""
-    steps = config.protocol.steps
-    rows = config.calib.timesteps * config.calib.rows
-    one = _macs(config.model)
+def passes(config: Config, stage: Stage) -> float:
+    """About how many rows a stage of a cell sends through the network; a backward pass counts as two."""
+    branches = config.protocol.branches if config.model.condition is not None else 1
+    walk = config.protocol.steps * branches
     if isinstance(stage, Sharded):
-        return len(stage.shards) * config.sampling.batch * steps * one
+        return float(len(stage.shards) * config.sampling.batch * walk)
     if isinstance(stage, StepStage):
-        return stage.step.passes(rows) * one
-    return (2 * config.protocol.heldout * steps if stage.name == "curves" else config.protocol.n) * one
+        return stage.step.passes(config.calib.timesteps * config.calib.rows * branches)
+    looked_at = config.inspection.rows
+    both = {"curves": config.protocol.heldout * walk, "activations": looked_at * walk, "layers": looked_at}
+    return 2.0 * both.get(stage.name, 0)  # from each x_t and from its own, ranges and histograms, both networks
+
+
+def macs(config: Config, stage: Stage) -> float | None:
+    """Of these passes; those of first stages, text encoders and extractors are not counted. None where the network cannot run
+    on shapes alone."""
+    one = _macs(config.model)
+    return None if one is None else passes(config, stage) * one
+
+
+def hours(count: float | None, cluster: Cluster) -> float | None:
+    """Of so many MACs, two operations each, on one device; None where nothing tells how fast it is."""
+    return None if count is None or cluster.tflops is None else 2 * count / (cluster.tflops * 1e12) / 3600
+
+
+def multiplications(config: Config, stage: Stage) -> float:
+    """About how many a stage of a cell needs, whatever these are: to scale times by."""
+    one = _macs(config.model) or _parameters(config.model)
+    return one * (passes(config, stage) or config.protocol.n)
 
 
 def disk_bytes(config: Config, stage: Stage) -> float:
