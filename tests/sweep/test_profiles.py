@@ -4,24 +4,65 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
+from qdexp import device as devices
+from qdexp.cell import Cell
+from qdexp.config import Config
+from qdexp.footprint.needs import Need, need_of
+from qdexp.footprint.places import OnCluster
+from qdexp.footprint.room import misfits
 from qdexp.paths import conf_folder
+from qdexp.stages.base import Sharded, Stage
 from qdexp.sweep.freeze import freeze
+from qdexp.sweep.memory import kinds
+from qdexp.sweep.plan import hours, macs
 
 JOBS = conf_folder().parent / "jobs"
 
 
-@pytest.mark.parametrize("profile", sorted(path.stem for path in (JOBS / "cluster").glob("*.yaml")))
-def test_every_profile_is_a_cluster(profile: str) -> None:
+PROFILES = sorted(path.stem for path in (JOBS / "cluster").glob("*.yaml"))
+TFLOPS = 20
+"""What the profiles assume of a device."""
+BEDROOM = ["experiment=paper_bedroom", "method=qdiffusion", "model.weights=random", "model.first_stage.weights=random"]
+"""Its largest cell, but for bits."""
+
+
+def frozen(*overrides: str) -> Config:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        overrides = [f"hydra.searchpath=[file://{JOBS}]", f"cluster={profile}"]
-        cluster = freeze(compose("config", overrides, return_hydra_config=True)).cluster
+        return freeze(compose("config", [f"hydra.searchpath=[file://{JOBS}]", *overrides], return_hydra_config=True))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Cell, Stage, Need, float]]:
+    """The stages of the cell, what they take and how many MACs they are."""
+    out = tmp_path_factory.mktemp("bedroom")
+    with devices.elsewhere("cuda"):
+        cell = Cell(frozen(*BEDROOM, "protocol.extractor=none", f"out={out}"))
+        stages = [stage for role, stage in cell.stages.items() if role != "full_precision"]
+    return [(cell, stage, need_of(stage, cell.config), macs(cell.config, stage) or 0) for stage in stages]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_is_enough_for_a_paper(profile: str, planned: list[tuple[Cell, Stage, Need, float]]) -> None:
+    cluster = frozen(f"cluster={profile}").cluster
     assert cluster.name == profile
-    assert cluster.resources("weights").minutes > 0
+    assert cluster.tflops in (TFLOPS, None)
+    runs = 1 + cluster.restarts if profile == "preemptible" else 1
+    needed = dict[str, float]()
+    for cell, stage, need, count in planned:
+        time = 60 * (hours(count, replace(cluster, tflops=TFLOPS)) or 0)
+        parts = min(cluster.parts, len(stage.shards)) if isinstance(stage, Sharded) else 1
+        for kind in kinds(cell, stage):
+            assert list(misfits(stage.name, need, torch.device("cuda"), OnCluster().room(stage.device, cluster, kind))) == []
+            needed[kind] = needed.get(kind, 0) + time / parts
+    assert needed["samples"] > 60 and needed["weights"] > 60
+    assert [kind for kind, time in needed.items() if time > runs * cluster.resources(kind).minutes] == []
 
 
 @pytest.fixture
