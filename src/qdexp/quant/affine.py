@@ -45,9 +45,8 @@ def qparams_from_range(lo: Tensor, hi: Tensor, scheme: Scheme) -> QParams:
     return QParams(scale, zero_point.int())
 
 
-def grid_of(lo: Tensor, hi: Tensor, scheme: Scheme, top: Tensor | None = None) -> QParams:
-    """Likewise, with zero points in float32. top: the largest magnitude of the tensor, which broadcasts, where these are not
-    all of its groups."""
+def grid_of(lo: Tensor, hi: Tensor, scheme: Scheme) -> QParams:
+    """Likewise, with zero points in float32."""
     lo, hi = lo.float().clamp_max(0), hi.float().clamp_min(0)
     if not scheme.symmetric:
         scale = scales.rounded((hi - lo) / (scheme.qmax - scheme.qmin), scheme.scale)
@@ -56,7 +55,7 @@ def grid_of(lo: Tensor, hi: Tensor, scheme: Scheme, top: Tensor | None = None) -
     if scheme.scale == POWERS:
         scale = scales.power_of_two(magnitude, FLOATS[scheme.number])
     elif scheme.scale == TWO_LEVELS:
-        scale = scales.two_levels(magnitude, FLOATS[scheme.number], magnitude.max() if top is None else top)
+        scale = scales.two_levels(magnitude, FLOATS[scheme.number], magnitude.max()).scale
     else:
         scale = scales.rounded(magnitude / scheme.qmax, scheme.scale)
     return QParams(scale, torch.zeros_like(scale))
@@ -71,9 +70,12 @@ def qparams_of_rows(x: Tensor, scheme: Scheme) -> QParams:
     return qparams_from_range(lo, hi, scheme)
 
 
-def normalized(x: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
-    """x in units of the scale, which broadcasts: anew, float32 at least."""
-    return x * scale.reciprocal() if scheme.is_integer else (x / scale).float()
+def normalized(x: Tensor, scale: Tensor, scheme: Scheme, reciprocal: Tensor | None = None) -> Tensor:
+    """x in units of the scale, which broadcasts: anew, float32 at least. reciprocal: of the scale, where that of a format is
+    rounded in a way of its own."""
+    if reciprocal is None and scheme.is_integer:
+        reciprocal = scale.reciprocal()
+    return (x / scale).float() if reciprocal is None else x * reciprocal
 
 
 def round_to_levels(v: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
@@ -109,7 +111,8 @@ def decode(codes: Tensor, scheme: Scheme) -> Tensor:
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """x, any floating dtype -> codes of the same shape and strides, dtype `scheme.dtype`."""
     scale, zero_point = _expand(qparams, scheme, x)
-    return encode(round_to_levels(normalized(x, scale, scheme), zero_point, scheme), scheme)
+    v = normalized(x, scale, scheme, _reciprocal(qparams, scheme, x))
+    return encode(round_to_levels(v, zero_point, scheme), scheme)
 
 
 def dequantize(codes: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
@@ -122,7 +125,7 @@ def fake_quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     fusible = scheme.is_integer and isinstance(scheme.granularity, PerTensor) and qparams.scale.ndim == 1
     if x.is_cuda and fusible:  # four times slower than ours on a CPU
         return fused(x, qparams, scheme)
-    return round_to_grid(x, *_expand(qparams, scheme, x), scheme).to(x.dtype)
+    return round_to_grid(x, *_expand(qparams, scheme, x), scheme, _reciprocal(qparams, scheme, x)).to(x.dtype)
 
 
 def fused(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
@@ -131,24 +134,25 @@ def fused(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     return torch.where(x.isnan(), x, rounded)
 
 
-def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
+def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, reciprocal: Tensor | None = None) -> Tensor:
     """x_hat for a scale and zero point that broadcast against x. The shape is that of x * scale."""
-    return from_levels(round_to_levels(normalized(x, scale, scheme), zero_point, scheme), scale, zero_point, scheme)
+    levels = round_to_levels(normalized(x, scale, scheme, reciprocal), zero_point, scheme)
+    return from_levels(levels, scale, zero_point, scheme)
 
 
 class _FixedScale(torch.autograd.Function):
     """x_hat with a gradient to x alone; keeps one byte an element."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-        level = _nearest(normalized(x, scale, scheme), zero_point, scheme)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, reciprocal: Tensor | None) -> Tensor:
+        level = _nearest(normalized(x, scale, scheme, reciprocal), zero_point, scheme)
         ctx.save_for_backward((level >= scheme.qmin).logical_and_(level <= scheme.qmax))
         return from_levels(level.clamp_(scheme.qmin, scheme.qmax), scale, zero_point, scheme).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None
+        return gradients[0] * inside, None, None, None, None
 
 
 class _LearnedScale(torch.autograd.Function):
@@ -173,17 +177,19 @@ class _LearnedScale(torch.autograd.Function):
         return gradient * inside, by_scale.sum_to_size(scale.shape), None, None
 
 
-def straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
+def straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, reciprocal: Tensor | None = None) -> Tensor:
     """`round_to_grid` with straight-through gradients to x and, where it is learned, to the scale (LSQ, Esser et al. 2020,
     arXiv 1902.08153, equation 3); in the dtype of x."""
-    kind: Any = _LearnedScale if scale.requires_grad else _FixedScale
-    result: Tensor = kind.apply(x, scale, zero_point, scheme)
+    if scale.requires_grad:
+        result: Tensor = _LearnedScale.apply(x, scale, zero_point, scheme)
+    else:
+        result = _FixedScale.apply(x, scale, zero_point, scheme, reciprocal)
     return result
 
 
 def fake_quantize_learned(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """`fake_quantize` with straight-through gradients, see `straight_through`."""
-    return straight_through(x, *_expand(qparams, scheme, x), scheme)
+    return straight_through(x, *_expand(qparams, scheme, x), scheme, _reciprocal(qparams, scheme, x))
 
 
 def _nearest(v: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
@@ -193,6 +199,13 @@ def _nearest(v: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
 
 def _float(scheme: Scheme) -> Float:
     return FLOATS[scheme.number]
+
+
+def _reciprocal(qparams: QParams, scheme: Scheme, x: Tensor) -> Tensor | None:
+    """See `normalized`."""
+    if scheme.scale != TWO_LEVELS:
+        return None
+    return scheme.granularity.expand(scales.levels_of(qparams.scale).reciprocal, x.shape)
 
 
 def _expand(qparams: QParams, scheme: Scheme, x: Tensor) -> QParams:

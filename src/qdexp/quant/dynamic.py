@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qdexp.quant.affine import (
+    QParams,
     fake_quantize,
     fake_quantize_learned,
     grid_of,
@@ -21,7 +22,9 @@ from qdexp.quant.affine import (
     round_to_grid,
     straight_through,
 )
+from qdexp.quant.floats import FLOATS
 from qdexp.quant.granularity import PerGroup, PerTensor, Split, whole
+from qdexp.quant.scales import two_levels
 from qdexp.quant.scheme import TWO_LEVELS, Scheme
 
 LEAST = 16
@@ -31,7 +34,7 @@ _NARROW = 32
 
 
 def quantize_dynamic(x: Tensor, scheme: Scheme) -> Tensor:
-    """x_hat of x [rows, ...] on a dynamic grid; keeps dtype, shape and strides. Straight-through gradients reach x."""
+    """x_hat of x [rows, ...] on a dynamic grid; keeps dtype, shape and memory format. Straight-through gradients reach x."""
     granularity = whole(scheme.granularity)
     if isinstance(granularity, PerGroup) and x.ndim > 1 and _shortest(x, scheme) >= LEAST:
         return _grouped(x, scheme, granularity)
@@ -95,14 +98,20 @@ def _grouped(x: Tensor, scheme: Scheme, granularity: PerGroup) -> Tensor:
     if scheme.scale == TWO_LEVELS:  # of each row
         found = [torch.maximum(-lo, hi).flatten(1).amax(1) for lo, hi in ranges]
         top = torch.stack(found).amax(0).view(-1, *[1] * x.ndim)
+    quantize = straight_through if x.requires_grad else round_to_grid
     made = []
     for groups, (lo, hi) in zip(pieces, ranges, strict=True):
-        grid = grid_of(lo, hi, scheme, top)
-        if x.requires_grad:
-            made.append(groups.joined(straight_through(groups.x, *grid, scheme)))
-        else:
-            made.append(groups.joined(round_to_grid(groups.x, *grid, scheme)).to(x.dtype))
+        grid, reciprocal = _grid(lo, hi, scheme, top)
+        made.append(groups.joined(quantize(groups.x, *grid, scheme, reciprocal)).to(x.dtype))
     return made[0] if len(made) == 1 else torch.cat(made, granularity.axis)
+
+
+def _grid(lo: Tensor, hi: Tensor, scheme: Scheme, top: Tensor | None) -> tuple[QParams, Tensor | None]:
+    """Scales and zero points, and the reciprocals of the former where these are rounded in a way of their own."""
+    if top is None:
+        return grid_of(lo, hi, scheme), None
+    found = two_levels(torch.maximum(-lo, hi).float(), FLOATS[scheme.number], top.float())
+    return QParams(found.scale, torch.zeros_like(found.scale)), found.reciprocal
 
 
 def _pieces(x: Tensor, scheme: Scheme, granularity: PerGroup) -> Iterator[_Groups]:

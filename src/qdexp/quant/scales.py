@@ -10,7 +10,7 @@ Computed with is the scale in float32 that these stand for, so that a network th
 No scale is 0 or subnormal: a group whose elements are all 0 stays so.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _E4M3 = FLOATS["e4m3"]
 TINY = torch.finfo(torch.float32).tiny
 """2^-126: the least scale. The reciprocal of a much smaller one is infinite, and 0 times that is not 0."""
+_LEAST_OF_TENSOR = TINY / 2.0**_E4M3.lowest
+"""So that no product with an E4M3 number, subnormal ones left out, is less than `TINY`."""
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "e8m0": 8, "e4m3": 8}
 TENSOR_BYTES = 4
 """What a tensor's own float32 takes, with scales in e4m3."""
@@ -44,11 +46,41 @@ def power_of_two(magnitude: Tensor, number: Float) -> Tensor:
     return (power * 2.0**-number.highest).clamp_min(TINY)
 
 
-def two_levels(magnitude: Tensor, number: Float, top: Tensor) -> Tensor:
+class TwoLevels(NamedTuple):
+    """Scales in e4m3: the E4M3 numbers, float32, and the float32 of the tensor, which broadcasts."""
+
+    share: Tensor
+    tensor: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Computed with."""
+        return self.share * self.tensor
+
+    @property
+    def reciprocal(self) -> Tensor:
+        """What values are multiplied by, rounded as it is in torchao's kernels: else ties would fall otherwise."""
+        return self.tensor.reciprocal() / self.share
+
+
+def two_levels(magnitude: Tensor, number: Float, top: Tensor) -> TwoLevels:
     """Scales in e4m3 of groups with these largest magnitudes, float32; ``top``: the largest of the tensor, which broadcasts."""
-    tensor = (top / (_E4M3.largest * number.largest)).clamp_min(TINY)
+    tensor = (top / (_E4M3.largest * number.largest)).clamp_min(_LEAST_OF_TENSOR)
     share = (magnitude / number.largest / tensor).clamp_(2.0**_E4M3.lowest, _E4M3.largest)
-    return _E4M3.round_(share) * tensor
+    return TwoLevels(_E4M3.round_(share), tensor)
+
+
+def levels_of(scale: Tensor) -> TwoLevels:
+    """From all scales in e4m3 of one tensor, [groups], the two levels whose products they are.
+
+    The largest scale is 448 times that of the tensor, rounded; or the latter is the least one that there is. Waits for nothing.
+    """
+    near = scale.max().view(1) / _E4M3.largest
+    ends = (torch.nextafter(near, near.new_full((1,), end)) for end in (0.0, torch.inf))
+    tensors = torch.cat([near, *ends]).clamp_min(_LEAST_OF_TENSOR)
+    shares = _E4M3.round_(scale[:, None] / tensors).clamp_(2.0**_E4M3.lowest, _E4M3.largest)
+    chosen = (shares * tensors == scale[:, None]).sum(0).argmax().view(1)
+    return TwoLevels(shares.index_select(1, chosen)[:, 0], tensors.index_select(0, chosen))
 
 
 def encode(scale: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
@@ -56,8 +88,8 @@ def encode(scale: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
     if kind == "e8m0":
         return (scale.view(torch.int32) >> 23).to(torch.uint8), None
     if kind == "e4m3":
-        tensor = _tensor_scale(scale)
-        return _E4M3.encode(scale / tensor), tensor
+        levels = levels_of(scale)
+        return _E4M3.encode(levels.share), levels.tensor
     return scale.to(_DTYPES.get(kind, torch.float32)), None
 
 
@@ -70,14 +102,3 @@ def decode(codes: Tensor, kind: str, tensor: Tensor | None = None) -> Tensor:
         assert tensor is not None
         return _E4M3.decode(codes) * tensor
     return codes.float()
-
-
-def _tensor_scale(scale: Tensor) -> Tensor:
-    """The float32 [1] whose products with E4M3 numbers these are: the largest of them is 448 times it, rounded."""
-    near = scale.max().view(1) / _E4M3.largest
-    ends = (near.new_full((1,), end) for end in (0.0, torch.inf))
-    for tensor in (near, *(torch.nextafter(near, end) for end in ends), near.new_full((1,), TINY)):
-        found = _E4M3.decode(_E4M3.encode(scale / tensor)) * tensor
-        if torch.allclose(found, scale, rtol=0, atol=0, equal_nan=True):
-            return tensor
-    raise ValueError("scales are no products of E4M3 numbers with one float32")
