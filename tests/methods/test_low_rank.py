@@ -18,7 +18,7 @@ from qdexp.models import checkpoint
 from qdexp.quant import PerChannel, Scheme
 from qdexp.quant.low_rank import approximated, refined
 from qdexp.quant.network import quantized_layers
-from qdexp.quant.packed import added_bytes, grids_bytes
+from qdexp.quant.packed import added_bytes
 from qdexp.store import Store
 
 CellOf = Callable[..., Cell]
@@ -143,7 +143,7 @@ def test_a_cell_and_what_it_costs(cell_of: CellOf) -> None:
     parameters = coverage["total"]["parameters"]
     channels = len(tensors["quantized.smoothing"])
     assert added_bytes(network) == 2 * numbers + 2 * channels
-    assert coverage["nominal_bytes"] == parameters * 4 / 8 + added_bytes(network) + grids_bytes(network)
+    assert coverage["nominal_bytes"] == parameters * 4 / 8 + added_bytes(network)
     shares, macs = coverage["macs"], coverage["total"]["macs"]
     own = sum(macs * share for label, share in shares.items() if label != "w16a16")
     assert 0.05 < shares["w16a16"] < 1

@@ -25,7 +25,7 @@ from qdexp.quant.formats import ActFormat, WeightFormat
 from qdexp.quant.granularity import whole
 from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.network import activation_quantizers, quantized_layers, split
-from qdexp.quant.packed import grids_bytes
+from qdexp.quant.packed import group_bytes, schemes_of
 from qdexp.quant.shortcuts import chosen_sizes
 
 CHOICES = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
@@ -164,19 +164,15 @@ def test_depthwise_convolutions_and_those_of_few_channels_keep_a_scale_a_channel
     [("int4_g16", 4 + 20 / 16), ("int4_g64", 4 + 20 / 64), ("mxfp4", 4 + 8 / 32), ("nvfp4", 4 + 8 / 16), ("mxfp8", 8 + 8 / 32)],
 )
 def test_stored_and_nominal_size_count_the_scales(choice: str, bits: float, tmp_path: Path) -> None:
-    layer = nn.Linear(256, 64)
-    quant = quant_of(choice)
-    scheme = WeightFormat(quant.weight_bits, **asdict(quant.weight)).scheme(quant.weight_bits, layer)
-    network = nn.Sequential(layer)
-    convert(
-        network, plan_bits(network, ["0"], quant.weight_bits, 32, None), weight=WeightFormat(bits=None, **asdict(quant.weight))
-    )
+    network, quant = nn.Sequential(nn.Linear(256, 64)), quant_of(choice)
+    plan = plan_bits(network, ["0"], quant.weight_bits, 32, None)
+    convert(network, plan, weight=WeightFormat(**asdict(quant.weight)))
     quantize_weights(network, MinMax(), quantize)
-    own = 4 if choice == "nvfp4" else 0
     parameters = 64 * 256
-    assert scheme is not None
-    assert checkpoint.nominal_bytes(parameters, quant.weight_bits, 0, grids_bytes(network)) == parameters * bits / 8 + own
+    expected = parameters * bits / 8 + (4 if choice == "nvfp4" else 0)  # a float32
+    groups = group_bytes(schemes_of(network))
+    assert checkpoint.nominal_bytes(parameters, quant.weight_bits, 0, groups) == expected
     checkpoint.save(tmp_path, network, {"_target_": "torch.nn.Sequential"})
     stored = load_file(tmp_path / checkpoint.TENSORS)
     packed = {name: value.nbytes for name, value in stored.items() if name.startswith("quantized.")}
-    assert sum(packed.values()) == parameters * bits / 8 + own
+    assert sum(packed.values()) == expected

@@ -281,6 +281,7 @@ def test_a_dynamic_grid_is_that_of_each_row_alone(name: str, shape: tuple[int, .
 @pytest.mark.parametrize("name", ["int4", "mx_e2m1", "nvfp4"])
 def test_parts_have_groups_of_their_own(name: str) -> None:
     kept, x = FORMATS[name], spread(2, 120, 3, 3)
+    assert isinstance(kept.granularity, PerGroup)
     size = kept.granularity.size
     scheme = Scheme(kept.bits, Split((72, 48), PerGroup(size, 1)), kept.symmetric, "dynamic", kept.number, kept.scale)
     y = quantize_dynamic(x, scheme)

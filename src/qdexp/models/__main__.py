@@ -19,7 +19,6 @@ from qdexp.errors import UserError, one_line
 from qdexp.footprint import batches, passes, walks
 from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.models import checks, folder, trial
-from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.describe import Block, Description, describe
 from qdexp.paths import conf_folder
 from qdexp.quant.coverage import Coverage
@@ -84,14 +83,15 @@ def _weights(model: Model) -> str:
 
 def costs(description: Description, quants: list[Quant]) -> Iterator[str]:
     """One line a bit-width: sizes in 10^6 bytes, bit operations, and how much of all MACs and parameters is quantized."""
-    yield f"{'bits':<8} {'nominal MB':>12} {'stored MB':>12} {'GBOPs':>14} {'MACs, %':>9} {'parameters, %':>14}"
     whole = Quant(weight_bits=32, act_bits=32, softmax_bits=16, first_last_bits=8)
-    for quant in sorted([whole, *quants], key=lambda quant: (-quant.weight_bits, -quant.act_bits)):
+    ordered = sorted([whole, *quants], key=lambda quant: (-quant.weight_bits, -quant.act_bits))
+    width = max(len(quant.label) for quant in ordered)
+    yield f"{'bits':<{width}} {'nominal MB':>12} {'stored MB':>12} {'GBOPs':>14} {'MACs, %':>9} {'parameters, %':>14}"
+    for quant in ordered:
         found, stored = description.coverage(quant), description.stored_bytes(quant) / 1e6
-        grids = description.grids_bytes(quant)
-        nominal = nominal_bytes(description.parameters, quant.weight_bits, found.weights, grids) / 1e6
+        nominal = description.nominal_bytes(quant, found.weights) / 1e6
         shares = [100 * (1 - counts["full"] / max(counts.total(), 1)) for counts in (found.macs, found.parameters)]
-        yield (f"{quant.label:<8} {_shown(nominal):>12} {_shown(stored):>12} {_shown(found.bit_operations / 1e9):>14} "
+        yield (f"{quant.label:<{width}} {_shown(nominal):>12} {_shown(stored):>12} {_shown(found.bit_operations / 1e9):>14} "
                f"{shares[0]:>9.2f} {shares[1]:>14.2f}")  # fmt: skip
 
 

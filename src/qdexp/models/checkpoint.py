@@ -145,15 +145,16 @@ def size_bytes(folder: Path | str) -> int:
 
 
 def nominal_bytes(parameters: int, bits: int, left_out: int = 0, grids: int = 0) -> float:
-    """parameters * bits / 8, as papers print sizes, and the grids of the weights: no layers of other widths, no biases and
-    norms apart.
+    """The size that papers print: parameters * bits / 8, no layers of other widths, no biases and norms apart.
+
+    Scales and zero points count where they belong to groups, which they make wider: in groups of 16 by a bit for each weight or
+    more. One per output channel, a hundredth of that, does not, as in papers.
 
     Args:
         parameters: Of the network.
         bits: Of its weights.
         left_out: Weights of convolutions and products, of these parameters, that stay in full precision; they count 32 bits.
-        grids: Bytes of the scales and zero points of all weights, see ``qdexp.quant.packed.grid_bytes``: in groups of 16 they
-            take as much as a bit more for each weight.
+        grids: Bytes of the scales and zero points of groups, see ``qdexp.quant.packed.group_bytes``.
     """
     return ((parameters - left_out) * bits + left_out * FLOAT) / 8 + grids
 

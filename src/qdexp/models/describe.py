@@ -2,12 +2,12 @@
 
 A multiply-accumulate (MAC) of a b_w-bit weight and a b_a-bit activation counts as b_w b_a bit operations (BOPs); so do the two
 products of an attention, Q K^T with both at the activations' bits and P V with P at the softmax's. Values that are not
-quantized count as 32 bits. Sizes: nominal is parameters x bits / 8, with the scales and zero points of the weights, stored what
-a checkpoint's tensors take.
+quantized count as 32 bits. Sizes: nominal is parameters x bits / 8, with the scales and zero points of groups, stored what a
+checkpoint's tensors take.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -19,6 +19,7 @@ from qdexp.config import Model, Quant
 from qdexp.errors import UserError
 from qdexp.folding import fold
 from qdexp.models import skeleton
+from qdexp.models.checkpoint import nominal_bytes
 from qdexp.models.conditions import example_row
 from qdexp.quant import network as networks
 from qdexp.quant.adapter import Adapter
@@ -28,8 +29,9 @@ from qdexp.quant.coverage import Coverage, Wanted
 from qdexp.quant.formats import ActFormat, WeightFormat
 from qdexp.quant.macs import FULL, Product, count
 from qdexp.quant.network import LayerBits
-from qdexp.quant.packed import grid_bytes, weights
+from qdexp.quant.packed import grid_bytes, group_bytes, weights
 from qdexp.quant.packing import packed_bytes
+from qdexp.quant.scheme import Scheme
 from qdexp.quant.shortcuts import Concatenation
 
 P = ParamSpec("P")
@@ -94,14 +96,18 @@ class Description:
         schemes = (act.scheme(known[name]) for name in observed)
         static = sum(scheme is not None and scheme.time == "static" for scheme in schemes)
         times = quant.act.groups if quant.act.time == "groups" else 1
-        return total + self.grids_bytes(quant) + static * times * QPARAMS_BYTES
+        grids = sum(grid_bytes(scheme, shape) for scheme, shape in self._weights(quant) if scheme is not None)
+        return total + grids + static * times * QPARAMS_BYTES
 
-    def grids_bytes(self, quant: Quant) -> int:
-        """Of the scales and zero points of all weights."""
+    def nominal_bytes(self, quant: Quant, left_out: int) -> float:
+        """See ``qdexp.models.checkpoint.nominal_bytes``."""
+        return nominal_bytes(self.parameters, quant.weight_bits, left_out, group_bytes(self._weights(quant)))
+
+    def _weights(self, quant: Quant) -> Iterator[tuple[Scheme | None, torch.Size]]:
+        """The scheme and the shape of each weight that can be quantized."""
         plan, weight = self.plan(quant), WeightFormat(quant.weight_bits, **asdict(quant.weight))
         layers = dict(networks.quantized_layers(self.network))
-        schemes = ((weight.scheme(bits.weight, layers[name]), layers[name].weight.shape) for name, bits in plan.items())
-        return sum(grid_bytes(scheme, shape) for scheme, shape in schemes if scheme is not None)
+        return ((weight.scheme(bits.weight, layers[name]), layers[name].weight.shape) for name, bits in plan.items())
 
     def _known(self, quant: Quant) -> dict[str, int]:
         """The bits of all weights and activation quantizers, by name."""

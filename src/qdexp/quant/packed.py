@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from qdexp.quant import scales
 from qdexp.quant.affine import QParams
+from qdexp.quant.granularity import PerGroup, whole
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.packing import pack, packed_bytes, unpack
@@ -87,10 +88,15 @@ def grid_bytes(scheme: Scheme, shape: Sequence[int]) -> int:
     return scale_bytes + tensor + (0 if scheme.symmetric else packed_bytes(groups, scheme.bits))
 
 
-def grids_bytes(network: nn.Module) -> int:
-    """What is stored of the grids of all weights of a network."""
-    layers = (layer for _, layer in quantized_layers(network))
-    return sum(grid_bytes(one.weight_scheme, one.weight.shape) for one in layers if one.weight_scheme is not None)
+def group_bytes(weights: Iterable[tuple[Scheme | None, Sequence[int]]]) -> int:
+    """What is stored of the grids of those among weights of these schemes and shapes that have groups."""
+    found = ((scheme, shape) for scheme, shape in weights if scheme is not None)
+    return sum(grid_bytes(scheme, shape) for scheme, shape in found if isinstance(whole(scheme.granularity), PerGroup))
+
+
+def schemes_of(network: nn.Module) -> Iterator[tuple[Scheme | None, Sequence[int]]]:
+    """The scheme and the shape of each weight."""
+    return ((layer.weight_scheme, layer.weight.shape) for _, layer in quantized_layers(network))
 
 
 def _is_plain(scheme: Scheme) -> bool:

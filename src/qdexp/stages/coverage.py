@@ -15,7 +15,7 @@ from qdexp.quant.blocks import Batch
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
 from qdexp.quant.macs import count
 from qdexp.quant.network import LayerBits, plan_bits
-from qdexp.quant.packed import added_bytes, grids_bytes
+from qdexp.quant.packed import added_bytes, group_bytes, schemes_of
 from qdexp.stages.base import Results, Stage
 from qdexp.stages.calibration import CalibrationStage, read_batches
 from qdexp.stages.steps import StepStage
@@ -63,7 +63,7 @@ class CoverageStage(Stage):
             models.parameters(self.model),
             quant.weight_bits,
             content["weights_left_out"],
-            grids_bytes(network) + added_bytes(network),
+            group_bytes(schemes_of(network)) + added_bytes(network),
         )
         files.write_text(folder / FILE, json.dumps(content | {"nominal_bytes": nominal}))
 
