@@ -52,7 +52,7 @@ def test_the_product_is_the_best_of_its_rank(shape: tuple[int, ...]) -> None:
 
 def test_large_weights_are_decomposed_at_random_but_always_alike() -> None:
     """What is left is as much as of the best approximation, to a thousandth; nobody's random numbers are drawn."""
-    weight = torch.randn(300, 200) @ torch.diag(0.97 ** torch.arange(200.0)) @ torch.randn(200, 400)
+    weight = torch.randn(700, 200) @ torch.diag(0.97 ** torch.arange(200.0)) @ torch.randn(200, 600)
     before = torch.get_rng_state()
     first, again, other = (approximated(weight, 32, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)

@@ -20,11 +20,11 @@ from qdexp.quant.handing import Exact
 from qdexp.quant.nearest import nearest
 from qdexp.quant.scheme import Scheme
 
-SMALL = 128
-"""Rows or columns of a matrix that is decomposed as a whole; of a larger one the largest singular values are looked for at
-random (Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)."""
+SMALL = 512
+"""Rows or columns of a matrix whose singular vectors are all computed; of a larger one the first are looked for at random
+(Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)."""
 BEYOND, POWERS = 8, 4
-"""How many singular values more are looked for than are wanted, and how many powers of the matrix are taken."""
+"""How many singular vectors more are looked for than are wanted, and how many powers of the matrix are taken."""
 
 
 class LowRank(Exact):
@@ -87,17 +87,23 @@ def largest_rank(weight: Tensor) -> int:
 
 
 def approximated(weight: Tensor, rank: int, seed: int) -> LowRank:
-    """The branch whose product is nearest to a weight, of a rank that the weight can have. seed: of what is drawn."""
+    """The branch whose product is nearest to a weight, of a rank that the weight can have: its projection on the first singular
+    vectors of the shorter side. seed: of what is drawn."""
     matrix = weight.flatten(1).float()
-    if min(matrix.shape) <= max(SMALL, rank + BEYOND):
-        u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-        v = v.mT
-    else:
-        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
-            torch.manual_seed(seed)
-            u, values, v = torch.svd_lowrank(matrix, rank + BEYOND, POWERS)
-    up, down = u[:, :rank] * values[:rank], v[:, :rank].mT
+    wide = matrix.shape[0] <= matrix.shape[1]
+    vectors = _singular(matrix if wide else matrix.mT, rank, seed)
+    up, down = (vectors, vectors.mT @ matrix) if wide else (matrix @ vectors, vectors.mT)
     return LowRank(up, down.reshape(rank, *weight.shape[1:]))
+
+
+def _singular(matrix: Tensor, rank: int, seed: int) -> Tensor:
+    """The first left singular vectors of a matrix, no more rows than columns, [rows, rank]."""
+    if len(matrix) <= max(SMALL, rank + BEYOND):
+        exact = matrix.double()
+        return torch.linalg.eigh(exact @ exact.mT).eigenvectors[:, -rank:].float()
+    with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(seed)
+        return torch.svd_lowrank(matrix, rank + BEYOND, POWERS)[0][:, :rank]
 
 
 def refined(weight: Tensor, scheme: Scheme, rank: int, rounds: int, seed: int) -> Iterator[LowRank]:
