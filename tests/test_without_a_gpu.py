@@ -119,13 +119,18 @@ def walk_of(model: Model, kind: str, iterations: int, folder: Path) -> CountedWa
     return asked
 
 
-KINDS, ARCHITECTURES = [walks.WEIGHTS, walks.SCALES], ["tiny", "tiny_dit", "tiny_cross"]
+KINDS = [walks.WEIGHTS, walks.SCALES]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES, indirect=True)
-def test_learning_waits_for_nothing(architecture: Model, kind: str, tmp_path: Path) -> None:
-    assert walks.walked(architecture, kind, 4, "nearest").step > 0, "forward and back without values"
+@pytest.mark.parametrize("architecture", ["tiny", "tiny_dit", "tiny_cross"], indirect=True)
+def test_a_step_of_learning_reads_no_value(architecture: Model, kind: str) -> None:
+    assert walks.walked(architecture, kind, 4, "nearest").step > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ["tiny"], indirect=True)
+def test_iterations_of_learning_wait_for_nothing(architecture: Model, kind: str, tmp_path: Path) -> None:
     two, six = (walk_of(architecture, kind, iterations, tmp_path / f"{iterations}") for iterations in (2, 6))
     assert six.operations > 1.3 * two.operations
     assert six.waits == two.waits
