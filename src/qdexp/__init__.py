@@ -1,5 +1,6 @@
 """qdexp: sweeps of post-training-quantization experiments on diffusion models."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from qdexp.backends import Backend
+
+for _name in ("diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree"):
+    # diffusers loads torchao wherever it is installed; what both then complain of is nothing that a user of ours can change
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def load(
