@@ -266,3 +266,66 @@ def test_what_an_experiment_sets_holds(path: Path) -> None:
     assert isinstance(own, DictConfig)
     wanted = OmegaConf.masked_copy(own, [str(key) for key in own if key not in ("defaults", "hydra")])
     assert OmegaConf.merge(cfg, wanted) == cfg
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["quant.weight.granularity=per_group"], "quant.weight.group=null: give 16, 32, 64 or 128"),
+        (["quant.weight.group=64"], "quant.weight.group=64: goes with granularity=per_group alone"),
+        (["quant=int4_g64", "quant.weight.group=48"], "quant.weight.group=48: has to be 16, 32, 64 or 128"),
+        (["quant=int4_g64", "quant.weight.group=0"], "quant.weight.group=0: has to be"),
+        (
+            ["quant.weight.granularity=per_token"],
+            "quant.weight.granularity=per_token: has to be 'per_tensor', 'per_channel' or",
+        ),
+        (["quant.weight.number=e3m4"], "quant.weight.number=e3m4: has to be 'int', 'e2m1', 'e4m3' or 'e5m2'"),
+        (["quant.weight.number=e2m1"], "quant.weight.symmetric=false: numbers of e2m1 have no zero point; give symmetric=true"),
+        (["quant=nvfp4", "quant.weight_bits=8"], "quant.weight_bits=8: numbers of e2m1 have 4 bits; give quant.weight_bits=4"),
+        (["quant=mxfp8", "quant.act_bits=4"], "quant.act_bits=4: numbers of e4m3 have 8 bits; give quant.act_bits=8"),
+        (
+            ["quant=int4_g16", "quant.act.time=static"],
+            "quant.act.time=static: scales of each token or group are computed at the",
+        ),
+        (["quant=w8a8_dynamic", "quant.act.time=groups"], "quant.act.time=groups: scales of each token or group"),
+        (["quant.act.scale=bfloat16"], "quant.act.scale=bfloat16: activations that have one scale a tensor keep"),
+        (["quant.weight.scale=e8m0"], "quant.weight.scale=e8m0: goes with floating point numbers; give number=e2m1"),
+        (
+            ["quant=mxfp4", "quant.weight.scale=e4m3", "quant.weight.number=e4m3"],
+            "quant.weight.scale=e4m3: goes with number=e2m1",
+        ),
+        (["quant=fp8", "quant.act.symmetric=false"], "quant.act.symmetric=false: numbers of e4m3 have no zero point"),
+    ],
+)
+def test_a_format_that_cannot_be_is_one_line_with_the_fix(overrides: list[str], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config(*overrides)
+    assert len(caught.value.args) == 1
+    assert caught.value.args[0].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("choice", "label"),
+    [
+        (["quant=w4a4"], "w4a4"),
+        (["quant=w4a16"], "w4a32+g64"),
+        (["quant=int4_g16"], "w4a4+g16"),
+        (["quant=w4a8_g64"], "w4a8+w_g64+token"),
+        (["quant=w4a4", "quant.act={granularity: per_group, group: 32, time: dynamic}"], "w4a4+a_g32"),
+        (["quant=w8a8_dynamic"], "w8a8+token"),
+        (["quant=fp8"], "w8a8+e4m3+token"),
+        (["quant=fp8_tensor", "quant.act.time=dynamic"], "w8a8+e4m3+dynamic"),
+        (["quant=fp8_block128"], "w8a8+e4m3+g128"),
+        (["quant=mxfp8"], "w8a8+mxfp8"),
+        (["quant=nvfp4", "quant.layers={mid*: {act_bits: 8}}"], "w4a4+nvfp4+layers"),
+        (["quant=mxfp4", "quant.act_bits=32"], "w4a32+mxfp4"),
+    ],
+)
+def test_the_label_says_what_is_out_of_the_ordinary(choice: list[str], label: str) -> None:
+    assert config(*choice).quant.label == label
+
+
+def test_no_two_choices_of_quant_have_one_label() -> None:
+    choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
+    labels = [config(f"quant={choice}").quant.label for choice in choices]
+    assert len(set(labels)) == len(labels) == len(choices)

@@ -23,9 +23,10 @@ from qdexp.footprint import walks
 from qdexp.footprint.passes import batch_of
 from qdexp.quant import MinMax, Scheme
 from qdexp.quant.affine import qparams_from_range
+from qdexp.quant.dynamic import quantize_dynamic
 from qdexp.quant.gptq import InputMoments, gptq
 from qdexp.quant.ranges import estimate
-from qdexp.quant.scheme import PerChannel
+from qdexp.quant.scheme import PerChannel, PerGroup
 from qdexp.recon import learning, progress
 from qdexp.recon.walk import Walk
 from qdexp.stages.base import Sharded, Stage
@@ -167,3 +168,17 @@ def test_two_devices_in_one_operation_are_found_out() -> None:
         assert not gpu.waits
         assert bool((there + there).isfinite().all())
         assert gpu.waits == Counter({"nothing of this package": 1})
+
+
+@pytest.mark.parametrize("scale", ["bfloat16", "e8m0", "e4m3"])
+def test_grids_computed_at_the_call_wait_for_nothing(scale: str) -> None:
+    """Groups of 16 along the channels of images, of which the last one is short, and along the features of tokens."""
+    number = {"bfloat16": "int", "e8m0": "e4m3", "e4m3": "e2m1"}[scale]
+    bits = 8 if number == "e4m3" else 4
+    with fake_cuda() as gpu:
+        for shape, axis in (((2, 40, 7, 7), 1), ((2, 9, 32), -1)):
+            scheme = Scheme(bits, PerGroup(16, axis), number != "int", "dynamic", number, scale)
+            for x in (torch.ones(shape, device=GPU), torch.ones(shape, device=GPU, dtype=torch.float16)):
+                found = quantize_dynamic(x, scheme)
+                assert (found.shape, found.dtype, found.device) == (x.shape, x.dtype, GPU)
+    assert not gpu.waits

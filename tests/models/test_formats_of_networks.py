@@ -176,3 +176,12 @@ def test_stored_and_nominal_size_count_the_scales(choice: str, bits: float, tmp_
     stored = load_file(tmp_path / checkpoint.TENSORS)
     packed = {name: value.nbytes for name, value in stored.items() if name.startswith("quantized.")}
     assert sum(packed.values()) == expected
+
+
+@pytest.mark.parametrize("choice", ["int4_g16", "nvfp4", "fp8"])
+@pytest.mark.parametrize("name", ["unet", "sd3"])
+def test_it_is_compiled_whole(name: str, choice: str) -> None:
+    network, batch = quantized(name, quant_of(choice), parts=name == "unet")
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(output(compiled, batch), output(network, batch), atol=1e-5)
