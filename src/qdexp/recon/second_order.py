@@ -25,7 +25,7 @@ def round_block(site: Site, batch: int, seed: int) -> State:
         layer, original = (block.get_submodule(name) for block in (site.block, site.original))
         if isinstance(layer, QuantizedLayer) and layer.weight_scheme is not None and layer.weight_qparams is not None:
             moments, weight = _moments(site, layer, original, batch, seed), cast("Tensor", original.weight)
-            own, whole = layer.own_weight(weight), layer.transformed_weight(weight)
+            own, whole = layer.own_weight(weight), None if layer.branch is None else layer.transformed_weight(weight)
             levels = gptq(own, layer.weight_qparams, layer.weight_scheme, moments.total, moments.shift, whole)
             layer.set_weight(levels, layer.weight_qparams)
     return WeightReconstruction.state(site.block)
