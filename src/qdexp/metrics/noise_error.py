@@ -1,8 +1,8 @@
 """The error of the noise prediction: the mean over the sampler's steps of the teacher-forced relative squared error.
 
-A step at t = 0, which DDIM ends with, does not count. There x_t is the image with noise of the deviation 0.01: rounding x_t
-alone to 8 bits is of that size, so that the error is one of the input, a hundred times that of any other step and the same
-whatever a method does; and of all steps it moves the image least. The curves have it.
+A step at t = 0, which DDIM ends with, does not count. There x_t is the image with noise of the deviation 0.01 (of the usual
+schedule): rounding x_t alone to 8 bits is of that size, so that the error is one of the input, a hundred times that of other
+steps and much the same whatever a method does; and only 0.01 of the noise prediction is taken from x_t. The curves have it.
 """
 
 from collections.abc import Sequence
