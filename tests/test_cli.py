@@ -79,7 +79,7 @@ def test_one_command_leads_to_all_others() -> None:
         assert f"  {name} " in listed.stdout
         assert importlib.util.find_spec(module) is not None
     schema = json.loads(command("schema").stdout)
-    assert schema["$defs"]["Sampling"]["properties"]["batch"]["exclusiveMinimum"] == 0
+    assert schema["$defs"]["Trajectory"]["properties"]["samples"]["exclusiveMinimum"] == 0
     described = command("store", "du", "--help")
     assert (described.returncode, described.stderr) == (0, "")
     assert "--out" in described.stdout
