@@ -183,5 +183,5 @@ def test_stored_and_nominal_size_count_the_scales(choice: str, bits: float, tmp_
 def test_it_is_compiled_whole(name: str, choice: str) -> None:
     network, batch = quantized(name, quant_of(choice), parts=name == "unet")
     torch.compiler.reset()
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(network, fullgraph=True, backend="aot_eager")
     assert torch.allclose(output(compiled, batch), output(network, batch), atol=1e-5)
