@@ -226,6 +226,14 @@ def test_steps_of_ones_own_stand_where_they_say(cell_of: CellOf) -> None:
     assert slots(last) == ["weights", "act", "mine"]
 
 
+def test_a_slot_may_be_moved(cell_of: CellOf) -> None:
+    moved = "quantizer.steps.act.before=weights"
+    assert slots(cell_of("quantizer=svdquant", moved)) == ["smooth", "low_rank", "act", "weights"]
+    assert slots(cell_of("quantizer=gptq", moved, "quantizer.steps.act._target_=qdexp.methods.Observe")) == ["act", "weights"]
+    with pytest.raises(UserError, match=r"steps\.act\.before=act: no such step; .* before: released or "):
+        cell_of("quantizer=gptq", "quantizer.steps.act.before=act")
+
+
 @pytest.mark.usefixtures("own")
 def test_a_sweep_over_a_step_computes_it_and_what_follows_and_nothing_before(
     qdexp: Command, executed: Callable[..., list[str]]

@@ -59,13 +59,10 @@ def check(config: Config, steps: Sequence[NamedStep]) -> None:
 
 
 def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The slots that are filled, in the order in which their steps are taken."""
-    order: list[str] = [*SLOTS, END]
-    own = {slot: node for slot, node in nodes.items() if slot not in SLOTS}
-    for slot in nodes.keys() - own.keys():
-        if isinstance(nodes[slot], Mapping) and BEFORE in nodes[slot]:
-            raise UserError(f"{OPTION}.{slot}.{BEFORE}={nodes[slot][BEFORE]}: this slot has its place; leave it out, or give "
-                            f"the step a name of its own")  # fmt: skip
+    """The slots that are filled, in the order in which their steps are taken: that of ``SLOTS``, but for those that say what
+    they stand before."""
+    own = {slot: node for slot, node in nodes.items() if slot not in SLOTS or (isinstance(node, Mapping) and BEFORE in node)}
+    order: list[str] = [*(slot for slot in SLOTS if slot not in own), END]
     for slot in own:
         if not PART_NAME.fullmatch(slot) or slot == END:
             raise UserError(f"{OPTION}.{slot}: is no name of a step; give small letters, digits and _ alone, at most 40")
@@ -76,9 +73,9 @@ def ordered(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
             before = node.get(BEFORE) if isinstance(node, Mapping) else None
             near = get_close_matches(slot, SLOTS, 1)
             told = f"{OPTION}.{slot}.{BEFORE}={before}: no such step" if before else f"{OPTION}.{slot}: no such slot"
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"{told}{meant}; a step of your own says which one it stands before: "
-                            f"{BEFORE}: {' or '.join([*SLOTS, END])}")  # fmt: skip
+            meant = f" (did you mean {near[0]}?)" if near and slot not in SLOTS else ""
+            raise UserError(f"{told}{meant}; a step of your own, or one that is moved, says which one it stands before: "
+                            f"{BEFORE}: {' or '.join(order)}")  # fmt: skip
         for slot in placed:
             order.insert(order.index(own.pop(slot)[BEFORE]), slot)
     return [slot for slot in order if slot in nodes]

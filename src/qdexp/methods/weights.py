@@ -1,4 +1,5 @@
-"""Steps that round weights, with activations in full precision: one result for all their bit-widths."""
+"""Steps that round weights: with activations in full precision, one result for all their bit-widths; or, where these are
+quantized before, for what the weights meet then."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -6,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from qdexp.config import ACTIVATIONS, UNTOUCHED, WEIGHTS, Config, Quant
+from qdexp.config import UNTOUCHED, WEIGHTS, Config, Quant
 from qdexp.methods.base import Step, Work, instance_of, norm_search
 from qdexp.quant import network as networks
 from qdexp.quant.affine import QParams, quantize
@@ -31,7 +32,7 @@ class WeightRounding(Step):
 
     bits: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
     quantizes: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
-    precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS})
+    precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
 
     range: dict[str, Any] = field(default_factory=norm_search)
 

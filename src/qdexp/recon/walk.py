@@ -81,7 +81,7 @@ class Walk:
         self.options, self.seed, self.folder, self.memory = options, seed, folder, memory
 
     def learn_weights(self, batches: Batches) -> None:
-        """The rounding of all weights, from nearest rounding on or by way of GPTQ; activations must not be quantized yet."""
+        """The rounding of all weights, from nearest rounding on or by way of GPTQ."""
         assert isinstance(self.options, WeightLearning)
         learn = partial(self._fit, WeightReconstruction, self.options)
         paired = self.options.start == "gptq"
