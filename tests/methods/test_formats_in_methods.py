@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qdexp.cell import Cell
+from qdexp.errors import UserError
 from qdexp.models import checkpoint
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.store import Store
@@ -16,16 +17,7 @@ WIDE = ("model.network.block_out_channels=[24,24]", "model.network.norm_num_grou
 
 
 @pytest.mark.parametrize(
-    ("choice", "scales"),
-    [
-        ("w4a8", True),
-        ("int4_g64", True),
-        ("nvfp4", True),
-        ("fp8_tensor", True),
-        ("w4a16", False),
-        ("fp8", False),
-        ("mxfp8", False),
-    ],
+    ("choice", "scales"), [("int4_g64", True), ("nvfp4", True), ("fp8_tensor", True), ("w4a16", False), ("fp8", False)]
 )
 def test_scales_are_learned_where_there_are_any_beforehand(cell_of: CellOf, choice: str, scales: bool) -> None:
     """Of formats of 4 bits those of the first and the last layer; of those of 8 bits there are none."""
@@ -58,16 +50,9 @@ def test_another_format_of_activations_shares_the_weights(cell_of: CellOf) -> No
 
 @pytest.mark.parametrize("choice", ["int4_g64", "fp8"])
 def test_a_released_checkpoint_has_integers(cell_of: CellOf, choice: str, tmp_path: Any) -> None:
-    from qdexp.errors import UserError
-
     file = tmp_path / "released.pth"
     file.touch()
-    options = (
-        "quantizer=released",
-        f"quantizer.steps.released.file={file}",
-        "quant.first_last_bits=null",
-        "quant.act.time=static",
-    )
+    options = ("quantizer=released", f"quantizer.steps.released.file={file}", "quant.first_last_bits=null")
     grid = {"int4_g64": "quant.weight={granularity: per_group, group: 64}", "fp8": "quant.act={number: e4m3, symmetric: true}"}
     bits = {"int4_g64": "quant=w4a8", "fp8": "quant=w8a8"}
     with pytest.raises(UserError, match="in a released checkpoint all grids are of integers"):
