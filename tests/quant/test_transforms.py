@@ -169,6 +169,23 @@ def test_dtype_and_memory_format_are_kept(dtype: torch.dtype) -> None:
             assert torch.allclose(found, exact.to(dtype), rtol=1e-6, atol=1e-6)
 
 
+def test_the_memory_format_of_weights_is_kept() -> None:
+    weight = torch.randn(5, 24, 3, 3).to(memory_format=torch.channels_last)
+    for transform in transforms(1):
+        assert transform.weight(weight).stride() == weight.stride()
+        assert transform.restore(weight).stride() == weight.stride()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiler_sees_one_graph() -> None:
+    """As learning with ``recon.compile=true`` does. Three seconds, to load the compiler."""
+    for name in ("linear", "conv"):
+        _, layer, x = changed(name, branch=True)
+        compiled: Any = torch.compile(layer, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(x), layer(x))
+
+
 def test_gradients_pass() -> None:
     for transform in transforms(-1):
         x = torch.randn(3, 24, dtype=torch.float64, requires_grad=True)

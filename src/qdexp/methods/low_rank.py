@@ -78,4 +78,4 @@ class Trial:
     @property
     def best(self) -> low_rank.LowRank:
         """The one with the least error; of equals the first."""
-        return self.candidates[int(self.errors.argmin())]
+        return self.candidates[int(self.errors.nan_to_num(torch.inf).argmin())]

@@ -126,7 +126,7 @@ class Trial:
     @property
     def best(self) -> Smoothing:
         """The one with the least error; of equals the first."""
-        return self.candidates[int(self.errors.argmin())]
+        return self.candidates[int(self.errors.nan_to_num(torch.inf).argmin())]
 
 
 def _ends(network: nn.Module, layers: Mapping[str, QuantizedLayer], batches: Sequence[Batch]) -> dict[str, Tensor]:

@@ -125,9 +125,12 @@ class Rotation(Transform):
             if not (has_order(order) and channels > 0 and channels % order == 0):
                 raise ValueError(f"a rotation has {channels} channels in blocks of {order}")
         self.register_buffer("signs", torch.ones(self.channels), persistent=False)
-        for order in {order for _, order in self.runs}:
-            for number, matrix in enumerate(matrices(order)):
-                self.register_buffer(f"hadamard_{order}_{number}", matrix.float() / len(matrix) ** 0.5, persistent=False)
+        self._factors = {
+            order: [f"hadamard_{order}_{number}" for number in range(len(matrices(order)))] for _, order in self.runs
+        }
+        for order, names in self._factors.items():
+            for name, matrix in zip(names, matrices(order), strict=True):
+                self.register_buffer(name, matrix.float() / len(matrix) ** 0.5, persistent=False)
         self._exact = tuple(self._buffers)
 
     @classmethod
@@ -139,13 +142,13 @@ class Rotation(Transform):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        return _laid_out(self._rotated(x * _along(self.signs, self.dim, x.ndim), self.dim), x)
+        return _laid_out(self._rotated(x * _along(self.signs, self.dim, x.ndim), self.dim).to(x.dtype), x)
 
     def weight(self, weight: Tensor) -> Tensor:
-        return self._rotated(weight * _along(self.signs, 1, weight.ndim), 1).contiguous()
+        return _laid_out(self._rotated(weight * _along(self.signs, 1, weight.ndim), 1), weight)
 
     def restore(self, weight: Tensor) -> Tensor:
-        return self._rotated(weight, 1, back=True).contiguous() * _along(self.signs, 1, weight.ndim)
+        return _laid_out(self._rotated(weight, 1, back=True), weight) * _along(self.signs, 1, weight.ndim)
 
     def _rotated(self, x: Tensor, dim: int, back: bool = False) -> Tensor:
         """H x / sqrt(n), or H^T x / sqrt(n), block by block. Kronecker products are multiplied factor by factor: each takes the
@@ -153,8 +156,8 @@ class Rotation(Transform):
         parts = []
         for part, (_, order) in zip(x.movedim(dim, -1).split([run for run, _ in self.runs], -1), self.runs, strict=True):
             blocks = part.unflatten(-1, (-1, order))
-            for number in range(len(matrices(order))):
-                matrix: Tensor = getattr(self, f"hadamard_{order}_{number}")
+            for name in self._factors[order]:
+                matrix: Tensor = getattr(self, name)
                 blocks = blocks.unflatten(-1, (len(matrix), -1)).transpose(-1, -2)
                 blocks = F.linear(blocks, (matrix.mT if back else matrix).to(x.dtype)).flatten(-2)  # no product of attention
             parts.append(blocks.flatten(-2))
@@ -162,7 +165,7 @@ class Rotation(Transform):
 
     def additions(self, x: Tensor) -> int:
         """Of a fast transform of an input: log2 n for each of its values; of a matrix that is no power of two its order."""
-        each = sum(run * sum(_steps(len(matrix)) for matrix in matrices(order)) for run, order in self.runs)
+        each = sum(run * sum(_steps(len(getattr(self, name))) for name in self._factors[order]) for run, order in self.runs)
         return x.numel() // self.channels * each
 
     @property
@@ -220,9 +223,9 @@ def _along(values: Tensor, dim: int, ndim: int) -> Tensor:
 
 
 def _laid_out(made: Tensor, like: Tensor) -> Tensor:
-    """With dtype and memory format of ``like``."""
+    """In the memory format of ``like``."""
     last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    return made.to(like.dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return made.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _steps(order: int) -> int:
