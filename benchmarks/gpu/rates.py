@@ -54,7 +54,7 @@ def run(setup: Setup) -> Iterator[Row]:
         folder.mkdir()
         return Walk(network, full, some, options, seed=0, folder=folder)
 
-    rounding = walk(BlockWise(batch=batch, heldout=batch), "gptq")
+    rounding = walk(BlockWise(heldout=batch), "gptq")
     yield timed(f"GPTQ of {len(some)} of {len(blocks)} blocks", lambda: rounding.round_weights(batches), weights, "M weights")
     learned = WeightLearning(batch=batch, heldout=batch, start="nearest", iterations=iterations, rate=0.1)
     learning = walk(learned, "weights")

@@ -78,7 +78,7 @@ def test_rounding_by_second_order(shape: tuple[int, int]) -> None:
     grid = QParams(torch.full((outputs,), 0.1), torch.full((outputs,), 128, dtype=torch.int32))
 
     def once() -> None:
-        moments, shift = torch.eye(columns)[None].clone(), torch.zeros(1, columns, columns)
+        moments, shift = torch.eye(columns)[None].clone(), torch.zeros(1, outputs, columns)
         gptq(weight, grid, Scheme(8, PerChannel(0)), moments, shift)
 
     assert walks.second_order(1, columns, outputs) == pytest.approx(live_bytes(once), rel=0.15)

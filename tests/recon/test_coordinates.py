@@ -49,7 +49,7 @@ def site(bits: int, branch: bool) -> tuple[Any, Any, Tensor]:
     exact = torch.randn(ROWS, 6) @ torch.randn(6, 12) + torch.randn(ROWS, 12)
     x = exact + 0.3 * torch.randn(ROWS, 12)
     rows, paired = (Rows([((values,), {})], [True], [ROWS]) for values in (x, exact))
-    return Site(block, original, rows, [original(exact)], paired), layer, x
+    return Site(block, original, rows, [original(exact)], paired, batch=16), layer, x
 
 
 def error(one: Any, x: Tensor) -> float:
@@ -60,7 +60,7 @@ def error(one: Any, x: Tensor) -> float:
 def test_second_order_rounding_beats_nearest_in_other_coordinates(branch: bool) -> None:
     one, layer, x = site(3, branch)
     before, grid = error(one, x), layer.weight_qparams
-    round_block(one, batch=16, seed=0)
+    round_block(one, seed=0)
     assert error(one, x) < 0.6 * before
     assert layer.weight_qparams is not None
     assert torch.equal(layer.weight_qparams.scale, grid.scale)
@@ -79,7 +79,7 @@ def test_on_a_fine_grid_it_finds_the_weight_with_the_least_error(branch: bool) -
     own = layer.own_weight(one.original.layer.weight).double()
     best = own + ((target.double() - read @ (own + beside).mT).mT @ read) @ damped.inverse()
     least = (read @ (best + beside).mT - target).square().sum().item()
-    round_block(one, batch=16, seed=0)
+    round_block(one, seed=0)
     assert error(one, x) < 0.9 * before
     assert error(one, x) == pytest.approx(least, rel=0.02)
     assert torch.allclose(layer.weight.double(), best, atol=0.05)

@@ -187,7 +187,8 @@ def test_second_order_rounding_reads_what_its_rows_are_rounded_to(tiny_unet: UNe
         exact = Rows(full.calls, one.blocks[name], full.sizes)
         rows = Rows(stream.calls, one.blocks[name], stream.sizes, states=stream.states)
         targets = joined(full.advance())
-    states = [round_block(Site(copy.deepcopy(block), original, rows, targets, exact), batch, 0) for batch in (24, 1)]
+    sites = [Site(copy.deepcopy(block), original, rows, targets, exact, batch=batch) for batch in (24, 1)]
+    states = [round_block(site, 0) for site in sites]
     same = [(one == other).float().mean() for one, other in zip(states[0].values(), states[1].values(), strict=True)]
     assert min(same) > 0.97, "but for the order of sums"
 

@@ -137,7 +137,7 @@ def test_second_order_rounding_of_a_layer_that_runs_twice() -> None:
         layer.set_weight(nearest(layer.weight, qparams, scheme), qparams)
     before = copy.deepcopy(block)
     rows, paired = (Rows([((values,), {})], [True], [24]) for values in (x, exact))
-    state = round_block(Site(block, original, rows, [original(exact)], paired), batch=8, seed=0)
+    state = round_block(Site(block, original, rows, [original(exact)], paired, batch=8), seed=0)
 
     moments = InputMoments(original.layer, 24, seed=0)
     moments.observe(x, exact)
@@ -145,6 +145,31 @@ def test_second_order_rounding_of_a_layer_that_runs_twice() -> None:
     expected = gptq(original.layer.weight, before.layer.weight_qparams, scheme, moments.total, moments.shift)
     assert torch.equal(state["layer"], expected)
     assert not torch.equal(state["layer"], before.layer.weight_int)
+
+
+def test_second_order_rounding_reads_no_more_rows_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second layer reads one vector of a row, so of more rows."""
+    monkeypatch.setattr("qdexp.quant.gptq.ROWS", 8)
+    monkeypatch.setattr("qdexp.quant.gptq.SAMPLES", 4)
+
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu().mean(1))
+
+    original, x, scheme = Pooling().requires_grad_(False), torch.randn(40, 3, 6), Scheme(3, PerChannel(0))
+    block: Any = copy.deepcopy(original)
+    for layer in (to_quantized(block.first, scheme), to_quantized(block.last, scheme)):
+        qparams = qparams_from_range(*estimate(layer.weight, scheme, MinMax()), scheme)
+        layer.set_weight(nearest(layer.weight, qparams, scheme), qparams)
+    runs: list[int] = []
+    block.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+    rows = Rows([((x,), {})], [True], [40])
+    round_block(Site(block, original, rows, [original(x)], rows, batch=4), seed=0)
+    assert runs == [4] * (8 // 4 + 4 * 6 // 4)
 
 
 def test_second_order_rounding_of_transformer_blocks(tmp_path: Path) -> None:
@@ -306,7 +331,7 @@ def test_rows_that_are_not_finite_are_reported(tiny_unet: UNet2DModel, data: Bat
     x = torch.cat([batch[0] for batch in data])
     x[row, 0, 0, 0] = float("inf")
     spoiled: Batches = [(part, t) for part, (_, t) in zip(x.split([9, 9, 6]), data, strict=True)]
-    with pytest.raises(UserError, match=r"^block conv_in: .*not finite$"):
+    with pytest.raises(UserError, match=r"^calib: the calibration rows hold values that are not finite"):
         pair(tiny_unet, data, 4).walk(tmp_path).learn_weights(spoiled)
 
 

@@ -11,18 +11,18 @@ from qdexp.config.memory import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class BlockWise:
-    """The calibration set in batches of ``batch`` rows. Its last ``heldout`` rows are not learned from: they tell whether a
-    block has become better than it was, and one that has not stays as it was."""
+    """The last ``heldout`` rows of the calibration set are not learned from: they tell whether a block has become better than
+    it was, and one that has not stays as it was."""
 
-    batch: Positive = 16
     heldout: Positive = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learning(BlockWise):
-    """``precision``: what iterations compute in, and keep the rows in that they learn from. ``compile``: whether torch.compile
-    translates each kind of block for them."""
+    """``batch``: rows of an iteration. ``precision``: what iterations compute in, and keep the rows in that they learn from.
+    ``compile``: whether torch.compile translates each kind of block for them."""
 
+    batch: Positive = 4
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qdexp.config import ACTIVATIONS, WEIGHTS, Config
-from qdexp.config.learning import BlockWise, ScaleLearning, WeightLearning
+from qdexp.config.learning import BlockWise, Learning, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
 from qdexp.footprint import passes, walks
 from qdexp.footprint.passes import FLOAT
@@ -220,17 +220,17 @@ def _learning(step: BlockWise, of: Planner) -> list[Part]:
     """The passes that go on to the next block, a training step, and rounding by second order: one after the other."""
     found = _walked(step, of)
     kind = "scales" if isinstance(step, ScaleLearning) else "weights"
-    return [
-        of.sampling(quantized=isinstance(step, ScaleLearning)),
-        Part(f"learning of {kind} from {step.batch} rows", found.step, LEARNING, step.batch),
-        Part("rounding by second order", found.second_order),
-    ]
+    parts = [of.sampling(quantized=isinstance(step, ScaleLearning)), Part("rounding by second order", found.second_order)]
+    if isinstance(step, Learning):
+        parts.append(Part(f"learning of {kind} from {step.batch} rows", found.step, LEARNING, step.batch))
+    return parts
 
 
 def _walked(step: BlockWise, of: Planner) -> walks.Walked:
     kind = walks.SCALES if isinstance(step, ScaleLearning) else walks.WEIGHTS
     start = step.start if isinstance(step, WeightLearning) else "nearest" if isinstance(step, ScaleLearning) else None
-    return walks.walked(of.model, kind, step.batch, start)
+    batch = step.batch if isinstance(step, Learning) else of.batch
+    return walks.walked(of.model, kind, batch, start)
 
 
 @_need.register

@@ -149,7 +149,7 @@ def _second_order_shares() -> tuple[float, float]:
         weight, scheme = torch.zeros(outputs, SMALL, device="meta"), Scheme(8, PerChannel(0))
         grid = QParams(torch.ones(outputs, device="meta"), torch.ones(outputs, device="meta").int())
         with torch.no_grad(), Live() as live:
-            moments, shift = (torch.zeros(1, SMALL, SMALL, device="meta") for _ in range(2))
+            moments, shift = (torch.zeros(1, size, SMALL, device="meta") for size in (SMALL, outputs))
             gptq(weight, grid, scheme, moments, shift)
         return live.peak
 

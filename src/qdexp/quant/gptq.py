@@ -5,9 +5,9 @@ A layer reads x, where the full-precision network, whose layers before it are no
     E |V x - W x'|^2 = tr((V - W*) H (V - W*)^T) + const,    H = E[x x^T],    W* = W + W E[(x' - x) x^T] H^-1
 
 so that W* is what has to be rounded (asymmetric calibration: GPTAQ, Li et al. 2025, arXiv 2504.02692); x and x' are what the
-layer reads in its own coordinates, see `transforms`. Where a branch B runs beside it, which reads x as well, only W - B is left
-to V, and W* = W - B + W E[(x' - x) x^T] H^-1. Its columns are rounded
-one after another, and what each loses is made good by those that are still free:
+layer reads in its own coordinates, see `transforms`. Where a branch B runs beside it, which reads x as it was before it was
+rounded, x°, only W - B is left to V, and W* = W - B + E[(W (x' - x) + B (x - x°)) x^T] H^-1. The columns of W* are rounded one
+after another, and what each loses is made good by those that are still free:
 
     e_i = (w_i - x_hat(w_i)) / U_ii,    w_j -= e_i U_ij for j > i,    U^T U = (H + lambda I)^-1, U upper triangular
 
@@ -29,38 +29,54 @@ CHUNK = 128
 """Columns that are rounded before the error is carried on to the rest."""
 SAMPLES = 32
 """Output values a column that moments are taken from, where a layer gives more."""
+ROWS = 256
+"""The fewest rows that these are from, where there are more: rows differ more than neighbours in one do."""
 ELEMENTS = 2**24
 """Numbers of gathered input at a time."""
 
 
 class InputMoments:
-    """Sums over the inputs seen: `total` of x x^T, `shift` of (x' - x) x^T, float32 [groups, columns, columns]; x is what one
-    output value reads.
+    """Sums over the inputs seen: `total` of x x^T, float32 [groups, columns, columns], and `shift` of W (x' - x) x^T, or with a
+    branch (W (x' - x) + B (x - x°)) x^T, float32 [groups, outputs, columns], which is less than (x' - x) x^T: a convolution has
+    fewer outputs than columns. x is what one output value reads.
 
     For a linear layer x has `in_features` columns; for a convolution `in_channels / groups` times the kernel's size. Neighbours
     in an image are much alike: where a row gives more than its share of `SAMPLES` output values a column, some are taken, at
-    random.
+    random. As many rows are needed as give these, `ROWS` at least.
     """
 
-    def __init__(self, layer: Any, rows: int, seed: int) -> None:
-        """layer: Linear, Conv1d or Conv2d; rows: of all inputs that will be seen; seed: of which output values are taken."""
-        self.layer = layer
+    def __init__(self, layer: Any, rows: int, seed: int, weight: Tensor | None = None, branch: Tensor | None = None) -> None:
+        """layer: Linear, Conv1d or Conv2d; rows: of all inputs that there are; seed: of which output values are taken; weight:
+        W, or else the layer's; branch: B, if there is one."""
+        self.layer, self.rows = layer, rows
         device = layer.weight.device
         self.total = self.shift = torch.zeros((), device=device)
         self._columns = layer.weight[0].numel()
-        self._share = -(-SAMPLES * self._columns // rows)
+        self._weight = self._matrix(layer.weight if weight is None else weight)
+        self._branch = None if branch is None else self._matrix(branch)
         self._generator = torch.Generator(device).manual_seed(seed)
 
-    def observe(self, x: Tensor, exact: Tensor) -> None:
-        """Take in an input of the layer, as it reads it, and the full-precision layer's: [n, ..., features] or [n, c, ...]."""
+    def _matrix(self, weight: Tensor) -> Tensor:
+        """[groups, outputs, columns], float32."""
+        return weight.reshape(getattr(self.layer, "groups", 1), -1, self._columns).float()
+
+    def observe(self, x: Tensor, exact: Tensor, unrounded: Tensor | None = None) -> None:
+        """Take in an input of the layer: x as it reads it, that of the full-precision layer, and, which a branch reads, x
+        before it was rounded; [n, ..., features] or [n, c, ...] each."""
         places, read = self._places(x[:1])
-        count = min(len(read), self._share)
+        wanted = SAMPLES * self._columns
+        self.rows = min(self.rows, max(ROWS, -(-wanted // len(read))))
+        count = min(len(read), -(-wanted // self.rows))
         rows = max(1, ELEMENTS // (count * read.shape[1] * places.shape[2]))
-        for part, other in zip(x.split(rows), exact.split(rows), strict=True):
-            chosen = self._chosen(len(part), len(read), count)
-            one, same = (self._gather(self._places(each.float())[0], read[chosen]) for each in (part, other))
+        given = [x, exact, *([] if self._branch is None or unrounded is None else [unrounded])]
+        for parts in zip(*(each.split(rows) for each in given), strict=True):
+            chosen = self._chosen(len(parts[0]), len(read), count)
+            one, same, *before = (self._gather(self._places(each.float())[0], read[chosen]) for each in parts)
+            lost = self._weight @ (same - one)
+            if self._branch is not None and before:
+                lost += self._branch @ (one - before[0])
             self.total = self.total + one @ one.mT
-            self.shift = self.shift + (same - one) @ one.mT
+            self.shift = self.shift + lost @ one.mT
 
     def _chosen(self, rows: int, outputs: int, count: int) -> Tensor:
         """Which output values of each row are taken, int64 [rows, count]."""
@@ -90,11 +106,9 @@ class InputMoments:
         return found.reshape(len(found), -1, self._columns).permute(1, 2, 0)
 
 
-def gptq(
-    weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor, whole: Tensor | None = None
-) -> Tensor:
-    """Codes of the weight's shape, dtype `scheme.dtype`. moments, shift: `total` and `shift` of an `InputMoments`; whole: the
-    weight with what runs beside it, where something does."""
+def gptq(weight: Tensor, qparams: QParams, scheme: Scheme, moments: Tensor, shift: Tensor) -> Tensor:
+    """Codes of the weight's shape, dtype `scheme.dtype`. weight: W - B; moments, shift: `total` and `shift` of an
+    `InputMoments`."""
     groups, columns, _ = moments.shape
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
 
@@ -106,8 +120,8 @@ def gptq(
         return sort(values.expand_as(weight).reshape(groups, -1, columns).float())
 
     inverse = _inverse(sort(sort(moments).mT))  # H^T = H
-    rows, read = (one.reshape(groups, -1, columns).double() for one in (weight, weight if whole is None else whole))
-    target = (sort(rows) + sort(read @ shift.double()) @ inverse).float()
+    rows = weight.reshape(groups, -1, columns).double()
+    target = (sort(rows) + sort(shift.double()) @ inverse).float()
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     scale, zero_point = (sorted_columns(scheme.granularity.expand(values, weight.shape)) for values in qparams)
     levels = _levels(target, scale, zero_point, factor, scheme)

@@ -50,7 +50,8 @@ class Sample(NamedTuple):
 class Site:
     """A block and rows of the calibration set. `original`: the full-precision block; `targets`: its outputs, [rows, ...] each,
     None for one that has no entry for each row; `exact`: what it is called with in the full-precision network, until it was
-    rounded by that. `reader`: reads rows ahead that do not lie on the device."""
+    rounded by that. `reader`: reads rows ahead that do not lie on the device. `batch`: rows that run at a time where nothing is
+    learned; None: all."""
 
     block: nn.Module
     original: nn.Module
@@ -58,6 +59,7 @@ class Site:
     targets: Sequence[Tensor | Stored | None]
     exact: Rows | None = None
     reader: Reader | None = None
+    batch: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -75,9 +77,11 @@ class Site:
         far = any(isinstance(one, Stored) and one.elsewhere for one in stored)
         return each(self.reader if far else None, read, keys)
 
-    def parts(self, batch: int) -> list[slice]:
+    def parts(self) -> list[slice]:
         """All rows, `batch` at a time."""
-        return [slice(start, start + batch) for start in range(0, len(self.rows), batch)]
+        rows = len(self.rows)
+        batch = self.batch or rows
+        return [slice(start, min(start + batch, rows)) for start in range(0, rows, batch)]
 
 
 class Samples:

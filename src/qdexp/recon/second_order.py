@@ -1,7 +1,7 @@
 """GPTQ of a block: its layers one after another, in the order in which they run, each by what it reads once those before it are
 rounded, towards what it gives in the full-precision network."""
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import cast
 
@@ -17,30 +17,35 @@ from qdexp.recon.learning import Site, State, WeightReconstruction
 
 
 @torch.no_grad()
-def round_block(site: Site, batch: int, seed: int) -> State:
-    """Rounds the weights of the site's block by its rows, `batch` at a time; `seed`: of the values that are looked at. Returns
-    the block's state."""
+def round_block(site: Site, seed: int) -> State:
+    """Rounds the weights of the site's block by its rows; `seed`: of the values that are looked at. Returns the block's
+    state."""
     args, kwargs = site.rows.take(slice(0, 1))
     for name in execution_order(site.original, (*args, kwargs)):
         layer, original = (block.get_submodule(name) for block in (site.block, site.original))
         if isinstance(layer, QuantizedLayer) and layer.weight_scheme is not None and layer.weight_qparams is not None:
-            moments, weight = _moments(site, layer, original, batch, seed), cast("Tensor", original.weight)
-            own, whole = layer.own_weight(weight), None if layer.branch is None else layer.transformed_weight(weight)
-            levels = gptq(own, layer.weight_qparams, layer.weight_scheme, moments.total, moments.shift, whole)
+            moments, own = _moments(site, layer, original, seed), layer.own_weight(cast("Tensor", original.weight))
+            levels = gptq(own, layer.weight_qparams, layer.weight_scheme, moments.total, moments.shift)
             layer.set_weight(levels, layer.weight_qparams)
     return WeightReconstruction.state(site.block)
 
 
-def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, batch: int, seed: int) -> InputMoments:
-    """Of what the layer reads when the block runs, beside what the original layer reads in the full-precision network."""
-    moments, times = InputMoments(layer, len(site.rows), seed), None
-    for given, called, state in site.ahead(partial(_paired, site), site.parts(batch)):
-        exact = _read(site.original, original, given, times)
-        with knowing(site.block, state):
-            seen = _read(site.block, layer, called, times)
-            for x, other in zip(seen, exact, strict=True):
-                moments.observe(layer.quantized_input(x), layer.transformed(other))
-        times = len(seen)
+def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, seed: int) -> InputMoments:
+    """Of what the layer reads when the block runs, beside what the original layer reads in the full-precision network, on the
+    first rows, as many as are needed: every prefix of them is stratified."""
+    whole = layer.transformed_weight(cast("Tensor", original.weight))
+    beside = None if layer.branch is None else layer.branch.product()
+    moments, times, parts = InputMoments(original, len(site.rows), seed, whole, beside), None, site.parts()
+    with closing(site.ahead(partial(_paired, site), parts)) as read:
+        for part, (given, called, state) in zip(parts, read, strict=True):
+            exact = _read(site.original, original, given, times)
+            with knowing(site.block, state):
+                seen = _read(site.block, layer, called, times)
+                for x, other in zip(seen, exact, strict=True):
+                    moments.observe(layer.quantized_input(x), layer.transformed(other), layer.transformed(x))
+            times = len(seen)
+            if part.stop >= moments.rows:
+                break
     return moments
 
 

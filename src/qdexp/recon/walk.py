@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from qdexp import device as devices
 from qdexp import files, lightning
@@ -44,7 +45,7 @@ _STATE, _ERRORS = "state.", "errors"
 
 @dataclass(frozen=True)
 class _Task:
-    """A block to learn from all rows of its site. `start`: its relative squared error on them before."""
+    """A block to learn from all rows of its site. `start`: its relative squared error before, on rows that only judge."""
 
     site: Site
     name: str
@@ -100,12 +101,13 @@ class Walk:
         self._walk(_Way(ScaleReconstruction, [learn], _dtype(self.options)), batches)
 
     def _round(self, task: _Task) -> State:
-        state = round_block(task.site, self.options.batch, self._seed(task.name))
+        state = round_block(task.site, self._seed(task.name))
         task.site.exact = None  # no later step reads it: its room is for what the iterations read
         return state
 
     def _walk(self, way: _Way, batches: Batches) -> None:
         results: list[BlockErrors] = []
+        _require_finite(batches)
         if not any(way.kind.state(self.network.get_submodule(name)) for name in self.blocks):
             return  # all of it is left in floating point
         device = batches[0][0].device
@@ -135,34 +137,37 @@ class Walk:
         """The rows that are learned from, floats as the way wants them, and those that only judge. The full-precision stream
         goes on for them; what it has collected is let go here, before anything is learned."""
         block, original, has_rows = self.network.get_submodule(name), self.full.get_submodule(name), self.blocks[name]
-        learned, heldout = slice(-self.options.heldout), slice(-self.options.heldout, None)
+        rows = slice(-self.options.heldout), slice(-self.options.heldout, None)
         try:
-            exact = Rows(full.calls, has_rows, full.sizes, cache, learned) if way.paired else None
+            exact = Rows(full.calls, has_rows, full.sizes, cache, rows[0]) if way.paired else None
             outputs = [_of_rows(parts, full.sizes) for parts in zip(*full.advance(), strict=True)]
             if not any(outputs):
                 raise ValueError("returns no tensor that has an entry for each row")
             kept = [
                 (
-                    Rows(quantized.calls, has_rows, quantized.sizes, cache, rows, kind, quantized.states),
-                    [None if parts is None else cache.join(parts, rows, kind) for parts in outputs],
+                    Rows(quantized.calls, has_rows, quantized.sizes, cache, own, kind, quantized.states),
+                    [None if parts is None else cache.join(parts, own, kind) for parts in outputs],
                 )
-                for rows, kind in ((learned, way.dtype), (heldout, None))
+                for own, kind in zip(rows, (way.dtype, None), strict=True)
             ]
         except ValueError as error:
             raise UserError(f"model.network: {name} {error}; it cannot be reconstructed block by block") from error
-        return Site(block, original, *kept[0], exact, cache.reader), Site(block, original, *kept[1], None, cache.reader)
+        batch = max(full.sizes)  # what passes through the network may run through a block
+        site, heldout = (Site(block, original, *own, reader=cache.reader, batch=batch) for own in kept)
+        site.exact = exact
+        return site, heldout
 
     def _learn(self, way: _Way, site: Site, heldout: Site, name: str, progress: BlockProgress) -> tuple[State, BlockErrors]:
-        old, start, before = way.kind.state(site.block), self._error(site), self._error(heldout)
-        if not math.isfinite(start + before):
-            raise UserError(f"block {name}: its error under {way.kind.title} is {start + before} before anything is learned; "
+        old, before = way.kind.state(site.block), self._error(heldout)
+        if not math.isfinite(before):
+            raise UserError(f"block {name}: its error under {way.kind.title} is {before} before anything is learned; "
                             f"the weights or the calibration rows hold values that are not finite")  # fmt: skip
-        if 0 in (start, before):  # nothing to gain, or nothing to measure a loss against
+        if before == 0:  # nothing to gain, and nothing to measure a loss against
             return old, BlockErrors(name, before, before)
         best, errors = old, BlockErrors(name, before, math.inf)
         for step in way.steps:
             way.kind.restore(site.block, best)
-            learned = step(_Task(site, name, start, progress))
+            learned = step(_Task(site, name, before, progress))
             way.kind.restore(site.block, learned)
             tried = BlockErrors(name, before, self._error(heldout))
             if tried.learned < errors.learned:
@@ -175,20 +180,20 @@ class Walk:
         devices.require_arithmetic(device, settings.precision, settings.compile)  # a sweep may be planned elsewhere
         module = kind(site, settings, task.start)
         with devices.deterministic(f"block {task.name}"), running(site.block, settings) as module.run:
-            samples = Samples(site, self._indices(len(site.rows), settings.iterations, task.name, device))
+            samples = Samples(site, self._indices(len(site.rows), settings, task.name, device))
             lightning.fit(module, samples, device, task.progress, settings.precision)
         learned = module.to(device).learned()  # Lightning leaves it on the CPU
         module.release()
         samples.release()
         return learned
 
-    def _indices(self, rows: int, iterations: int, name: str, device: torch.device) -> Sequence[Tensor]:
+    def _indices(self, rows: int, settings: Settings, name: str, device: torch.device) -> Sequence[Tensor]:
         """Row indices of every iteration, in epochs of random order that depend on seed and block alone. In the host's memory:
         where rows lie there, or in files, they would have to be fetched from the device, which has the host wait for it."""
         generator = torch.Generator().manual_seed(self._seed(name))
-        needed = iterations * self.options.batch
+        needed = settings.iterations * settings.batch
         epochs = [torch.randperm(rows, generator=generator) for _ in range(-(-needed // rows))]
-        index = torch.cat(epochs)[:needed].view(iterations, self.options.batch)
+        index = torch.cat(epochs)[:needed].view(settings.iterations, settings.batch)
         return (index.pin_memory() if device.type == "cuda" else index).unbind()
 
     def _seed(self, name: str) -> int:
@@ -199,13 +204,21 @@ class Walk:
     def _error(self, site: Site) -> float:
         """The block's relative squared error on the site's rows, as it is."""
         sums = torch.zeros(2, dtype=torch.float64, device=site.device)
-        for sample in site.ahead(site.take, site.parts(self.options.batch)):
+        for sample in site.ahead(site.take, site.parts()):
             with knowing(site.block, sample.state):
                 found = run(site.block, sample.call)
             for one, target in sample.measured(found):
                 sums += torch.stack([(one - target).double().square().sum(), target.double().square().sum()])
         error, power = sums.tolist()
         return error / power if power else error
+
+
+def _require_finite(batches: Batches) -> None:
+    """One row that is not would spoil what is learned, and the rows that judge might not show it."""
+    numbers = (leaf for leaf in pytree.tree_leaves(batches) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    if not bool(torch.stack([leaf.isfinite().all() for leaf in numbers]).all()):
+        raise UserError("calib: the calibration rows hold values that are not finite; the full-precision network made them, so "
+                        "check model.weights and model.schedule")  # fmt: skip
 
 
 def _of_rows(parts: tuple[Tensor, ...], sizes: Sequence[int]) -> list[Tensor] | None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from qdexp import device as devices
 from qdexp import files
 from qdexp.cell import Cell, preflight
-from qdexp.config import NO_EXTRACTOR, BlockWise, Tracker
+from qdexp.config import NO_EXTRACTOR, Learning, Tracker
 from qdexp.errors import UserError
 from qdexp.footprint.batches import MOST, row_bytes
 from qdexp.footprint.needs import LEARNING, SAMPLING
@@ -68,7 +68,7 @@ def say_settings(cells: Iterable[Cell]) -> None:
         samplers[sampler_steps(config.protocol.steps, config.protocol.scheduler)] = None
         rows[model.name][SAMPLING].add(config.sampling.batch)
         for step in (named.step for named in cell.steps):
-            if isinstance(step, BlockWise):
+            if isinstance(step, Learning):
                 rows[model.name][LEARNING].add(step.batch)
         if config.sampling.batch == MOST[SAMPLING] and row_bytes(model) is None:
             untraced.add(model.name)
