@@ -20,7 +20,8 @@ from rich.console import Console
 from qdexp import device as devices
 from qdexp import files
 from qdexp.cell import Cell, preflight
-from qdexp.config import NO_EXTRACTOR, Learning, Tracker
+from qdexp.config import NO_EXTRACTOR, Tracker
+from qdexp.config.learning import Learning
 from qdexp.errors import UserError
 from qdexp.footprint.batches import MOST, row_bytes
 from qdexp.footprint.needs import LEARNING, SAMPLING
