@@ -2,6 +2,7 @@
 that no config of ours names, which predicts the velocity of a flow."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,13 @@ def test_the_ablation_leaves_out_a_method_that_finds_nothing_to_split(qdexp: Com
     code, _, err = qdexp("-m", conditional, "model=tiny_dit", "method=reconstruction,qdiffusion")
     assert code == 1
     assert "quantizer.steps.split.scope=skip" in err
+
+
+def test_so_does_a_study_of_methods(qdexp: Command, conditional: str) -> None:
+    code, out, _ = qdexp("-m", conditional, "model=tiny_dit", "experiment=methods", "seed=0", "hydra.launcher.dry=true")
+    assert code == 0
+    assert out.count("left out qdiffusion") == 1
+    assert re.search(r"^sweep .*: 8 cells, ", out, re.M)
 
 
 def test_a_text_model_without_a_condition_is_refused_before_any_work(cell_of: CellOf) -> None:

@@ -131,8 +131,8 @@ class LadderSweeper(Sweeper):
 
         composer = Composer(lambda overrides: loader.load_sweep_config(config, overrides))
         with nullcontext() if ours is None else ours.place():
-            ladder = not self.cells and self.climbs(arguments)
-            kept = distinct(points, (composer.config(point) for point in points), ladder)
+            chosen = bool({axis(argument) for argument in arguments} & {"method", "quantizer", "calib"})
+            kept = distinct(points, (composer.config(point) for point in points), ladder=not (self.cells or chosen))
             cells = [cell for _, cell in kept]
             if ours is not None:
                 return ours.launch_cells(cells)
