@@ -81,19 +81,24 @@ class _Groups:
         flat = x.flatten(self.dim - 1, self.dim)
         return flat.movedim(-1, self.axis) if self.moved else flat
 
-    def range(self) -> tuple[Tensor, Tensor]:
-        """The extremes of each group."""
-        x, size = self.x.detach(), self.x.shape[self.dim]
+    def range(self, symmetric: bool) -> tuple[Tensor, Tensor]:
+        """The extremes of each group; ``symmetric``: that far in both directions."""
+        x = self.x.detach()
+        if symmetric:
+            hi = self._largest(x.abs())
+            return -hi, hi
+        return -self._largest(-x), self._largest(x)
+
+    def _largest(self, x: Tensor) -> Tensor:
+        size = x.shape[self.dim]
         if x.device.type == "cpu" and x.dtype == torch.float32 and 1 < size < _NARROW and self.dim == x.ndim - 1:
-            lines = x.reshape(-1, 1, x.shape[-2] * size)
-            lo, hi = -F.max_pool1d(-lines, size), F.max_pool1d(lines, size)
-            return lo.view(*x.shape[:-1], 1), hi.view(*x.shape[:-1], 1)
-        return x.amin(self.dim, keepdim=True), x.amax(self.dim, keepdim=True)
+            return F.max_pool1d(x.reshape(-1, 1, x.shape[-2] * size), size).view(*x.shape[:-1], 1)
+        return x.amax(self.dim, keepdim=True)
 
 
 def _grouped(x: Tensor, scheme: Scheme, granularity: PerGroup) -> Tensor:
     pieces = list(_pieces(x, scheme, granularity))
-    ranges = [groups.range() for groups in pieces]
+    ranges = [groups.range(scheme.symmetric) for groups in pieces]
     top = None
     if scheme.scale == TWO_LEVELS:  # of each row
         found = [torch.maximum(-lo, hi).flatten(1).amax(1) for lo, hi in ranges]
