@@ -1,11 +1,13 @@
 """What is traced on the meta device is what computing takes, as torch's profiler finds on the CPU."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from benchmarks.memory import filled, learned_networks, live_bytes, numbers, training_steps
@@ -17,8 +19,9 @@ from qdexp.live import Live
 from qdexp.models.describe import describe
 from qdexp.paths import conf_folder
 from qdexp.quant.affine import QParams
+from qdexp.quant.formats import ActFormat
 from qdexp.quant.gptq import gptq
-from qdexp.quant.network import set_activation_mode
+from qdexp.quant.network import LayerBits, convert, set_activation_mode
 from qdexp.quant.scheme import PerChannel, Scheme
 from qdexp.recon.walk import Walk
 from qdexp.sampling.conditions import Asked
@@ -37,6 +40,20 @@ def model_of(name: str) -> Model:
 def test_a_pass(name: str, quantized: bool) -> None:
     model = model_of(name)
     meta = describe(model).network if quantized else passes.full(model)
+    assert passes.pass_bytes(model, ROWS, 1, quantized, False) == pytest.approx(pass_of(meta, model), rel=0.15)
+
+
+@pytest.mark.parametrize("act", [ActFormat(4, "int", "per_group", 16, scale="bfloat16"), ActFormat(8, "e4m3", "per_token")])
+def test_a_pass_with_grids_of_groups(act: ActFormat) -> None:
+    model, act = model_of("ddpm_fashion"), replace(act, time="dynamic", symmetric=act.number != "int")
+    found = describe(model)
+    meta = copy.deepcopy(found.network)
+    convert(meta, dict.fromkeys(found.order, LayerBits(32, act.bits or 32)), found.sites, act=act)
+    assert passes.pass_bytes(model, ROWS, 1, True, True) == pytest.approx(pass_of(meta, model), rel=0.15)
+
+
+def pass_of(meta: nn.Module, model: Model) -> int:
+    """What it takes where there are numbers."""
     set_activation_mode(meta, "on")
     network = filled(meta)
     x_t, t, *conditions = numbers(passes.batch_of(meta, model, ROWS))
@@ -46,7 +63,7 @@ def test_a_pass(name: str, quantized: bool) -> None:
         inputs = (x_t.clone(), t.clone(), *(pytree.tree_map(torch.clone, one) for one in conditions))
         return Asked(tuple(conditions or [{}])).estimate(network, *inputs[:2])
 
-    assert passes.pass_bytes(model, ROWS, 1, quantized, False) == pytest.approx(live_bytes(once), rel=0.15)
+    return live_bytes(once)
 
 
 def test_guidance_holds_one_estimate_beside_the_pass_of_the_other() -> None:

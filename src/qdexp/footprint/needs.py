@@ -115,7 +115,9 @@ class Planner:
         """A call of the sampler."""
         count, branches = self.batch if rows is None else min(rows, self.batch), self.branches if rows is None else 1
         held = passes.HELD * count * FLOAT * prod(self.model.shape)
-        size = held + passes.pass_bytes(self.model, count, branches, quantized and self.rounds, self.cuda)
+        act = self.config.quant.act
+        copies = self.cuda or (act.number, act.granularity) != ("int", "per_tensor")
+        size = held + passes.pass_bytes(self.model, count, branches, quantized and self.rounds, copies)
         return Part(f"a pass of {count} rows", size, SAMPLING, count)
 
     def calibration(self) -> Part:

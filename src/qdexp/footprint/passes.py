@@ -128,12 +128,13 @@ def row_bytes(model: Model) -> int:
 
 @per_architecture
 @torch.no_grad()
-def pass_bytes(model: Model, rows: int, branches: int, quantized: bool, cuda: bool) -> int:
+def pass_bytes(model: Model, rows: int, branches: int, quantized: bool, copies: bool) -> int:
     """The peak of a call of the sampler with ``rows`` rows: one pass for each branch of guidance, with their conditions.
-    ``quantized``: all activations are."""
+    ``quantized``: all activations are; ``copies``: by a kernel that is less frugal than that of integers on a CPU, as CUDA's is
+    and those of groups, tokens and floating point numbers."""
     network = describe(model).network if quantized else full(model)
     set_activation_mode(network, "on")
-    with tracing(network, cuda) as live:
+    with tracing(network, copies) as live:
         conditions = tuple(condition_of(network, model, rows) for _ in range(branches))
         x_t, t = batch_of(network, model, rows)[:2]
         Asked(conditions, guidance=2.0).estimate(network, x_t, t)
