@@ -67,10 +67,15 @@ def rounded(values: Tensor, bits: int, dim: int | None) -> Tensor:
     return ((values / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
 
 
-@pytest.mark.parametrize("time", ["static", "dynamic"])
-def test_the_search_finds_the_exponents_with_the_least_error_of_the_output(time: Any) -> None:
+def truncated(matrix: Tensor, rank: int) -> Tensor:
+    u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return (u[:, :rank] * values[:rank]) @ v[:rank]
+
+
+@pytest.mark.parametrize(("time", "rank"), [("static", None), ("dynamic", None), ("static", 2)])
+def test_the_search_finds_the_exponents_with_the_least_error_of_the_output(time: Any, rank: int | None) -> None:
     """All 39 of them by hand, on a layer some of whose channels are much larger: weight by output channel, input by tensor, or,
-    where the grid is of each call, by row."""
+    where the grid is of each call, by row. With branches to come, only what these leave of the weight is rounded."""
     assert len(SEARCHED) == len(set(SEARCHED)) == 39
     network, x = Layers(), torch.randn(64, 12)
     with torch.no_grad():
@@ -81,13 +86,16 @@ def test_the_search_finds_the_exponents_with_the_least_error_of_the_output(time:
     for alpha, beta in SEARCHED:
         factors = (read.abs().amax(0) ** alpha / weight.abs().amax(0) ** beta).to(torch.bfloat16).float()
         x_hat = rounded(read / factors, 4, None if time == "static" else 1)
-        found = x_hat @ rounded(weight * factors, 4, 1).mT + bias
+        scaled = weight * factors
+        beside = truncated(scaled, rank or 0)
+        found = x_hat @ rounded(scaled - beside, 4, 1).mT + (read / factors).double() @ beside.mT + bias
         errors.append((found - (read @ weight.mT + bias)).square().sum().item())
     best = min(range(len(SEARCHED)), key=errors.__getitem__)
     assert errors[best] < 0.8 * errors[0], "smoothing helps here"
     alpha, beta = SEARCHED[best]
     expected = (read.abs().amax(0) ** alpha / weight.abs().amax(0) ** beta).to(torch.bfloat16)
-    found = smoothed(network, x, Smooth(), Quant(4, 4, softmax_bits=8, first_last_bits=8, act=ActGrid(time=time)))
+    quant = Quant(4, 4, softmax_bits=8, first_last_bits=8, act=ActGrid(time=time))
+    found = smoothed(network, x, Smooth(rank=rank), quant)
     assert torch.equal(found.to(torch.bfloat16), expected)
 
 

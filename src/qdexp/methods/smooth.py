@@ -24,12 +24,15 @@ from qdexp.methods.observe import give_activations_grids
 from qdexp.methods.weights import give_weights_grids
 from qdexp.quant.blocks import Batch
 from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, arithmetic
+from qdexp.quant.low_rank import approximated, largest_rank
 from qdexp.quant.nearest import nearest, spanning
 from qdexp.quant.network import LayerBits
 from qdexp.quant.transforms import Smoothing
 
 STEPS = 20
 """Into which the exponents from 0 to 1 are cut."""
+ROUNDED = 1.4
+"""A pass through layers whose input and weight are rounded anew, in full-precision passes: measured on the embedded model."""
 Exponents = tuple[float, float]
 SEARCHED: Sequence[Exponents] = [
     (0.0, 0.0),
@@ -44,11 +47,13 @@ class Smooth(LayerWise):
 
     ``alpha``: how much of the input's range moves to the weight, 0 to 1; or ``search``: of every layer its own exponents.
     ``rows``: of the calibration set, that the ranges and errors are taken from (null: all), but one of each timestep and
-    guidance branch at least.
+    guidance branch at least. ``rank``: of the branches that a later step puts beside the layers, which the search then counts
+    on, by the best approximation of each weight; null: there are none.
     """
 
     alpha: Annotated[float, Ge(0), Le(1)] | Literal["search"] = "search"
     rows: Annotated[int, Gt(0)] | None = 64
+    rank: Annotated[int, Gt(0)] | None = None
 
     def depends_on(self, quant: Quant) -> Quant:
         """Groups of timesteps come later, from ranges of all timesteps on."""
@@ -66,7 +71,7 @@ class Smooth(LayerWise):
             plan = {name: work.plan[name] for name in layers}
             give_weights_grids(work.network, plan, work.quant)
             give_activations_grids(work.network, plan, work.quant)
-            trials = {name: Trial(layer, ends[name]) for name, layer in layers.items()}
+            trials = {name: Trial(layer, ends[name], self.rank, work.seed_of(name)) for name, layer in layers.items()}
             with watching(layers, lambda name, x, y: trials[name].look(x, y)):
                 run_all(work.network, batches)
             chosen = {name: trial.best for name, trial in trials.items()}
@@ -78,7 +83,7 @@ class Smooth(LayerWise):
 
     def passes(self, rows: int) -> float:
         own = rows if self.rows is None else min(rows, self.rows)
-        return float(own * (2 + len(SEARCHED) if self.alpha == "search" else 1))
+        return own * (2 + ROUNDED * len(SEARCHED) if self.alpha == "search" else 1)
 
 
 def factors(read: Tensor, weight: Tensor, exponents: Exponents) -> Tensor:
@@ -97,23 +102,30 @@ def smoothing(layer: QuantizedLayer, ends: Tensor, exponents: Exponents) -> Smoo
 class Trial:
     """All exponents in one layer, which has its grids: the squared error of its output by each."""
 
-    def __init__(self, layer: QuantizedLayer, ends: Tensor) -> None:
-        """ends: as in ``smoothing``."""
+    def __init__(self, layer: QuantizedLayer, ends: Tensor, rank: int | None, seed: int) -> None:
+        """ends: as in ``smoothing``; rank: of a branch beside it, if there will be one; seed: of what it draws."""
         self.layer, self.ends = layer, ends
         self.candidates = [smoothing(layer, ends, exponents) for exponents in SEARCHED]
+        weight = layer.transformed_weight(layer.weight)
+        self.branches = [
+            None if rank is None else approximated(candidate.weight(weight), min(rank, largest_rank(weight)), seed)
+            for candidate in self.candidates
+        ]
         self.errors = torch.zeros(len(SEARCHED), dtype=torch.float64, device=ends.device)
 
     def look(self, x: Tensor, y: Tensor) -> None:
         """Take in an input of the layer and its output."""
         layer = self.layer
         x, weight = layer.transformed(x), layer.transformed_weight(layer.weight)
-        for number, candidate in enumerate(self.candidates):
-            rounded = nearest(candidate.weight(weight), layer.weight_scheme).to(x.dtype)
-            found = arithmetic(layer.kind, layer, self._rounded(candidate, x), rounded)
+        for number, (candidate, branch) in enumerate(zip(self.candidates, self.branches, strict=True)):
+            scaled, own = candidate(x), candidate.weight(weight)
+            rest = nearest(own if branch is None else own - branch.product(), layer.weight_scheme).to(x.dtype)
+            found = arithmetic(layer.kind, layer, self._rounded(candidate, scaled), rest)
+            found = found if branch is None else found + branch(scaled, layer)
             self.errors[number] += (found - y).double().square().sum()
 
-    def _rounded(self, candidate: Smoothing, x: Tensor) -> Tensor:
-        quantizer, scaled = self.layer.input_quantizer, candidate(x)
+    def _rounded(self, candidate: Smoothing, scaled: Tensor) -> Tensor:
+        quantizer = self.layer.input_quantizer
         if not isinstance(quantizer, ActivationQuantizer):
             return scaled
         if quantizer.observed:  # a grid that lies always: from end to end of all that is read
