@@ -47,7 +47,7 @@ FAULTS = {
     "recon.weights.warmup": ["recon.weights.warmup=1", "recon.weights.warmup=-0.1"],
     "recon.weights.beta": [f"recon.weights.beta={beta}" for beta in ("[20]", "[2,20]", "[20,0]", "[20,10,2]", "[]", "null")],
     "recon.weights.balanced": ["recon.weights.balanced=maybe"],
-    "recon.scales.iterations": ["recon.scales.iterations=0"],
+    "recon.scales.iterations": ["recon.scales.iterations=-1"],
     "recon.scales.rate": ["recon.scales.rate=0", "recon.scales.rate=inf"],
     "recon.scales.power": ["recon.scales.power=0.9", "recon.scales.power=inf"],
     "recon.weight": ["+recon.weight=1"],

@@ -45,12 +45,12 @@ def batches_of(model: Model) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("name", "sampling", "learning"),
     [
-        *((name, 64, 16) for name in ("ddpm_fashion", "ddpm_fashion_bimodal", "dit_fashion")),
-        ("ldm_bedroom", 64, 16),
-        ("sd_v1_4", 32, 16),
+        *((name, 64, 8) for name in ("ddpm_fashion", "ddpm_fashion_bimodal", "dit_fashion")),
+        ("ldm_bedroom", 64, 8),
+        ("sd_v1_4", 32, 8),
         ("ddpm_bedroom", 16, 8),
         *(pytest.param(name, 16, 8, marks=pytest.mark.slow) for name in ("ddpm_church", "sd_v2_1", "sdxl")),  # 5 s
-        *(pytest.param(name, 64, 16, marks=pytest.mark.slow) for name in ("ldm_church", "dit_xl_256", "pixart_alpha")),
+        *(pytest.param(name, 64, 8, marks=pytest.mark.slow) for name in ("ldm_church", "dit_xl_256", "pixart_alpha")),
     ],
 )
 def test_the_model_decides(name: str, sampling: int, learning: int) -> None:
@@ -78,7 +78,7 @@ def test_numbers_that_are_named_stay() -> None:
 
 def test_what_is_chosen_has_the_key_of_its_number(cell_of: CellOf) -> None:
     rows = ("calib.rows=10", "recon.heldout=4", "method=qdiffusion")
-    by_itself, named = cell_of(*rows, *AUTO), cell_of(*rows, f"{SAMPLING}=64", f"{LEARNING}=16")
+    by_itself, named = cell_of(*rows, *AUTO), cell_of(*rows, f"{SAMPLING}=64", f"{LEARNING}=8")
     assert by_itself.config == named.config
     assert by_itself.keys == named.keys
 
@@ -105,7 +105,7 @@ def test_the_rows_at_once_are_said(cell_of: CellOf, capsys: pytest.CaptureFixtur
     say_settings(cells[:1])
     assert "\nbatch    sampling.batch=64\n" in capsys.readouterr().out
     say_settings(cells)
-    assert "\nbatch    sampling.batch=8,64 recon.batch=2,4,16\n" in capsys.readouterr().out
+    assert "\nbatch    sampling.batch=8,64 recon.batch=2,4,8\n" in capsys.readouterr().out
 
 
 def test_a_number_beside_what_stands_for_it_is_no_axis(qdexp: Command) -> None:
@@ -117,5 +117,5 @@ def test_a_network_that_cannot_be_traced_has_those_of_small_ones(qdexp: Command)
     network = ("~model.network", f"+model.network={{_target_: {__name__}.Choosy}}", "model.weights=random", "protocol=quick")
     code, out, _ = qdexp("-m", "hydra.launcher.dry=true", "method=fp,qdiffusion", "calib.rows=10", *network, *AUTO)
     assert code == 0
-    assert "\nbatch    sampling.batch=64 recon.batch=16, as of small models: the network cannot run on shapes alone\n" in out
+    assert "\nbatch    sampling.batch=64 recon.batch=8, as of small models: the network cannot run on shapes alone\n" in out
     assert "not traced: its passes: model.network: it cannot run on shapes alone" in out

@@ -16,6 +16,7 @@ from qdexp import code, methods
 from qdexp.cell import Cell
 from qdexp.config.checks import checked
 from qdexp.errors import UserError
+from qdexp.footprint.batches import LEARNING, MOST
 from qdexp.methods import recipe
 from qdexp.methods.base import Step
 from qdexp.paths import conf_folder
@@ -93,8 +94,12 @@ def test_every_step_has_a_docstring_and_defaults_that_are_possible(kind: type[St
 def test_the_defaults_of_what_learns_are_those_of_the_fast_recipe(cell_of: CellOf) -> None:
     fast: Any = OmegaConf.load(conf_folder() / "recon" / "fast.yaml")
     for kind, part in ((methods.AdaRound, fast.weights), (methods.LearnScales, fast.scales)):
-        step, shared = kind(), {name: fast[name] for name in ("batch", "heldout", "precision", "compile")}
-        assert {name: getattr(step, name) for name in (*part, *shared)} == {**part, **shared}
+        step, shared = kind(), {name: fast[name] for name in ("heldout", "precision", "compile")}
+        assert step.batch == MOST[LEARNING]
+        told = {**part, **shared}
+        if kind is methods.LearnScales:
+            assert told.pop("iterations") == 0, "who names the step wants it"
+        assert {name: getattr(step, name) for name in told} == told
 
 
 def slots(cell: Cell) -> list[str]:
@@ -112,6 +117,7 @@ def slots(cell: Cell) -> list[str]:
         (["method=qdiffusion", "quant=w4a32"], ["split", "weights"]),
         (["method=qdiffusion", "quant=w32a8"], ["split", "act", "scales"]),
         (["method=qdiffusion", "quantizer.steps.scales=null"], ["split", "weights", "act"]),
+        (["method=qdiffusion", "recon.scales.iterations=0"], ["split", "weights", "act"]),
         (["method=qdiffusion", "quantizer.steps.split.scope=off"], ["weights", "act", "scales"]),
         (
             ["method=ptq", "quantizer.steps.scales={_target_: qdexp.methods.LearnScales, heldout: 4}"],

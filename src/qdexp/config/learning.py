@@ -22,7 +22,7 @@ class Learning(BlockWise):
     """``batch``: rows of an iteration. ``precision``: what iterations compute in, and keep the rows in that they learn from.
     ``compile``: whether torch.compile translates each kind of block for them."""
 
-    batch: Positive = 4
+    batch: Positive = 8
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 
@@ -67,9 +67,9 @@ class WeightLearning(WeightOptions, Iterations):
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
     """The iterations are on log s, their rate falling to 0 as a cosine; the loss is the sum of |error|^``power`` over that of
-    |target|^``power``."""
+    |target|^``power``. 0 ``iterations``: nothing is learned, and the step is left out."""
 
-    iterations: Positive = 50
+    iterations: Annotated[int, Ge(0)] = 50
     rate: Annotated[float, Gt(0), Finite] = 0.01
     power: Annotated[float, Ge(1), Finite] = 2.0
 

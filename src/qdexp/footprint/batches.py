@@ -12,7 +12,7 @@ from qdexp.footprint import passes
 from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.models.describe import per_architecture
 
-MOST = {SAMPLING: 64, LEARNING: 16}
+MOST = {SAMPLING: 64, LEARNING: 8}
 """Rows of small networks, and of those that cannot be traced. What is embedded was measured with them."""
 ROOM = 8e9
 """Bytes of a pass, and of a training step: beside both networks of Stable Diffusion, another 8 GB, a card of 24 GB has them."""

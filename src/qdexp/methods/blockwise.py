@@ -81,8 +81,9 @@ class LearnScales(ScaleLearning, Step):
     needs: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
 
     def applies(self, quant: Quant) -> bool:
-        """It is left out where a format computes all of its scales at the call."""
-        return super().applies(quant) and (quant.keeps_grids or quant.act.granularity == "per_tensor")
+        """It is left out where nothing is learned, and where a format computes all of its scales at the call."""
+        kept = quant.keeps_grids or quant.act.granularity == "per_tensor"
+        return self.iterations > 0 and super().applies(quant) and kept
 
     def check(self, config: Config) -> None:
         if not config.quant.keeps_grids:

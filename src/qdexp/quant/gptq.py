@@ -27,7 +27,7 @@ DAMPING = 0.01
 """lambda, as a fraction of the mean of H's diagonal (the same paper, section 4, step 3)."""
 CHUNK = 128
 """Columns that are rounded before the error is carried on to the rest."""
-SAMPLES = 32
+SAMPLES = 64
 """Output values a column that moments are taken from, where a layer gives more."""
 ROWS = 256
 """The fewest rows that these are from, where there are more: rows differ more than neighbours in one do."""
