@@ -98,6 +98,7 @@ def test_learning_starts_from_the_weight_in_these_coordinates(branch: bool) -> N
 
 SMOOTH = "quantizer.steps.smooth={_target_: qdexp.methods.Smooth}"
 ROTATE = "quantizer.steps.rotate={_target_: qdexp.methods.Rotate, size: 4}"
+BRANCH = "quantizer.steps.low_rank={_target_: qdexp.methods.LowRank, rank: 2, rounds: 2}"
 GROUPS = ("quant.act.time=groups", "quant.act.groups=2")
 
 
@@ -106,7 +107,7 @@ GROUPS = ("quant.act.time=groups", "quant.act.groups=2")
     [
         (["method=smoothquant"], ["smooth", "weights", "act"]),
         (["method=rotation", *GROUPS], ["rotate", "weights", "act", "timestep_scales"]),
-        (["method=qdiffusion", SMOOTH, ROTATE], ["split", "smooth", "rotate", "weights", "act", "scales"]),
+        (["method=qdiffusion", SMOOTH, ROTATE, BRANCH], ["split", "smooth", "rotate", "low_rank", "weights", "act", "scales"]),
     ],
 )  # fmt: skip
 def test_a_cell_of_each(cell_of: CellOf, arguments: list[str], steps: list[str]) -> None:
