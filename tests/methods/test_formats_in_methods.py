@@ -42,6 +42,14 @@ def test_the_whole_method_with_groups(cell_of: CellOf, choice: str) -> None:
     assert record["metrics"]["size_nominal_mb"] < record["metrics"]["size_stored_mb"]
 
 
+@pytest.mark.parametrize("choice", ["int4_g16", "w4a4"])
+def test_all_steps_together(cell_of: CellOf, choice: str) -> None:
+    """Weights that learn beside branches, in attention too, for inputs that are quantized before."""
+    cell = cell_of("method=combined", f"quant={choice}", "quantizer.steps.low_rank={rank: 2, rounds: 2}", *WIDE)
+    assert list(cell.run()["reconstruction"]["weights"])
+    assert [one.slot for one in cell.steps] == ["smooth", "low_rank", "act", "weights"]
+
+
 def test_another_format_of_activations_shares_the_weights(cell_of: CellOf) -> None:
     keys = [cell_of("method=timestep_aware", f"quant={choice}").keys for choice in ("int4_g64", "w4a16", "w4a8_g64", "w4a4")]
     assert len({each["weights"] for each in keys[:3]}) == 1

@@ -54,7 +54,7 @@ def test_blocks_that_do_not_run_in_one_order_are_refused_in_one_line(tmp_path: P
             return {"sample": self.last(y)}
 
     torch.manual_seed(0)
-    early, late = ((x, torch.full((4,), t), named) for (x, _, named), t in ((rows(4), 100.0), (rows(4), 900.0)))
+    early, late = ((x, torch.full((8,), t), named) for (x, _, named), t in ((rows(8), 100.0), (rows(8), 900.0)))
     one = pair(Turning(by_hand).eval(), [early, late], 3, 8)
     with pytest.raises(
         UserError, match=r"^model\.network: it never calls blocks\.1 as a module, or not with every batch"

@@ -51,7 +51,8 @@ class LowRank(Exact):
 
     def product(self) -> Tensor:
         """U V, of the weight's shape, float32."""
-        return (self.up @ self.down.flatten(1)).view(-1, *self.down.shape[1:])
+        product = F.linear(self.up, self.down.flatten(1).mT)  # not @: an attention would take it for one of its own products
+        return product.view(-1, *self.down.shape[1:])
 
     def forward(self, x: Tensor, layer: Any) -> Tensor:
         """What it adds to the layer's output, for the input in the layer's coordinates."""
