@@ -100,7 +100,7 @@ def test_help_that_nobody_reads_to_its_end_ends_without_a_word(module: str) -> N
 
 
 MISTAKES = {
-    "quant=w9a9": ["quant=w9a9", "there are w32a8, "],
+    "quant=w9a9": ["quant=w9a9", "there are fp8, "],
     "model=unknown": ["model=unknown", "tiny"],
     "method=qdifusion": ["method=qdifusion", "did you mean qdiffusion?"],
     "quant.weight_bits=99": ["quant.weight_bits=99", "2, 3, 4, 5, 6, 7, 8 or 32"],

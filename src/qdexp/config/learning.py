@@ -81,9 +81,11 @@ class ScaleLearning(ScaleOptions, Iterations):
 
 @dataclass(frozen=True, kw_only=True)
 class Recon(Learning):
-    """What the steps that learn block by block take for their options where nothing else is said."""
+    """What the steps that learn block by block take for their options where nothing else is said. ``range_p``: the power of the
+    errors for which they have activation ranges searched."""
 
     name: Name
-    batch: Batch = 16
+    batch: Batch = 8
+    range_p: Annotated[float, Gt(0), Finite] = 2.0
     weights: WeightOptions
     scales: ScaleOptions
