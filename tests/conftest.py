@@ -54,6 +54,7 @@ def tiny_unet() -> UNet2DModel:
         return UNet2DModel(**{key: value for key, value in TINY_UNET.items() if key != "_target_"}).eval()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marker in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves out what needs a GPU, where there is none; keeps the tests of a folder in one process of pytest-xdist, since they
     share what is made once: cells that were run, a Slurm cluster."""

@@ -94,7 +94,7 @@ def test_imports_are_followed_late_ones_too_but_not_those_of_a_type_checker(foll
     found = code.reached("followed.start")
     assert found.keys() == {
         *("followed", "followed.start", "followed.near", "followed.untyped", "followed.deep", "followed.deep.far"),
-        *("qdexp.quant.affine", "qdexp.quant.scheme"),
+        *(f"qdexp.quant.{name}" for name in ("affine", "floats", "granularity", "scales", "scheme")),
         "profile",  # called like one of Python's library
     }
     assert code.reached("followed.start", stop=lambda name: name == "followed.near").keys() == found.keys() - {"followed.near"}

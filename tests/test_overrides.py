@@ -105,7 +105,7 @@ MISTAKES = {
     "-m seed=0, method=ptq": "seed=0,: ends in a comma; leave it out: seed=0",
     "w8a8": "w8a8: name its axis too: quant=w8a8",
     "none": "none: name its axis too: quantizer=none or tracker=none",
-    "quant": "quant: give a choice, quant=NAME; there are w32a8, w3a8, ",
+    "quant": "quant: give a choice, quant=NAME; there are fp8, fp8_block128, ",
     "W8A9": "W8A9: is no option, did you mean quant=w8a8?; give KEY=VALUE, ",
     "'' seed=1": "'': is no option; give KEY=VALUE, ",
     "=x": "=x: is no option; give KEY=VALUE, ",

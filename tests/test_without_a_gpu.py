@@ -19,6 +19,7 @@ from benchmarks.memory import learned_networks, numbers
 from qdexp import lightning, machine, meter
 from qdexp.cell import Cell
 from qdexp.config import BlockWise, Model, ScaleLearning, WeightLearning
+from qdexp.errors import UserError
 from qdexp.footprint import walks
 from qdexp.footprint.passes import batch_of
 from qdexp.quant import MinMax, Scheme
@@ -139,7 +140,7 @@ def test_iterations_of_learning_wait_for_nothing(architecture: Model, kind: str,
 
 @pytest.mark.parametrize("architecture", ["tiny"], indirect=True)
 def test_learning_that_waits_is_found_out(architecture: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="item"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"item\(\) cannot be called"):
         relative = learning.relative
         patch.setattr(learning, "relative", lambda error, target: relative(error, target) if target.item() > 0 else error)
         walks.walked(architecture, walks.SCALES, 3, "nearest")

@@ -325,7 +325,10 @@ BAD = {
         ["quantizer.steps.mine={_target_: qdexp.methods.Step, before: act}"],
         ["methods.Step: name a subclass of qdexp.methods.Step that can be made"],
     ),
-    "a slot moved to where it cannot be": (["quantizer.steps.weights.before=split"], ["steps.split", "before: weights"]),
+    "a slot moved to where it cannot be": (
+        ["method=qdiffusion", "quantizer.steps.weights.before=split"],
+        ["steps.split", "before: weights"],
+    ),
     "no steps at all": (["quantizer.steps=null"], ["quantizer.steps"]),
     "an old name": (["quantizer.weight.range.p=2"], ["quantizer.steps.weights.range.p"]),
     "an old name of the grid": (["quantizer.act.symmetric=true"], ["quant.act.symmetric"]),

@@ -362,7 +362,7 @@ def test_gptq_and_range_search_lose_less(name: str) -> None:
     def error(codes: Tensor) -> Tensor:
         return (x @ (dequantize(codes, qparams, scheme) - weight).mT).square().sum()
 
-    found = gptq(weight, qparams, scheme, moments, 0 * moments)
+    found = gptq(weight, qparams, scheme, moments, torch.zeros(1, *weight.shape))
     assert found.dtype == scheme.dtype
     assert error(found) < 0.7 * error(quantize(weight, qparams, scheme))
     searched = grid(*estimate(weight, scheme, NormSearch(p=2)), scheme)

@@ -21,9 +21,10 @@ from qdexp.sweep.status import DONE, Status
 
 CellOf = Callable[..., Cell]
 OPTIONS = ("method=timestep_aware", "protocol.n=10", "protocol.heldout=2", "protocol.steps=2", "calib.timesteps=2")
-REFACTORED = ("quant/affine.py", "    scale = width / levels\n", "    step = width / levels\n    scale = step\n")
+WIDTH = "        scale = scales.rounded((hi - lo) / (scheme.qmax - scheme.qmin), scheme.scale)\n"
+REFACTORED = ("quant/affine.py", WIDTH, "        width = hi - lo\n" + WIDTH.replace("(hi - lo)", "width"))
 LEARNING = ("nn.Parameter(torch.logit(", "nn.Parameter(-torch.logit(")
-CHANGED = ("quant/affine.py", "/ levels\n", "/ (levels + 0.5)\n")
+CHANGED = ("quant/affine.py", WIDTH, WIDTH.replace("scheme.qmin)", "scheme.qmin + 0.5)"))
 
 
 @pytest.fixture

@@ -116,8 +116,9 @@ def plan_bits(
 
 def first_and_last(network: nn.Module, order: Sequence[str]) -> tuple[str, ...]:
     """Of layers in execution order: the first convolution, or else the first layer, and the last layer."""
-    first = next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), *order[:1])
-    return (first, order[-1]) if order else ()
+    if not order:
+        return ()
+    return next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), order[0]), order[-1]
 
 
 def _why_unmatched(network: nn.Module, pattern: str, order: Sequence[str]) -> str:
