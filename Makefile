@@ -1,9 +1,9 @@
 # The two commands of a new checkout. Everything else is `python -m qdexp`.
 PYTHON ?= python3
 VENV ?= .venv
-# Processes that run tests: each computes with one thread.
+# Processes that run tests, a file each: they compute with one thread.
 WORKERS ?= 2
-TEST = pytest -n $(WORKERS) --dist loadgroup
+TEST = pytest -n $(WORKERS) --dist loadfile
 RUN = $(VENV)/bin/python -m
 
 .PHONY: install demo test slow bench

@@ -54,15 +54,12 @@ def tiny_unet() -> UNet2DModel:
         return UNet2DModel(**{key: value for key, value in TINY_UNET.items() if key != "_target_"}).eval()
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marker in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out what needs a GPU, where there is none; keeps the tests of a folder in one process of pytest-xdist, since they
-    share what is made once: cells that were run, a Slurm cluster."""
-    here = Path(__file__).parent
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(here).parts[0]))
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a GPU; torch sees none here"))
+    """Leaves out what needs a GPU, where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU; torch sees none here"))
 
 
 @pytest.fixture(autouse=True)

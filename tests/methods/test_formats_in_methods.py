@@ -26,6 +26,7 @@ def test_scales_are_learned_where_there_are_any_beforehand(cell_of: CellOf, choi
     assert ("act" in stages) == (choice != "w4a16")
 
 
+@pytest.mark.slow  # 20 s each
 @pytest.mark.parametrize("choice", ["int4_g16", "nvfp4"])
 def test_the_whole_method_with_groups(cell_of: CellOf, choice: str) -> None:
     """GPTQ's start, learned rounding and split shortcuts in groups; the scales of the static grids alone are learned."""
@@ -42,6 +43,7 @@ def test_the_whole_method_with_groups(cell_of: CellOf, choice: str) -> None:
     assert record["metrics"]["size_nominal_mb"] < record["metrics"]["size_stored_mb"]
 
 
+@pytest.mark.slow  # 20 s each
 @pytest.mark.parametrize("choice", ["int4_g16", "w4a4"])
 def test_all_steps_together(cell_of: CellOf, choice: str) -> None:
     """Weights that learn beside branches, in attention too, for inputs that are quantized before."""

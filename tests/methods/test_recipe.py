@@ -326,7 +326,7 @@ BAD = {
         ["methods.Step: name a subclass of qdexp.methods.Step that can be made"],
     ),
     "a slot moved to where it cannot be": (
-        ["method=qdiffusion", "quantizer.steps.weights.before=split"],
+        ["quantizer.steps.split.scope=skip", "quantizer.steps.weights.before=split"],
         ["steps.split", "before: weights"],
     ),
     "no steps at all": (["quantizer.steps=null"], ["quantizer.steps"]),
