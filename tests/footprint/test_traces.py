@@ -115,4 +115,4 @@ def test_rows_of_a_walk(tmp_path: Path) -> None:
         with Live("cpu") as live:  # stand-ins for rows are on the meta device
             Walk(network, full, walks.blocks(model), options, 0, folder).learn_weights(batches)
         peaks.append(live.peak)
-    assert walks.walked(model, WEIGHTS, batch, "nearest").row == pytest.approx((peaks[1] - peaks[0]) / rows, rel=0.15)
+    assert 1 <= walks.walked(model, WEIGHTS, batch, "nearest").row * rows / (peaks[1] - peaks[0]) <= 1.2
