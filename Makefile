@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST = pytest -n $(WORKERS) --dist loadfile
 RUN = $(VENV)/bin/python -m
 
-.PHONY: install demo test slow bench
+.PHONY: install demo test slow bench docs
 
 install: $(VENV)/installed
 
@@ -31,3 +31,7 @@ slow: install
 # One thread, so that the ratios of CPU times hold on a machine that does other things too.
 bench: install
 	OMP_NUM_THREADS=1 $(RUN) benchmarks
+
+docs: install
+	$(RUN) sphinx --builder html --fail-on-warning --quiet docs docs/_build
+	@echo docs/_build/index.html
