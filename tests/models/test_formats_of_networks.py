@@ -18,12 +18,13 @@ from qdexp.config import Config, Quant
 from qdexp.models import checkpoint
 from qdexp.paths import conf_folder
 from qdexp.quant import MinMax, PerChannel, PerGroup, PerTensor, convert, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.formats import ActFormat, WeightFormat
 from qdexp.quant.granularity import whole
-from qdexp.quant.layers import ActivationQuantizer, to_quantized
+from qdexp.quant.layers import to_quantized
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode, split
 from qdexp.quant.packed import group_bytes, schemes_of
 from qdexp.quant.shortcuts import chosen_sizes

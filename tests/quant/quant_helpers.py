@@ -6,11 +6,24 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from qdexp.quant import NormSearch, Scheme, convert, observe_activations, plan_bits, quantize_weights
+from qdexp.quant import (
+    MinMax,
+    NormSearch,
+    QParams,
+    RangeEstimator,
+    Scheme,
+    convert,
+    observe_activations,
+    plan_bits,
+    qparams_from_range,
+    quantize_weights,
+)
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.network import split
+from qdexp.quant.ranges import estimate
 from qdexp.quant.shortcuts import chosen_sizes
 
 
@@ -81,3 +94,20 @@ def quantized(network: nn.Module, weight_bits: int, act_bits: int, layers: Any =
 def output(network: nn.Module, rows: int = 4) -> Tensor:
     x: Tensor = network(*batches(rows, 1)[0])[0]
     return x
+
+
+def qparams_of(x: Tensor, scheme: Scheme) -> QParams:
+    """The grid from end to end of a tensor."""
+    return qparams_from_range(*estimate(x, scheme, MinMax()), scheme)
+
+
+def observed(scheme: Scheme, estimator: RangeEstimator, parts: list[Tensor]) -> ActivationQuantizer:
+    """A quantizer that has seen these parts of a tensor, and rounds."""
+    quantizer = ActivationQuantizer(scheme)
+    observer = quantizer.start(estimator)
+    for _ in range(observer.passes):
+        for part in parts:
+            quantizer(part)
+        observer.end_pass()
+    quantizer.finish()
+    return quantizer

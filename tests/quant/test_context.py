@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from qdexp.errors import UserError
 from qdexp.quant import MinMax, Scheme, convert, observe_activations, plan_bits
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.blocks import Batch, call, first_row, outputs, run
 from qdexp.quant.cache import Budgets, RowCache
 from qdexp.quant.context import UNKNOWN, CallContext, CallState, contexts, knowing, share, spread
-from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.scheme import Time, TimeGroups
 from qdexp.quant.streams import streaming
 from qdexp.quant.timegroups import set_time

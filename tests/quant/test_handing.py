@@ -16,10 +16,11 @@ from unseen import sd3
 
 from qdexp.errors import UserError
 from qdexp.quant import MinMax, NormSearch, PerTensor, Scheme, Split, convert, observe_activations, plan_bits, quantize_weights
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import call, first_row
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer
+from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
 from qdexp.quant.scheme import TimeGroups
 from qdexp.quant.timegroups import set_time

@@ -2,23 +2,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from quant_helpers import observed, qparams_of
+from torch import nn
 
 from qdexp.quant import (
     MinMax,
-    NormSearch,
     PerChannel,
     PerTensor,
-    QParams,
-    RangeEstimator,
     Scheme,
     Split,
     fake_quantize,
-    qparams_from_range,
 )
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.affine import quantize as nearest
-from qdexp.quant.layers import ActivationQuantizer, to_quantized
-from qdexp.quant.ranges import estimate
+from qdexp.quant.layers import to_quantized
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 LAYERS: dict[str, tuple[Callable[[], Layer], tuple[int, ...]]] = {
@@ -27,10 +24,6 @@ LAYERS: dict[str, tuple[Callable[[], Layer], tuple[int, ...]]] = {
     "reflect": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 5, 5)),
     "linear": (lambda: nn.Linear(4, 6), (2, 3, 4)),
 }
-
-
-def qparams_of(weight: Tensor, scheme: Scheme) -> QParams:
-    return qparams_from_range(*estimate(weight, scheme, MinMax()), scheme)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -80,42 +73,6 @@ def test_class_hooks_memory_format_and_state() -> None:
     assert [name for name, _ in quantized.named_parameters()] == ["bias"]
 
 
-def test_observation_passes_values_through_and_then_rounds() -> None:
-    quantizer, x = ActivationQuantizer(Scheme(2)), torch.randn(2, 5)
-    assert torch.equal(quantizer(x), x)
-    stream = quantizer.start(MinMax())
-    assert torch.equal(quantizer(x[:1]), x[:1])
-    assert torch.equal(quantizer(x[1:]), x[1:])
-    stream.end_pass()
-    quantizer.finish()
-    assert torch.equal(quantizer(x), fake_quantize(x, qparams_of(x, Scheme(2)), Scheme(2)))
-    assert quantizer(x).unique().numel() <= 4
-
-
-def observed(scheme: Scheme, estimator: RangeEstimator, parts: list[Tensor]) -> ActivationQuantizer:
-    quantizer = ActivationQuantizer(scheme)
-    observer = quantizer.start(estimator)
-    for _ in range(observer.passes):
-        for part in parts:
-            quantizer(part)
-        observer.end_pass()
-    quantizer.finish()
-    return quantizer
-
-
-@pytest.mark.parametrize("estimator", [MinMax(), NormSearch()])
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("sizes", [(3, 5), (2, 1, 5)])
-def test_the_parts_of_a_split_input_are_quantized_as_if_alone(
-    estimator: RangeEstimator, symmetric: bool, sizes: tuple[int, ...]
-) -> None:
-    x = torch.randn(6, 8, 5, 5) * torch.logspace(-2, 2, 8).view(8, 1, 1)
-    split = observed(Scheme(6, Split(sizes), symmetric), estimator, list(x.split(2)))
-    assert split.scale.shape == split.zero_point.shape == (len(sizes),)
-    alone = [observed(Scheme(6, symmetric=symmetric), estimator, list(part.split(2)))(part) for part in x.split(sizes, dim=1)]
-    assert torch.equal(split(x), torch.cat(alone, dim=1))
-
-
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel()])
 def test_a_bimodal_input_loses_far_less_in_parts(granularity: PerTensor | PerChannel) -> None:
     gain, sizes = 64, (10, 6)
@@ -140,24 +97,3 @@ def test_a_bimodal_input_loses_far_less_in_parts(granularity: PerTensor | PerCha
 
     for bits in ((32, 8), (4, 32), (4, 8)):
         assert error(bits, split=True) < 0.25 * error(bits, split=False)
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_fixed_range_needs_no_observation(bits: int) -> None:
-    quantizer = ActivationQuantizer(Scheme(bits), fixed_range=(0.0, 1.0))
-    quantizer.mode = "on"
-    x = torch.rand(1000)
-    assert quantizer.zero_point.item() == 0
-    assert torch.allclose(quantizer(x), torch.round(x * (2**bits - 1)) / (2**bits - 1), atol=1e-6)
-
-
-def test_gradients_pass_through_a_grid_that_is_not_learned() -> None:
-    """Such as the softmax's: what comes before it may be learned."""
-    quantizer = ActivationQuantizer(Scheme(8), fixed_range=(0.0, 1.0))
-    quantizer.mode = "on"
-    x = torch.tensor([-0.3, 0.2, 0.7, 1.4], requires_grad=True)
-    y = quantizer(x)
-    assert torch.equal(y, quantizer(x.detach()))
-    y.sum().backward()
-    assert x.grad is not None
-    assert x.grad.tolist() == [0, 1, 1, 0]

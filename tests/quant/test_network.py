@@ -27,10 +27,10 @@ from qdexp.quant import (
     qparams_from_range,
     quantize_weights,
 )
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.adapter import Adapter
 from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import first_row
-from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.network import activation_quantizers, quantized_layers, set_activation_mode
 from qdexp.quant.ranges import estimate
 

@@ -21,10 +21,11 @@ from qdexp.quant import (
     observe_activations,
     qparams_from_range,
 )
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.affine import qparams_of_rows
 from qdexp.quant.context import CallState
 from qdexp.quant.coverage import known_bits
-from qdexp.quant.layers import ActivationQuantizer, to_quantized
+from qdexp.quant.layers import to_quantized
 from qdexp.quant.macs import count
 from qdexp.quant.network import activation_quantizers
 from qdexp.quant.scheme import Granularity, PerTensor, TimeGroups

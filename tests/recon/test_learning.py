@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from qdexp import lightning
 from qdexp.quant import NormSearch, PerChannel, QParams, Scheme, Split, fake_quantize, qparams_from_range
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.affine import quantize as nearest
 from qdexp.quant.blocks import Rows
-from qdexp.quant.layers import ActivationQuantizer, to_quantized
+from qdexp.quant.layers import to_quantized
 from qdexp.quant.network import activation_quantizers, observe_activations, quantized_layers
 from qdexp.quant.ranges import MinMax, estimate
 from qdexp.quant.streams import streaming

@@ -24,8 +24,8 @@ from qdexp.live import Live, own_bytes
 from qdexp.models.conditions import Condition, example_condition
 from qdexp.models.describe import describe, per_architecture
 from qdexp.models.first_stage import Decoder
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.blocks import Batch
-from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.network import set_activation_mode
 from qdexp.quant.ranges import Observer, RangeEstimator
 from qdexp.quant.scheme import PerTensor, Scheme

@@ -22,8 +22,9 @@ from qdexp.methods.base import Work
 from qdexp.methods.layerwise import LayerWise, quantized_at_all, run_all, watching
 from qdexp.methods.observe import give_activations_grids
 from qdexp.methods.weights import give_weights_grids
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.blocks import Batch
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, arithmetic
+from qdexp.quant.layers import QuantizedLayer, arithmetic
 from qdexp.quant.low_rank import approximated, largest_rank
 from qdexp.quant.nearest import nearest, spanning
 from qdexp.quant.network import LayerBits

@@ -24,11 +24,12 @@ from qdexp import entries, files
 from qdexp.errors import UserError
 from qdexp.folding import fold
 from qdexp.models import architecture as architectures
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.attention import QuantizedSite, quantize_attention, quantized_sites
 from qdexp.quant.context import share
 from qdexp.quant.formats import FLOAT, along, input_axis
 from qdexp.quant.granularity import PerGroup, PerTensor, Split, whole
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, is_whole, to_quantized
+from qdexp.quant.layers import QuantizedLayer, is_whole, to_quantized
 from qdexp.quant.low_rank import LowRank, largest_rank
 from qdexp.quant.network import quantized_layers
 from qdexp.quant.packed import WEIGHT, fill, packed_tensors, weights

@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.blocks import Batch, call
-from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.transforms import Rotation
 
 aten = torch.ops.aten

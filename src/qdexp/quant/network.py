@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.errors import UserError
+from qdexp.quant.activations import ActivationQuantizer, Mode
 from qdexp.quant.affine import QParams, dequantize, qparams_from_range
 from qdexp.quant.attention import Site, quantize_attention
 from qdexp.quant.blocks import Batch, call
 from qdexp.quant.formats import FLOAT, ActFormat, WeightFormat, input_axis
-from qdexp.quant.layers import ActivationQuantizer, Mode, QuantizedLayer, is_plain, kind_of, to_quantized
+from qdexp.quant.layers import QuantizedLayer, is_plain, kind_of, to_quantized
 from qdexp.quant.ranges import RangeEstimator, estimate
 from qdexp.quant.scheme import Scheme
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qdexp.quant.activations import elementwise, quantizer_or_identity
 from qdexp.quant.formats import along
-from qdexp.quant.layers import elementwise, quantizer_or_identity
 from qdexp.quant.scheme import Scheme
 
 FUSED = F.scaled_dot_product_attention

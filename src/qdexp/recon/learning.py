@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.config.learning import ScaleLearning, WeightLearning
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.adaround import SoftRounding, undecided
 from qdexp.quant.ahead import Reader, each
 from qdexp.quant.blocks import Call, Rows, run
 from qdexp.quant.context import CallState, knowing
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer
+from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.stored import Stored
 from qdexp.recon.inner import Run
 
