@@ -13,6 +13,7 @@ COMMANDS = {
     "models": ("qdexp.models", "what a model is made of and what it costs"),
     "reference": ("qdexp.metrics.build", "statistics of real images, for FID"),
     "schema": ("qdexp.config", "all options as a JSON schema"),
+    "doctor": ("qdexp.doctor", "what this machine can run: memory, disk, GPUs, backends, packages, Slurm"),
     "wandb": ("qdexp.wandb", "check and send offline W&B runs"),
 }
 

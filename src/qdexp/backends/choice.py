@@ -37,11 +37,15 @@ def named(backend: str | Backend) -> Backend:
     """One of our backends by its name, or one that was made already. Raises UserError where it is neither."""
     if isinstance(backend, Backend):
         return backend
-    ours = {path.stem: path for path in sorted((conf_folder() / OPTION).glob("*.yaml"))}
-    if backend not in ours:
-        raise UserError(f"backend={backend}: there is no such backend; there are {', '.join(ours)}, and instances of "
+    if backend not in names():
+        raise UserError(f"backend={backend}: there is no such backend; there are {', '.join(names())}, and instances of "
                         f"subclasses of {backends.__name__}.{Backend.__name__}")  # fmt: skip
-    return _made(OmegaConf.to_container(OmegaConf.load(ours[backend])))
+    return _made(OmegaConf.to_container(OmegaConf.load(conf_folder() / OPTION / f"{backend}.yaml")))
+
+
+def names() -> list[str]:
+    """Those of our backends."""
+    return sorted(path.stem for path in (conf_folder() / OPTION).glob("*.yaml"))
 
 
 def _made(node: Any) -> Backend:
