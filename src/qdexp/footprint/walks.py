@@ -60,14 +60,13 @@ def walked(model: Model, kind: str, batch: int, start: str | None) -> Walked:
     own, paired = blocks(model), kind == WEIGHTS and start != "nearest"
     row, step = 0, 0
     seen: dict[object, int] = {}
-    with tracing() as live, torch.no_grad(), streaming(network, list(own), [batch_of(network, model, batch)]) as stream:
+    rows = batch_of(network, model, batch)
+    with tracing() as live, torch.no_grad(), streaming(network, list(own), [rows]) as stream:
         for name, has_rows in own.items():
             held, calls = live.now, stream.calls
-            joined = sum(leaf.nbytes for leaf in pytree.tree_leaves(calls) if isinstance(leaf, Tensor))
+            joined = _bytes_of_rows(calls[0], has_rows)
             (outputs,) = stream.advance()
             given = sum(one.nbytes for one in outputs)
-            gone_on = max(held, live.now - given)  # the full-precision passes, which are ahead
-            row = max(row, held + gone_on + (2 if paired else 1) * joined + 2 * given)
             if start is not None:
                 looks = _looks(network.get_submodule(name), calls[0], outputs)
                 if looks not in seen:
@@ -75,7 +74,16 @@ def walked(model: Model, kind: str, batch: int, start: str | None) -> Walked:
                     seen[looks] = step_bytes(kind, start, block, original, Rows(calls, has_rows, [batch]), outputs)
                 step = max(step, seen[looks])
             del calls, outputs  # of the next block they are no part
+            gone_on = live.now
+            # the full-precision passes go on first: what they leave is joined, beside what the quantized ones still hold
+            row = max(row, held + max(held, gone_on + joined + 2 * given) + (joined if paired else 0))
     return Walked(row // batch, step, max(map(_second_order, _layers(network)), default=0) if paired else 0)
+
+
+def _bytes_of_rows(call: Call, has_rows: Sequence[bool]) -> int:
+    """Of what a block is called with for each row, as they are joined."""
+    leaves = zip(pytree.tree_leaves(call), has_rows, strict=True)
+    return sum(leaf.nbytes for leaf, joined in leaves if joined)
 
 
 @per_architecture
