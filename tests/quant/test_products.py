@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -11,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from qdexp.quant import Scheme, products
 from qdexp.quant.affine import qparams_from_range
+from qdexp.quant.formats import ActFormat
 from qdexp.quant.network import activation_quantizers, set_activation_mode
 
 torch.manual_seed(0)
@@ -94,3 +96,21 @@ def test_a_grid_that_is_found_from_all_of_p_sees_all_of_it(time: Any, monkeypatc
     set_activation_mode(site, "observe" if time == "static" else "on")
     site.attend(*factors())
     assert seen == [(3, 2, 7, 5)]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(
+    "act", [ActFormat(4, "int", "per_group", 16, scale="bfloat16"), ActFormat(4, "e2m1", "per_group", 32, scale="e8m0"),
+            ActFormat(4, "e2m1", "per_group", 16, scale="e4m3")],
+    ids=["int4_g16", "mxfp4", "nvfp4"],
+)  # fmt: skip
+def test_tokens_that_a_group_does_not_divide_are_as_if_padded_with_zeros(act: ActFormat, symmetric: bool) -> None:
+    """As torchao does: the last of 49 tokens stands alone in its group."""
+    scheme = replace(act, time="dynamic", symmetric=symmetric or act.number != "int").scheme(4)
+    site = products.QuantizedAttention(scheme, Scheme(8), known=True)
+    set_activation_mode(site, "on")
+    value = torch.randn(2, 3, 49, 8)
+    found = site.value(value)
+    assert torch.equal(found, site.value(F.pad(value, (0, 0, 0, 15)))[:, :, :49])
+    last = (found - value)[:, :, 48:].norm() / value[:, :, 48:].norm()
+    assert last < (0.01 if act.number == "int" else 0.3)
