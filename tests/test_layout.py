@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qdexp.layout import Layout, is_entry, is_hidden, is_pruned, stage_and_key
+from qdexp.layout import Layout, another, is_entry, is_hidden, stage_and_key
 
 ENTRY = "samples-0123456789abcdef"
 OTHERS = {"store/ENTRY/manifest.json"}
@@ -25,7 +25,9 @@ def paths() -> set[str]:
         layout.error(ENTRY),
     }
     found |= {layout.entry(ENTRY), layout.work(ENTRY), layout.begun(ENTRY, "whole"), layout.costs(ENTRY, "1-of-2")}
-    found |= {layout.corrupt(ENTRY, 1), layout.pruned(ENTRY)}
+    moved = layout.moved("0123")
+    found |= {layout.corrupt(ENTRY, 1), moved, layout.returning(moved), layout.pruned(moved)}
+    found |= {another(layout.sweep("trial").cells), another(layout.sweep("trial").manifest)}
     folders = {folder for path in found for folder in path.parents}
     return {path.relative_to("out").as_posix() for path in found - folders}
 
@@ -40,9 +42,9 @@ def test_what_is_drawn_is_what_modules_ask_for(drawn: dict[str, re.Pattern[str]]
     assert not unused
 
 
-@pytest.mark.parametrize("place", ["entry", "work", "pruned", "corrupt"])
+@pytest.mark.parametrize("place", ["entry", "work", "corrupt"])
 def test_folders_of_the_store_are_told_apart(place: str) -> None:
     layout = Layout(Path("out"))
     folder = layout.corrupt(ENTRY, 1) if place == "corrupt" else getattr(layout, place)(ENTRY)
-    assert (is_entry(folder), is_hidden(folder), is_pruned(folder)) == (place == "entry", place != "entry", place == "pruned")
+    assert (is_entry(folder), is_hidden(folder)) == (place == "entry", place != "entry")
     assert place == "corrupt" or stage_and_key(folder.name)[1] == "0123456789abcdef"

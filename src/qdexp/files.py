@@ -1,21 +1,27 @@
 """Files that are whole or not there: written under another name, flushed, then renamed. And text that others wrote."""
 
 import codecs
+import contextlib
 import hashlib
 import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
 from qdexp.errors import UserError
+from qdexp.layout import another
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from pydantic import TypeAdapter
     from torch import Tensor
+
+_Kind = TypeVar("_Kind")
 
 PART = ".part-"
 """How the names of unfinished files begin."""
@@ -81,12 +87,48 @@ def write_text(path: Path, text: str) -> None:
     write(path, lambda part: part.write_text(text))
 
 
+def add_text(path: Path, text: str) -> None:
+    """Writes one of the files of the name ``path``, whole or not at all: ``path`` itself, or ``layout.another`` beside it.
+
+    What several processes tell under one name, at once and on file systems without locks, is so kept without loss: none
+    changes a file of another's, and whoever reads unites ``layout.files_of`` the name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = another(path)
+    write_text(own, text)
+    with contextlib.suppress(OSError):  # it is there already, or the file system knows no links
+        os.link(own, path)
+        own.unlink()
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises OSError, or ValueError where it is none, or nested deeper than can be read."""
     try:
         return json.loads(path.read_text())
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def read_as(path: Path, kind: type[_Kind]) -> _Kind:
+    """What a JSON file holds that somebody else may have written: a ``kind`` made of dataclasses, containers and plain values.
+
+    Raises OSError, or ValueError with one line where it is truncated, or anything else.
+    """
+    from pydantic import ValidationError  # the command line begins without
+
+    try:
+        return cast(_Kind, _adapter(cast(Hashable, kind)).validate_json(path.read_bytes(), strict=True))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from error
+
+
+@cache
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def read_arrays(path: Path, names: Collection[str], largest: int = 2**26) -> dict[str, "NDArray[Any]"]:

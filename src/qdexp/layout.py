@@ -10,14 +10,18 @@ store/
     .work-ENTRY/.begun-PART     this part of it was begun
     .work-ENTRY/.costs-PART     this part is finished, and what it has cost
     .corrupt-ENTRY-TIME/        on its way out, to be made again
-    .pruned-ENTRY/              on its way out
+    .pruning-ID/                entries that prune has moved, and nothing is decided yet
+    .returning-ID/              on their way back, since a sweep has begun meanwhile
+    .pruned-ID/                 on their way out
 sweeps/SWEEP/
     cells.json                  its cells and the entries that they need, written before the first one starts
+    cells-TIME-ID.json          the same of another run of it
     shells/SHELL                a process of this machine that runs it, which holds a lock on the file
     shells/.cancel-SHELL        it is asked to end
     table.md                    what the sweep ends with
     samples.png                 the first images of every cell
     manifest.json               of a submitted sweep: its cells and jobs, written before the first one starts
+    manifest-TIME-ID.json       the same of another run of it
     cells/KEY.json              the frozen config of each cell
     code/DIGEST/...             the code that its jobs run
 jobs/
@@ -31,12 +35,15 @@ wandb/...                       W&B runs
 .wandb-data/...                 W&B's own
 """
 
+import time
 from pathlib import Path
+from uuid import uuid4
 
 MANIFEST = "manifest.json"
 """The file of an entry that tells of the others; of a submitted sweep likewise."""
 _STORE, _CELLS = "store", "cells.json"
-_BEGUN, _COSTS, _PRUNED = ".begun-", ".costs-", ".pruned-"
+_BEGUN, _COSTS = ".begun-", ".costs-"
+_MOVED, _RETURNING, _PRUNED = ".pruning-", ".returning-", ".pruned-"
 
 
 class Layout:
@@ -80,18 +87,39 @@ class Layout:
     def corrupt(self, name: str, time: int) -> Path:
         return self.store / f".corrupt-{name}-{time}"
 
-    def pruned(self, name: str) -> Path:
-        return self.store / f"{_PRUNED}{name.lstrip('.')}"
+    def moved(self, prune: str) -> Path:
+        return self.store / f"{_MOVED}{prune}"
+
+    def returning(self, moved: Path) -> Path:
+        return self.store / moved.name.replace(_MOVED, _RETURNING, 1)
+
+    def pruned(self, moved: Path) -> Path:
+        return self.store / moved.name.replace(_MOVED, _PRUNED, 1)
+
+    def all_moved(self) -> list[Path]:
+        return list(self.store.glob(f"{_MOVED}*"))
+
+    def all_returning(self) -> list[Path]:
+        return list(self.store.glob(f"{_RETURNING}*"))
+
+    def all_pruned(self) -> list[Path]:
+        return list(self.store.glob(f"{_PRUNED}*"))
 
     def sweep(self, name: str) -> "Sweep":
         return Sweep(self.sweeps / name)
 
     def all_cells(self) -> list[Path]:
-        """The lists of all sweeps, the newest last."""
-        return sorted(self.sweeps.glob(f"*/{_CELLS}"), key=lambda path: path.stat().st_mtime_ns)
+        """The lists of all runs of all sweeps, the newest last."""
+        return self._of_sweeps(_CELLS)
 
     def all_manifests(self) -> list[Path]:
-        return list(self.sweeps.glob(f"*/{MANIFEST}"))
+        """Likewise."""
+        return self._of_sweeps(MANIFEST)
+
+    def _of_sweeps(self, name: str) -> list[Path]:
+        folders = self.sweeps.glob("*/")
+        found = [path for folder in folders for path in files_of(folder / name)]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
     def job(self, node: str) -> Path:
         return self.jobs / f"{node}.json"
@@ -134,6 +162,17 @@ class Sweep:
         return self.folder / "cells" / f"{cell}.json"
 
 
+def another(path: Path) -> Path:
+    """A name for one more file of the name ``path``, which no process of any machine has taken."""
+    return path.with_name(f"{path.stem}-{time.time_ns():016x}-{uuid4().hex[:12]}{path.suffix}")
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files of the name ``path`` (``files.add_text``), in the order in which they were written."""
+    first = [path] if path.exists() else []
+    return first + sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
+
+
 def entry_name(stage: str, key: str) -> str:
     """What the entry of a stage is called."""
     return f"{stage}-{key}"
@@ -148,11 +187,6 @@ def stage_and_key(entry: str) -> tuple[str, str]:
 def is_hidden(path: Path) -> bool:
     """Whether it is no result: in the making, or on its way out."""
     return path.name.startswith(".")
-
-
-def is_pruned(folder: Path) -> bool:
-    """Whether ``store prune`` was removing it."""
-    return folder.name.startswith(_PRUNED)
 
 
 def is_entry(folder: Path) -> bool:

@@ -70,7 +70,9 @@ def test_while_a_sweep_runs_the_report_says_what_is_missing(report: Report, stud
     done, waiting = study.records[:3], study.records[3]
     for record in done:
         (tmp_path / "records" / f"{record['cell']}.json").write_text(json.dumps(record))
-    (sweep / "cells.json").write_text(json.dumps({record["cell"]: {"label": record["cell"]} for record in [*done, waiting]}))
+    (sweep / "cells.json").write_text(
+        json.dumps({record["cell"]: {"label": record["cell"], "entries": []} for record in [*done, waiting]})
+    )
     printed = report("half", "--out", tmp_path, "--no-figures")
     assert f"without a record yet: 1: {waiting['cell']}" in printed
     assert waiting["cell"] in (tmp_path / "reports" / "half" / "index.html").read_text()
@@ -90,7 +92,7 @@ def test_what_cannot_be_made_is_told_before_anything_is_written(report: Report, 
 def test_a_torn_list_of_cells_is_named(report: Report, tmp_path: Path) -> None:
     (tmp_path / "sweeps" / "half").mkdir(parents=True)
     (tmp_path / "sweeps" / "half" / "cells.json").write_text('{"a": {"la')
-    with pytest.raises(UserError, match=r"cells\.json is truncated: delete it and run the sweep again"):
+    with pytest.raises(UserError, match=r"cells\.json is no list of cells \(.*\): delete it and run its sweep again"):
         report("half", "--out", tmp_path)
 
 

@@ -20,7 +20,7 @@ from qdexp.sweep.local import Local
 
 Command = Callable[..., tuple[int, str, str]]
 Executed = Callable[..., list[str]]
-PASSING = r"\.work-|/shells/|\.corrupt-|\.pruned-|jobs/\.lock|\.error\.|^reports/|^\.?wandb"
+PASSING = r"\.work-|/shells/|\.corrupt-|\.(pruning|returning|pruned)-|-TIME-|jobs/\.lock|\.error\.|^reports/|^\.?wandb"
 """What a sweep without mishaps, report and tracker leaves none of."""
 
 
@@ -107,7 +107,7 @@ def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"format": 1, "sw')
     manifest.with_name("cells.json").write_text("{}")
-    with pytest.raises(UserError, match=r"manifest\.json is truncated: delete it and submit the sweep again"):
+    with pytest.raises(UserError, match=r"manifest\.json is truncated, or no manifest \(.*\): delete it and submit"):
         sweep_command(["status", "--out", str(tmp_path)])
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qdexp import files
+from qdexp import listing
 from qdexp.errors import UserError, did_you_mean
 from qdexp.layout import Layout, records_in
 from qdexp.record import Record, read_records
@@ -72,11 +72,11 @@ def _called(records: Sequence[Record], layout: Layout) -> Iterator[tuple[str, Re
     tables = [records]
     for path in layout.all_cells():
         try:
-            cells = files.read_json(path)
-        except (OSError, ValueError):
+            cells = listing.of_run(path)
+        except UserError:
             continue  # the sweep says so itself
         tables.append([record for record in records if record["cell"] in cells])
-        yield from ((cells[record["cell"]]["label"], record) for record in tables[-1])
+        yield from ((cells[record["cell"]].label, record) for record in tables[-1])
     for record in records:
         yield record["axes"]["method"], record
     for table in tables:

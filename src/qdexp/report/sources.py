@@ -1,13 +1,12 @@
 """What a report is made of: the records that its user names, and the cells of a sweep that have none yet."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qdexp import listing
 from qdexp.errors import UserError, did_you_mean
-from qdexp.layout import Layout, Sweep
+from qdexp.layout import Layout, Sweep, files_of
 from qdexp.record import Record, read_records
 
 
@@ -31,10 +30,10 @@ def open_source(given: Sequence[str], out: Path) -> Source:
         return _listed(newest(out))
     first, layout = Path(given[0]), Layout(out)
     for sweep in (layout.sweep(given[0]), Sweep(first)):
-        if len(given) == 1 and sweep.cells.is_file():
+        if len(given) == 1 and files_of(sweep.cells):
             return _listed(sweep)
     if not first.exists():
-        known = [path.parent.name for path in layout.all_cells()]
+        known = names(layout)
         meant = f"{did_you_mean(given[0], known)}; sweeps there: {', '.join(known) or 'none'}"
         raise UserError(f"{given[0]}: no sweep in {layout.sweeps} and no file{meant}")
     records = read_records(first if first.is_dir() else map(Path, given))
@@ -50,22 +49,18 @@ def newest(out: Path) -> Sweep:
     return Sweep(found[-1].parent)
 
 
-def cells_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """``label`` and store ``entries`` of every cell of a sweep, by the name of its record. Raises UserError where the list is
-    truncated."""
-    try:
-        cells: dict[str, dict[str, Any]] = json.loads(sweep.cells.read_text())
-    except ValueError as error:
-        raise UserError(f"{sweep.cells} is truncated: delete it and run the sweep again") from error
-    return cells
+def names(layout: Layout) -> list[str]:
+    """Of the sweeps that were started, the newest last."""
+    newest_first = (path.parent.name for path in reversed(layout.all_cells()))
+    return list(dict.fromkeys(newest_first))[::-1]
 
 
 def _listed(sweep: Sweep) -> Source:
     name, layout = sweep.folder.resolve().name, sweep.layout
-    cells = cells_of(sweep)
+    cells = listing.read(sweep)
     paths = {cell: layout.record(cell) for cell in cells}
     records = read_records([path for path in paths.values() if path.exists()])
     if not records:
         raise UserError(f"{name}: none of its {len(cells)} cells has a record yet; wait for the first")
-    missing = [listed["label"] for cell, listed in cells.items() if not paths[cell].exists()]
+    missing = [listed.label for cell, listed in cells.items() if not paths[cell].exists()]
     return Source(name, layout.out, records, missing)

@@ -20,7 +20,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from qdexp import entries, files
-from qdexp.layout import MANIFEST, Layout
+from qdexp.layout import MANIFEST, Layout, entry_name, stage_and_key
 
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
@@ -128,7 +128,7 @@ class Store:
         """Gives a finished entry the ``name`` too, with a ``note`` of its own; its files are linked where they can be."""
         if self.has(name):
             return
-        work = self.work(f"adopt-{uuid4().hex[:12]}")
+        work = self.work(entry_name(f"adopt-{uuid4().hex[:12]}", stage_and_key(name)[1]))  # prune leaves what a sweep needs
         try:
             for result in entries.names(entry.folder):
                 target = work / result

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from qdexp.arguments import Parser
 from qdexp.errors import UserError, one_line
-from qdexp.layout import Layout, Sweep
-from qdexp.report.sources import newest
+from qdexp.layout import Layout, Sweep, files_of
+from qdexp.report.sources import names, newest
 from qdexp.sweep import manifest, queue
 from qdexp.sweep.listed import Listed
 from qdexp.sweep.manifest import Manifest
@@ -95,7 +95,7 @@ def _live(sweep: Manifest) -> dict[str, str]:
 
 def _submitted(sweep: Sweep) -> Manifest | None:
     """None where the sweep runs in its shell alone, and has no jobs."""
-    return manifest.read(sweep.layout.out, sweep.name) if sweep.manifest.exists() else None
+    return manifest.read(sweep.layout.out, sweep.name) if files_of(sweep.manifest) else None
 
 
 def _parser() -> Parser:
@@ -119,8 +119,8 @@ def main(arguments: list[str]) -> None:
     given = _parser().parse_args(arguments)
     layout = Layout(given.out)
     sweep = newest(given.out) if given.sweep is None else layout.sweep(given.sweep)
-    if not sweep.cells.exists():
-        known = ", ".join(path.parent.name for path in layout.all_cells()) or "none"
+    if not files_of(sweep.cells):
+        known = ", ".join(names(layout)) or "none"
         raise UserError(f"{given.sweep}: no such sweep in {layout.sweeps} (there are: {known})")
     if given.sweep is None:
         print(f"sweep {sweep.name}, the newest in {given.out}")

@@ -20,18 +20,19 @@ from typing import Any
 from uuid import uuid4
 
 from qdexp import device as devices
-from qdexp import entries, files, meter
+from qdexp import entries, files, listing, meter
 from qdexp import record as records
 from qdexp.cell import Cell
 from qdexp.config import Config
 from qdexp.config.checks import checked
 from qdexp.errors import UserError
-from qdexp.layout import Layout, entry_name, records_in, stage_and_key
+from qdexp.layout import Layout, Sweep, entry_name, files_of, records_in, stage_and_key
+from qdexp.listing import Line
 from qdexp.protocol import protocol_of
 from qdexp.record import Record, read_records
 from qdexp.stages.base import Stage
 from qdexp.stages.keys import short_hash
-from qdexp.store import Entry, Store
+from qdexp.store import Entry, Store, pruning
 from qdexp.sweep import manifest
 from qdexp.sweep.jobs import RECORD
 
@@ -87,6 +88,7 @@ def accept(out: Path) -> int:
     renamed = 0
     for path, stages in cells.items():
         if all(equal.get(one.kind, True) for one in stages.values()) and any(one.renamed for one in stages.values()):
+            _list(store.layout, path, stages)
             for one in stages.values():
                 _adopt(store, one)
             _rename(out, path, stages)
@@ -170,7 +172,7 @@ def _without_code(made_of: Any) -> Any:
 def _made_again(store: Store, members: list[_Finished]) -> bool:
     """Makes the cheapest of the entries again, from what it read then; whether every file comes out the same."""
     one = min(members, key=lambda member: member.entry.costs["seconds"])
-    folder = store.work(f"accept-{uuid4().hex[:12]}")
+    folder = store.work(entry_name(f"accept-{uuid4().hex[:12]}", _key(one.entry)))  # which a record needs: prune leaves it
     folder.mkdir()
     try:
         inputs = {role: entry.folder for role, entry in one.inputs.items()}
@@ -186,6 +188,17 @@ def _made_again(store: Store, members: list[_Finished]) -> bool:
 
 def _digests(folder: Path) -> dict[str, str]:
     return {name: files.sha256(folder / name) for name in entries.names(folder)}
+
+
+def _list(layout: Layout, path: Path, stages: dict[str, _Finished]) -> None:
+    """The cell under its new name in the sweeps that have it, and in its own, so that nobody prunes what it is about to get."""
+    record = read_records([path])[0]
+    cell, own = Cell(checked(Config, record["config"])), layout.sweep(record["config"]["sweep"])
+    listed = {place.parent: line for place in layout.all_cells() if (line := listing.of_run(place).get(record["cell"]))}
+    labels = {own.folder: cell.label} | {folder: line.label for folder, line in listed.items()}
+    for folder, label in labels.items():
+        listing.write(Sweep(folder), {cell.name: Line(label, [one.stage.entry for one in stages.values()])})
+    pruning.put_back(layout)
 
 
 def _adopt(store: Store, one: _Finished) -> None:
@@ -214,22 +227,20 @@ def _rename(out: Path, path: Path, stages: dict[str, _Finished]) -> None:
     record |= {"identity": cell.identity, "protocol": protocol_of(cell.config)}  # code is in both
     records.write(out, record)
     for listed in Layout(out).all_cells():
-        cells = json.loads(listed.read_text())
-        if old in cells:
-            label = cells.pop(old)["label"]
-            cells[cell.name] = {"label": label, "entries": [stage.entry for stage in cell.stages.values()]}
-            files.write_text(listed, json.dumps(cells, indent=1))
+        if old in (cells := listing.of_run(listed)):
+            files.write_text(listed, listing.text({name: line for name, line in cells.items() if name != old}))
     for sweep in manifest.names(out):
-        _rename_submitted(manifest.read(out, sweep), old, cell, names | {f"{RECORD}-{old}": f"{RECORD}-{cell.name}"})
+        _rename_submitted(out, sweep, old, cell, names | {f"{RECORD}-{old}": f"{RECORD}-{cell.name}"})
     path.unlink()
 
 
-def _rename_submitted(sweep: manifest.Manifest, old: str, cell: Cell, names: Mapping[str, str]) -> None:
-    """The cell in the manifest of a sweep, so that it is found to be done there."""
+def _rename_submitted(out: Path, name: str, old: str, cell: Cell, names: Mapping[str, str]) -> None:
+    """The cell in the manifests of a sweep, so that it is found to be done there."""
+    paths, sweep = files_of(Layout(out).sweep(name).manifest), manifest.read(out, name)
     key = next((key for key, listed in sweep.cells.items() if listed.name == old), None)
     if key is None:
         return
-    config = Layout(sweep.out).sweep(sweep.sweep).config
+    config = Layout(out).sweep(name).config
     files.write_text(config(cell.key), config(key).read_text())
     entries_now = {role: stage.entry for role, stage in cell.stages.items()}
     listed = manifest.CellEntry(cell.key, cell.name, sweep.cells[key].label, entries_now)
@@ -239,3 +250,5 @@ def _rename_submitted(sweep: manifest.Manifest, old: str, cell: Cell, names: Map
         for node in sweep.nodes
     ]
     replace(sweep, cells=cells, nodes=nodes).write()
+    for path in paths:  # all of them are in the new one
+        path.unlink()

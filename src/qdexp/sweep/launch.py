@@ -114,6 +114,7 @@ class Frozen:
         """Freezes: from here on no YAML and no code that is edited changes anything. Returns the copy of the code."""
         folder = self.folder
         results.enlist(list(self.cells.values()))
+        self.nodes = plan(list(self.cells.values()), self.store, self.cluster.parts)  # from now on nothing is pruned of it
         copy = snapshot.take(folder.code, self.cells.values())
         for key, cell in self.cells.items():
             path = folder.config(key)
@@ -124,10 +125,7 @@ class Frozen:
             for key, cell in self.cells.items()
         }
         kind, command = next(iter(self.cells.values())).device.type, provenance.command()
-        written = Manifest(self.config.sweep, self.out, Path.cwd(), kind, entries, self.nodes, time.time(), command)
-        if self.config.sweep in manifest.names(self.out):
-            written = written.beside(manifest.read(self.out, self.config.sweep))
-        written.write()
+        Manifest(self.config.sweep, self.out, Path.cwd(), kind, entries, self.nodes, time.time(), command).write()
         return copy
 
     @property

@@ -5,10 +5,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qdexp import listing
 from qdexp import record as records
 from qdexp.layout import Sweep, stage_and_key
 from qdexp.record import Record
-from qdexp.report.sources import cells_of
 from qdexp.store import Store
 from qdexp.sweep.shell import living
 
@@ -18,7 +18,7 @@ class Listed:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.store, self.shells = sweep, Store(sweep.layout.out), living(sweep)
-        self.cells = cells_of(sweep)
+        self.cells = listing.read(sweep)
         self.records = {name: record for name in self.cells if (record := records.read(self.store.out, name)) is not None}
 
     @property
@@ -31,17 +31,17 @@ class Listed:
         for title in ("cell", "stages", "record"):
             table.add_column(title)
         for name, cell in self.cells.items():
-            there = sum(self.store.has(entry) for entry in cell["entries"])
+            there = sum(self.store.has(entry) for entry in cell.entries)
             state = self._state(name)
             words = {"complete": ("ok", "green"), "failed": ("err", "red")}.get(state, (".", "dim"))
-            table.add_row(f"{cell['label']} {name.rpartition('-')[2]}", f"{there}/{len(cell['entries'])}", Text(*words))
+            table.add_row(f"{cell.label} {name.rpartition('-')[2]}", f"{there}/{len(cell.entries)}", Text(*words))
         failed = [_error(record) for name, record in self.records.items() if self._state(name) == "failed"]
         return Group(table, *map(Text, failed), self.summary())
 
     def _state(self, name: str) -> str:
         """What its record says; empty where it has none, or one that lacks what the sweep measures."""
         record = self.records.get(name, {"status": ""})
-        wanted = {stage_and_key(entry)[1] for entry in self.cells[name]["entries"]}
+        wanted = {stage_and_key(entry)[1] for entry in self.cells[name].entries}
         return "" if record["status"] == "complete" and not wanted <= set(record["keys"].values()) else str(record["status"])
 
     def summary(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qdexp import files
 from qdexp.errors import UserError, did_you_mean
-from qdexp.layout import Layout, stage_and_key
+from qdexp.layout import Layout, files_of, stage_and_key
 from qdexp.sweep.jobs import Node
 
 FORMAT = 1
@@ -30,7 +30,7 @@ class CellEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A sweep that runs on other machines: all that its jobs and later shells need to know."""
+    """A sweep that runs in jobs: all that these and later shells need to know."""
 
     sweep: str
     out: Path
@@ -41,40 +41,48 @@ class Manifest:
     time: float
     command: str
 
-    def beside(self, before: "Manifest") -> "Manifest":
-        """This one and what was submitted under the same name before."""
-        nodes = {node.id: node for node in before.nodes} | {node.id: node for node in self.nodes}
-        return replace(self, cells=before.cells | self.cells, nodes=list(nodes.values()))
-
     def write(self) -> None:
+        """Adds this one to what was submitted under the same name before, where it has a job or a cell beside."""
         path = Layout(self.out).sweep(self.sweep).manifest
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1, default=str))
+        if self.nodes or not files_of(path) or not self.cells.items() <= read(self.out, self.sweep).cells.items():
+            files.add_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1, default=str))
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: int | None = None
 
 
 def read(out: Path, sweep: str) -> Manifest:
-    """Raises UserError where there is no such sweep, or its manifest is truncated or of another format."""
-    path = Layout(out).sweep(sweep).manifest
-    try:
-        text = json.loads(path.read_text())
-    except OSError as error:
+    """All that was submitted of a sweep, the last time and before.
+
+    Raises UserError where there is no such sweep, or a manifest is truncated, something else or of another format.
+    """
+    paths = files_of(Layout(out).sweep(sweep).manifest)
+    if not paths:
         known = names(out)
         raise UserError(f"{sweep}: no such sweep was submitted from {out}{did_you_mean(sweep, known)} (there are: "
-                        f"{', '.join(known) or 'none'})") from error  # fmt: skip
-    except ValueError as error:
-        raise UserError(f"{path} is truncated: delete it and submit the sweep again") from error
-    if text.get("format") != FORMAT:
-        raise UserError(f"{path}: format {text.get('format')}, not {FORMAT}; submit the sweep again")
-    cells = {key: CellEntry(**{"key": key, **cell}) for key, cell in text["cells"].items()}
-    nodes = [Node(**{**node, "needs": tuple(node["needs"])}) for node in text["nodes"]]
-    rest = {name: text[name] for name in ("sweep", "device", "time", "command")}
-    return Manifest(out=out, cwd=Path(text["cwd"]), cells=cells, nodes=nodes, **rest)
+                        f"{', '.join(known) or 'none'})")  # fmt: skip
+    runs = [_read_run(path) for path in paths]
+    cells = {key: cell for run in runs for key, cell in run.cells.items()}
+    nodes = {node.id: node for run in runs for node in run.nodes}
+    return replace(runs[-1], out=out, cells=cells, nodes=list(nodes.values()))
+
+
+def _read_run(path: Path) -> Manifest:
+    try:
+        found = files.read_as(path, _Format).format
+        if found == FORMAT:
+            return files.read_as(path, Manifest)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated, or no manifest ({error}): delete it and submit the sweep again") from error
+    raise UserError(f"{path}: format {found}, not {FORMAT}; submit the sweep again")
 
 
 def names(out: Path) -> list[str]:
     """The submitted sweeps of an output folder, the newest last."""
-    found = sorted(Layout(out).all_manifests(), key=lambda path: path.stat().st_mtime_ns)
-    return [path.parent.name for path in found]
+    newest_first = (path.parent.name for path in reversed(Layout(out).all_manifests()))
+    return list(dict.fromkeys(newest_first))[::-1]
 
 
 class Registry:

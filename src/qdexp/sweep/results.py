@@ -1,7 +1,6 @@
 """The end of cells and sweeps: records, their mirrors, the table and the picture."""
 
 import errno
-import json
 import os
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qdexp import device as devices
-from qdexp import files
+from qdexp import files, listing
 from qdexp.cell import Cell, preflight
 from qdexp.config import NO_EXTRACTOR, Tracker
 from qdexp.config.learning import Learning
@@ -27,13 +26,14 @@ from qdexp.footprint.batches import MOST, row_bytes
 from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.footprint.places import Here
 from qdexp.layout import Layout
+from qdexp.listing import Line
 from qdexp.record import Record, read_records
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.grid import sample_grid
 from qdexp.report.protocols import sampler_steps
 from qdexp.report.rows import names
-from qdexp.store import Store
+from qdexp.store import Store, pruning
 from qdexp.sweep import idle, memory
 from qdexp.sweep.freeze import freeze, planned
 from qdexp.sweep.jobs import RECORD, Node
@@ -82,15 +82,12 @@ def say_settings(cells: Iterable[Cell]) -> None:
 
 
 def enlist(cells: Sequence[Cell]) -> None:
-    """Writes the cells' labels, and what they need of the store, into the sweep's folder, beside those of earlier runs."""
-    path = Layout(cells[0].out).sweep(cells[0].config.sweep).cells
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        before = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"sweep={cells[0].config.sweep}: {path} is truncated; delete it, or choose another name") from error
-    listed = {cell.name: {"label": cell.title, "entries": [one.entry for one in cell.stages.values()]} for cell in cells}
-    files.write_text(path, json.dumps(before | listed, indent=1))
+    """Lists the cells, and what they need of the store, in the sweep's folder: from now on nobody prunes it; what was there
+    before may be gone."""
+    listed = {cell.name: Line(cell.title, [one.entry for one in cell.stages.values()]) for cell in cells}
+    layout = Layout(cells[0].out)
+    listing.write(layout.sweep(cells[0].config.sweep), listed)
+    pruning.put_back(layout)
 
 
 def run(cfg: DictConfig) -> str:
