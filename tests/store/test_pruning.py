@@ -54,7 +54,7 @@ def there(layout: Layout) -> set[str]:
     return {str(path.relative_to(layout.store)) for path in found}
 
 
-def at_lines(does: dict[int, Callable[[], Any]], work: Callable[[], Any]) -> None:
+def at_lines(does: dict[int, Callable[[], object]], work: Callable[[], object]) -> None:
     """Does ``work``, and what ``does`` says before the lines of these numbers, of those that it executes in ``pruning``."""
     count = 0
 
@@ -103,9 +103,11 @@ def found_by_a_sweep(out: Path, first: int, second: int) -> set[str]:
         layout.work(LEARNED).mkdir(exist_ok=True)
         files.write_text(layout.work(LEARNED) / "block-1", "learned")
 
-    does: dict[int, Callable[[], Any]] = {first: lambda: (begin(layout), second == first and look())}
-    if second > first:
-        does[second] = look
+    def both() -> None:
+        begin(layout)
+        look()
+
+    does: dict[int, Callable[[], object]] = {first: lambda: begin(layout), second: look} if first < second else {first: both}
     at_lines(does, lambda: pruning.remove(layout))
     for late in does.values():  # the prune had less to do
         late()

@@ -25,6 +25,7 @@ from qdexp import permanent
 from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.overrides import completed
+from qdexp.sweep.naming import named
 
 
 @dataclass
@@ -119,11 +120,17 @@ class LadderSweeper(Sweeper):
         assert self.launcher is not None and self.hydra_context is not None and self.config is not None
         loader, ours = self.hydra_context.config_loader, self.launcher if isinstance(self.launcher, CellLauncher) else None
         config = self.config
-        # read once: ${now:...} would name every cell anew
-        name = f"sweep={QuotedString(str(config.sweep), Quote.single).with_quotes()}"
-        points = [[*point, name] for point in self.points(arguments)]
+        points = self.points(arguments)
         first = loader.load_sweep_config(config, points[0])
         Config.early(OmegaConf.masked_copy(first, [str(key) for key in first if key != "hydra"]))  # before torch is loaded
+        dry = ours is not None and ours.dry
+        with nullcontext(str(config.sweep)) if dry else named(first) as name:  # once: ${now:...} would name every cell anew
+            said = f"sweep={QuotedString(name, Quote.single).with_quotes()}"
+            return self._run([[*point, said] for point in points], arguments, ours)
+
+    def _run(self, points: list[list[str]], arguments: list[str], ours: CellLauncher | None) -> Any:
+        assert self.launcher is not None and self.hydra_context is not None and self.config is not None
+        loader, config = self.hydra_context.config_loader, self.config
         # late imports: Hydra loads every plugin before it prints --help
         with permanent.imports():
             from qdexp.sweep.freeze import Composer, distinct

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -34,7 +34,7 @@ from qdexp.report.grid import sample_grid
 from qdexp.report.protocols import sampler_steps
 from qdexp.report.rows import names
 from qdexp.store import Store, pruning
-from qdexp.sweep import idle, memory
+from qdexp.sweep import idle, memory, naming
 from qdexp.sweep.freeze import freeze, planned
 from qdexp.sweep.jobs import RECORD, Node
 from qdexp.sweep.listed import Listed
@@ -95,21 +95,21 @@ def run(cfg: DictConfig) -> str:
     hydra_config = HydraConfig.get()
     whole = OmegaConf.merge({"hydra": hydra_config}, cfg)
     assert isinstance(whole, DictConfig)
-    alone = hydra_config.mode == RunMode.RUN
-    if alone:
-        _check_no_sweep(hydra_config)
     devices.make_repeatable()
-    cell = preflight(freeze(whole))
-    if alone:
+    if hydra_config.mode != RunMode.RUN:
+        cell = preflight(freeze(whole))
+        finish(cell)
+        return str(cell.record)
+    _check_no_sweep(hydra_config)
+    with naming.named(cfg) as name:
+        cell = preflight(replace(freeze(whole), sweep=name))
         idle.check([hydra_config.overrides.task], [cell])
         memory.require([cell], Store(cell.out), Here())
-    if alone:
         enlist([cell])
         say_settings([cell])
-    with running(Layout(cell.out).sweep(cell.config.sweep)) if alone else nullcontext():
-        record = finish(cell)
-    if alone:
-        show(cell.out, cell.config.sweep, [record])
+        with running(Layout(cell.out).sweep(name)):
+            record = finish(cell)
+        show(cell.out, name, [record])
     return str(cell.record)
 
 
