@@ -1,9 +1,13 @@
 """Sweeps that run in a shell of this machine, in real processes: how they end, and what other shells see of them."""
 
 import contextlib
+import errno
+import fcntl
+import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from qdexp import locks
 from qdexp.cell import Cell
 from qdexp.errors import UserError
+from qdexp.layout import Layout, Sweep
 from qdexp.sweep.__main__ import main as sweep_command
 from qdexp.sweep.launch import Frozen
-from qdexp.sweep.shell import living, running
+from qdexp.sweep.shell import Shell, living, running
 
 Command = Callable[..., tuple[int, str, str]]
 SLEEPER = """\
@@ -162,12 +168,38 @@ def test_a_shell_that_ends_leaves_nothing_and_one_that_was_killed_is_forgotten(s
     killed = sweep.folder.shell("0123456789ab")
     with running(sweep.folder) as shell:
         assert [one.name for one in living(sweep.folder)] == [shell.name]
-        killed.write_text("process 1 on another")
+        killed.write_text("process 1 on another\n0123-another\n")  # where its lock cannot be seen
+        assert {one.name for one in living(sweep.folder)} == {shell.name, killed.name}
+        os.utime(killed, (1e9, 1e9))  # no sign of life since
         assert [one.name for one in living(sweep.folder)] == [shell.name]
     with running(sweep.folder):
         assert not killed.exists()
     assert not list(sweep.folder.shells.iterdir())
     assert living(sweep.folder) == []
+
+
+def follow(sweep: Sweep, name: str) -> None:
+    Shell(sweep, name).end_with()
+    time.sleep(60)
+
+
+def test_where_the_file_system_knows_no_locks_signs_of_life_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    monkeypatch.setattr(locks, "SILENCE", 1.0)
+    sweep = Layout(tmp_path).sweep("trial")
+    with running(sweep) as shell:
+        job = multiprocessing.get_context("fork").Process(target=follow, args=(sweep, shell.name))
+        job.start()
+        job.join(1.5 * locks.SILENCE)
+        assert job.exitcode is None
+        assert [one.place for one in living(sweep)] == [f"process {os.getpid()} on {socket.gethostname()}"]
+    job.join(2 * locks.SILENCE)
+    assert job.exitcode == -signal.SIGKILL
+    assert living(sweep) == []
 
 
 def test_a_sweep_without_jobs_is_looked_after_too(

@@ -5,25 +5,19 @@ a manifest of its files' digests inside. A corrupt entry is found when it is ope
 The work directory outlives a killed process, so that a stage made of shards goes on where it stopped.
 """
 
-import contextlib
-import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
-
-from qdexp import entries, files
+from qdexp import entries, files, locks
 from qdexp.layout import MANIFEST, Layout, entry_name, stage_and_key
-
-_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
 
 Compute = Callable[[Path], dict[str, float]]
 """Fills a folder, keeping what is there already, and returns what that has cost."""
@@ -153,23 +147,9 @@ class Store:
         with open(self.layout.executions, "a") as file:
             file.write(line + "\n")
 
-    @contextlib.contextmanager
-    def alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> AbstractContextManager[None]:
         """Keeps two processes from making the same entry at once. It only saves work: correctness rests on the rename."""
-        self.layout.locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.layout.locks / name)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"waiting: another process makes {name}", flush=True)
-            lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in _LOCKLESS:
-                raise
-        try:
-            yield
-        finally:
-            lock.release()
+        return locks.alone(self.layout.locks / name, f"another process makes {name}")
 
 
 def _write_manifest(folder: Path, entry: Entry) -> None:

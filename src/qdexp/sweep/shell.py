@@ -1,7 +1,8 @@
 """The shell that runs a sweep on its own machine, as other processes know it: whether it lives, and how to end it.
 
 It holds a lock (flock) on a file of the sweep as long as it lives, which the system lets go however it ends. So nobody takes a
-process id, which another process has tomorrow, for it; and its workers, which wait for the lock, end when it does.
+process id, which another process has tomorrow, for it; and its workers, which wait for the lock, end when it does. What a lock
+cannot tell, on another host or where the file system knows none, the file does: the shell touches it as long as it lives.
 """
 
 import contextlib
@@ -13,9 +14,11 @@ import threading
 import time
 from _thread import interrupt_main
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
-from qdexp import files
+from qdexp import files, locks
 from qdexp.errors import UserError
 from qdexp.layout import Sweep
 
@@ -36,18 +39,19 @@ class Shell:
     def lives(self) -> bool:
         try:
             with self.path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                known = _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                here = file.read().splitlines()[1:] == [_host()]
         except BlockingIOError:
             return True
         except FileNotFoundError:
             return False
-        return False
+        return not (known and here) and locks.lives(self.path)
 
     @property
     def place(self) -> str:
         """``process 4711 on HOST``."""
         with contextlib.suppress(FileNotFoundError):
-            return self.path.read_text()
+            return self.path.read_text().partition("\n")[0] or "a process"
         return "a process that has ended"
 
     @property
@@ -78,11 +82,31 @@ class Shell:
 
         def wait() -> None:
             with contextlib.suppress(FileNotFoundError), self.path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
+                if not _lock(file, fcntl.LOCK_SH):
+                    while self.lives:
+                        time.sleep(locks.BEAT)
             os.write(2, b"qdexp: the shell that started this job has ended, and so does the job\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
         threading.Thread(target=wait, daemon=True).start()
+
+
+def _lock(file: IO[str], how: int) -> bool:
+    """Whether the file system knows locks; raises BlockingIOError as ``flock`` does."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in locks.UNKNOWN:
+            raise
+        return False
+    return True
+
+
+def _host() -> str:
+    """What tells the machine, since its last start, from all others."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
 
 
 def living(sweep: Sweep) -> list[Shell]:
@@ -107,10 +131,10 @@ def running(sweep: Sweep) -> Iterator[Shell]:
             shell.forget()
     shell = Shell(sweep, uuid4().hex[:12])
     part = shell.path.with_name(f"{files.PART}{shell.name}")
-    with part.open("w") as held:
-        held.write(f"process {os.getpid()} on {socket.gethostname()}")
+    with part.open("w") as held, locks.beating(held.fileno()):
+        held.write(f"process {os.getpid()} on {socket.gethostname()}\n{_host()}\n")
         held.flush()
-        fcntl.flock(held, fcntl.LOCK_EX)
+        _lock(held, fcntl.LOCK_EX)
         part.rename(shell.path)  # nobody sees it without its lock
         over, before = threading.Event(), signal.signal(signal.SIGUSR2, signal.default_int_handler)
         listener = threading.Thread(target=_listen, args=(shell, over), daemon=True)

@@ -5,7 +5,6 @@ for the elements of other arrays (``aftercorr``): then one broken cell ends in i
 another.
 """
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from filelock import FileLock
 
+from qdexp import locks
 from qdexp.config import Cluster
 from qdexp.errors import UserError
-from qdexp.layout import Layout
 from qdexp.sweep import queue
 from qdexp.sweep.jobs import Node, depths, readers_of
 from qdexp.sweep.manifest import Registry
@@ -47,7 +45,7 @@ class Slurm:
 
         ``nodes`` are in an order in which they can run. One shell submits at a time, so that none submits what another does.
         """
-        with _alone(self.registry.layout):
+        with locks.alone(self.registry.layout.jobs_lock, "another shell submits"):
             states, jobs, missing = queue.queue(), dict[str, str](), list[Node]()
             for node in nodes:
                 job = self.registry.job(node.id).get("id", "")
@@ -102,13 +100,6 @@ class Slurm:
             **{f"slurm_{name}": value for name, value in named.items()},
         }
         return {name: value for name, value in asked.items() if value is not None}
-
-
-@contextlib.contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    layout.jobs.mkdir(parents=True, exist_ok=True)
-    with FileLock(layout.jobs_lock):
-        yield
 
 
 def arrays(nodes: Sequence[Node], jobs: Mapping[str, str], largest: int) -> Iterator[Array]:
