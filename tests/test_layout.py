@@ -23,6 +23,7 @@ def paths() -> set[str]:
         layout.record("fp"),
         layout.job(ENTRY),
         layout.error(ENTRY),
+        layout.submitting("0123"),
     }
     found |= {layout.entry(ENTRY), layout.work(ENTRY), layout.begun(ENTRY, "whole"), layout.costs(ENTRY, "1-of-2")}
     moved = layout.moved("0123")

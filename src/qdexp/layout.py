@@ -26,6 +26,7 @@ sweeps/SWEEP/
     code/DIGEST/...             the code that its jobs run
 jobs/
     .lock                       held while a shell submits
+    .submitting-ID.json         what it is submitting
     NODE.json                   the job that makes a node, whichever sweep submitted it
     NODE.error.json             why it failed
     logs/JOB/...                what it printed
@@ -43,6 +44,7 @@ MANIFEST = "manifest.json"
 """The file of an entry that tells of the others; of a submitted sweep likewise."""
 _STORE, _CELLS = "store", "cells.json"
 _BEGUN, _COSTS = ".begun-", ".costs-"
+_SUBMITTING = ".submitting-"
 _MOVED, _RETURNING, _PRUNED = ".pruning-", ".returning-", ".pruned-"
 
 
@@ -120,6 +122,12 @@ class Layout:
         folders = self.sweeps.glob("*/")
         found = [path for folder in folders for path in files_of(folder / name)]
         return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+    def submitting(self, submission: str) -> Path:
+        return self.jobs / f"{_SUBMITTING}{submission}.json"
+
+    def all_submitting(self) -> list[Path]:
+        return sorted(self.jobs.glob(f"{_SUBMITTING}*.json"))
 
     def job(self, node: str) -> Path:
         return self.jobs / f"{node}.json"

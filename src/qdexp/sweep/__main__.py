@@ -17,7 +17,7 @@ from qdexp.arguments import Parser
 from qdexp.errors import UserError, one_line
 from qdexp.layout import Layout, Sweep, files_of
 from qdexp.report.sources import names, newest
-from qdexp.sweep import manifest, queue
+from qdexp.sweep import manifest, queue, submissions
 from qdexp.sweep.listed import Listed
 from qdexp.sweep.manifest import Manifest
 from qdexp.sweep.shell import living
@@ -74,9 +74,10 @@ def cancel(sweep: Sweep) -> None:
             others |= _live(manifest.read(sweep.layout.out, name))
     kept = jobs.keys() & others.keys()
     queue.cancel({job for node, job in jobs.items() if node not in kept})
+    ended_unknown = submissions.cancel(sweep.layout, sweep.name)
     ended = f"; {', '.join(places)} has ended" if places else ""
     print(
-        f"cancelled {len(own) - len(kept)} jobs of {sweep.name}{ended}"
+        f"cancelled {len(own) - len(kept) + ended_unknown} jobs of {sweep.name}{ended}"
         + (f"; {len(kept)} go on for other sweeps" if kept else "")
     )
 

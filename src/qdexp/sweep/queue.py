@@ -60,11 +60,21 @@ class Watcher:
 
 def queue() -> dict[str, str]:
     """The user's jobs that the controller knows, those that ended a few minutes ago among them: id -> state."""
-    done = _run(["squeue", "-h", "-r", "--me", "-t", "all", "-o", "%i|%T"])
+    return dict(line.split("|") for line in _squeue("%i|%T", "-t", "all"))
+
+
+def names() -> dict[str, str]:
+    """The user's jobs that wait or run: the id of each, of an array that of the whole, by its name."""
+    found = (line.partition("|") for line in _squeue("%F|%j"))
+    return {name: job for job, _, name in found}
+
+
+def _squeue(form: str, *options: str) -> list[str]:
+    done = _run(["squeue", "-h", "-r", "--me", *options, "-o", form])
     if done is None or done.returncode:
         why = "no squeue here" if done is None else " ".join(done.stderr.split())
         raise UserError(f"hydra/launcher=slurm: the queue cannot be asked ({why}); try again on a node where squeue answers")
-    return dict(line.split("|") for line in done.stdout.splitlines())
+    return done.stdout.splitlines()
 
 
 def _state(job: str, said: Mapping[str, str], past: Mapping[str, str]) -> str | None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.helpers import DelayedSubmission
 
 from qdexp import locks
 from qdexp.config import Cluster
 from qdexp.errors import UserError
-from qdexp.sweep import queue
+from qdexp.sweep import queue, submissions
 from qdexp.sweep.jobs import Node, depths, readers_of
 from qdexp.sweep.manifest import Registry
 
@@ -47,6 +48,7 @@ class Slurm:
         """
         with locks.alone(self.registry.layout.jobs_lock, "another shell submits"):
             states, jobs, missing = queue.queue(), dict[str, str](), list[Node]()
+            self._adopt(nodes, states)
             for node in nodes:
                 job = self.registry.job(node.id).get("id", "")
                 if states.get(job) in queue.LIVE:
@@ -63,17 +65,32 @@ class Slurm:
 
         for (_, kind, _), group in groupby(sorted(nodes, key=rank), key=rank):
             for array in arrays(list(group), jobs, largest):
-                for node, job in zip(array.nodes, self._send(kind, array), strict=True):
+                submission, note = submissions.begin(self.registry.layout, self.sweep, kind, [node.id for node in array.nodes])
+                for node, job in zip(array.nodes, self._send(kind, array, submission.name), strict=True):
                     jobs[node.id] = job.job_id
                     new.append(job.job_id)
                     self.registry.submitted(node.id, job.job_id, job.paths.stdout, self.sweep)
+                note.unlink()
         return new
 
-    def _send(self, kind: str, array: Array) -> list[Any]:
+    def _adopt(self, nodes: Sequence[Node], states: Mapping[str, str]) -> None:
+        """Jobs that a shell has submitted that was killed before it could register them."""
+        by_id = {node.id: node for node in nodes}
+
+        def told(name: str) -> DelayedSubmission | None:
+            if name not in by_id:
+                return None
+            delayed = DelayedSubmission(self.task(by_id[name]))
+            delayed.set_timeout(self.cluster.resources(by_id[name].kind).minutes, self.cluster.restarts)
+            return delayed
+
+        submissions.adopt(self.registry, states, lambda name: name in by_id and self.done(by_id[name]), told)
+
+    def _send(self, kind: str, array: Array, name: str) -> list[Any]:
         executor = submitit.AutoExecutor(
             folder=self.registry.layout.logs / "%j", cluster="slurm", slurm_max_num_timeout=self.cluster.restarts
         )
-        executor.update_parameters(**self._parameters(kind, array.dependency))
+        executor.update_parameters(**self._parameters(kind, array.dependency), name=name)
         try:
             with executor.batch():
                 jobs = [executor.submit(self.task(node)) for node in array.nodes]
@@ -88,7 +105,6 @@ class Slurm:
         named = {name: getattr(cluster, name) for name in ("partition", "account", "qos", "constraint")}
         waits = {"dependency": dependency, "kill-on-invalid-dep": "yes"} if dependency else {}
         asked = {
-            "name": f"{self.sweep}:{kind}",
             "timeout_min": wants.minutes,
             "cpus_per_task": wants.cpus,
             "mem_gb": wants.memory_gb,
