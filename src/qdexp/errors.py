@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
@@ -19,6 +20,11 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+def printable(text: str) -> str:
+    """In one line, and without what a terminal would obey: control characters, line breaks among them, become spaces."""
+    return "".join(" " if unicodedata.category(one) in ("Cc", "Zl", "Zp") else one for one in text)
 
 
 def did_you_mean(word: str, known: Sequence[str], told: Sequence[str] = ()) -> str:
@@ -49,7 +55,7 @@ def one_line(*others: type[Exception]) -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
     except mendable as error:
         lines = error.args if isinstance(error, UserError) else [_told(error)]
-        sys.exit("\n".join(f"qdexp: {' '.join(str(line).split())}" for line in lines))  # messages of Hydra have many
+        sys.exit("\n".join(f"qdexp: {' '.join(printable(str(line)).split())}" for line in lines))  # messages of Hydra have many
 
 
 def _told(error: Exception) -> str:

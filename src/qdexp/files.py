@@ -18,7 +18,7 @@ from qdexp.layout import another
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
     from torch import Tensor
 
 _Kind = TypeVar("_Kind")
@@ -119,9 +119,13 @@ def read_as(path: Path, kind: type[_Kind]) -> _Kind:
     try:
         return cast(_Kind, _adapter(cast(Hashable, kind)).validate_json(path.read_bytes(), strict=True))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from error
+        raise ValueError(first_mistake(error)) from error
+
+
+def first_mistake(error: "ValidationError") -> str:
+    """One line: where it is, and what."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), " ".join(first["msg"].split())]))
 
 
 @cache

@@ -52,7 +52,12 @@ def bar(title: str, total: float) -> Iterator[Bar]:
     global _display
     outermost = _display is None
     if _display is None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), _TimeLeft())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            _TimeLeft(),
+        )
         terminal, errors = sys.stdout.isatty(), sys.stderr.isatty()
         _display = Progress(*columns, console=Console(), redirect_stderr=errors, transient=True, disable=not terminal)
         _display.start()

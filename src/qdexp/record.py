@@ -4,12 +4,13 @@ Records are read here and nowhere else, so that nobody but this module knows of 
 """
 
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from qdexp import files
+from qdexp import files, shape
 from qdexp.errors import UserError
 from qdexp.layout import Layout, records_in
 
@@ -17,9 +18,6 @@ FORMAT = 2
 TOTAL = "total"
 """Among the costs of stages: of all of them."""
 Record = dict[str, Any]
-
-_PARTS = {"cell": str, "status": str, "axes": dict, "config": dict, "keys": dict, "protocol": dict}
-"""What every record has; a complete one has ``metrics`` too."""
 
 
 def write(out: Path, record: Record) -> Path:
@@ -43,9 +41,10 @@ def read(out: Path, cell: str) -> Record | None:
     """The cell's record if it is there, whole and of the present format: an older one is made anew, out of the store."""
     try:
         record = _content(Layout(out).record(cell))
+        shape.check(record)
     except (OSError, ValueError):
         return None
-    return record if record.get("format") == FORMAT else None
+    return record if record.get("format") == FORMAT and record["cell"] == cell else None
 
 
 def read_complete(out: Path, cell: str, keys: Mapping[str, str] = MappingProxyType({})) -> Record | None:
@@ -107,6 +106,17 @@ def read_records(source: Path | Iterable[Path]) -> list[Record]:
     return [_read(path) for path in paths]
 
 
+def readable(paths: Iterable[Path]) -> list[Record]:
+    """Likewise, of the files that are records; of each that is none, or truncated, one line is printed."""
+    found = []
+    for path in paths:
+        try:
+            found.append(_read(path))
+        except UserError as error:
+            print(f"qdexp: left out: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return found
+
+
 def flat(tree: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
     """``{"calib": {"timesteps": 10}}`` as ``{"calib.timesteps": 10}``."""
     leaves: dict[str, Any] = {}
@@ -134,9 +144,10 @@ def _read(path: Path) -> Record:
         raise UserError(f"{path} is not a record of a cell: name one, or move it out of the folder of records")
     if record["format"] not in (1, FORMAT):
         raise UserError(f"{path} has format {record['format']}, this version reads 1 and {FORMAT}: run the sweep again")
-    parts = _PARTS | ({"metrics": dict} if record["status"] == "complete" else {})
-    if lacking := [name for name, kind in parts.items() if not isinstance(record.get(name), kind)]:
-        raise UserError(f"{path} lacks {', '.join(lacking)}: delete it and run the sweep again")
+    try:
+        shape.check(record)
+    except ValueError as error:
+        raise UserError(f"{path} is no whole record ({error}): delete it and run the sweep again") from error
     return _from_first(record) if record["format"] == 1 else record
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qdexp.errors import UserError
-from qdexp.record import FORMAT, read, read_records
+from qdexp.record import FORMAT, read, read_records, readable
 
 Record = dict[str, Any]
 
@@ -52,7 +52,9 @@ def test_an_unknown_format_is_refused(tmp_path: Path, make: Callable[..., Record
 def test_a_record_that_lacks_a_part_is_named(tmp_path: Path, make: Callable[..., Record], part: str) -> None:
     for value in (None, [1], "text"):
         (path,) = write(tmp_path, [{**make("ptq"), part: value}])
-        with pytest.raises(UserError, match=rf"{path.name} lacks {part}: delete it and run the sweep again"):
+        with pytest.raises(
+            UserError, match=rf"{path.name} is no whole record \({part}[^\n]*\): delete it and run the sweep again"
+        ):
             read_records(tmp_path)
 
 
@@ -74,3 +76,47 @@ def test_missing_folder_and_file(tmp_path: Path) -> None:
             read_records(folder)
     with pytest.raises(UserError, match="cannot be read"):
         read_records([tmp_path / "nowhere.json"])
+
+
+HOSTILE: dict[str, list[Any]] = {
+    "cell": ["../../x", "a/b", ".hidden", "", 3, "a\nb"],
+    "status": ["done", None, []],
+    "axes": [{"method": 3}, {"model": "net"}, {"method": "ptq", "weight_bits": "4"}],
+    "keys": [{"samples": ["x"]}, {"samples": "../../x"}],
+    "protocol": [{"hash": 3}, {}, {"hash": "x"}],
+    "metrics": [{"fid": "low"}, {"fid": [1.0]}, {"fid": True}],
+    "measures": [{"fid": {}}, {"fid": {"numbers": {"fid": {"digits": 10**9}}}}, {"fid": {"numbers": {"fid": {"factor": "2"}}}}],
+    "curves": [{"timestep": 3}, {"timestep": ["x"]}],
+    "costs": [{"total": 3}, {"total": {"seconds": "x"}}],
+    "stages": [{"samples": "x"}, {"samples": {"key": "k", "machines": 3}}],
+    "files": [{"weights": "x"}, {"weights": {"path": 3}}],
+    "artifacts": [{"checkpoint": path} for path in ("/etc", "../x", "store/../../x", "", 3, "store\\..\\x")],
+    "error": ["text", {"message": []}],
+    "coverage": [[]],
+    "provenance": ["host"],
+}
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_parts_of_another_type_are_named_and_the_other_records_read(
+    tmp_path: Path, make: Callable[..., Record], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (good,) = write(tmp_path, [make("fp")])
+    bad = tmp_path / "other.json"
+    for value in HOSTILE[part]:
+        bad.write_text(json.dumps({**make("ptq"), part: value}))
+        with pytest.raises(UserError, match=rf"^\S+other.json is no whole record \({part}[^\n]*\): delete it") as caught:
+            read_records([bad])
+        assert [record["cell"] for record in readable([bad, good])] == [make("fp")["cell"]]
+        assert capsys.readouterr().err == f"qdexp: left out: {caught.value}\n"
+
+
+def test_a_cell_reads_no_record_of_another_shape_or_name(tmp_path: Path, make: Callable[..., Record]) -> None:
+    (tmp_path / "records").mkdir()
+    record = make("ptq")
+    path = tmp_path / "records" / f"{record['cell']}.json"
+    for other in ({**record, "keys": []}, {**record, "cell": "another"}, [record]):
+        path.write_text(json.dumps(other))
+        assert read(tmp_path, record["cell"]) is None
+    path.write_text(json.dumps(record))
+    assert read(tmp_path, record["cell"]) == record

@@ -1,6 +1,7 @@
 """What a table of records says: digits, columns, what stands below it."""
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,7 +195,27 @@ def test_report_imports_no_machinery() -> None:
         "qdexp.numbers",
         "qdexp.record",
         "qdexp.report",
+        "qdexp.shape",
         "qdexp.statistics",
     )
     assert all(name.startswith(read) for name in ours)
     assert not {"torch", "wandb", "hydra", "matplotlib"} & set(out)
+
+
+HOSTILE = "=HYPERLINK(1)|<b>x</b>\\|`c`*e*[l](http://x)\n\\input{y}\r\x1b[31m % & $"
+
+
+def test_names_and_messages_are_texts_in_every_table(make: Make) -> None:
+    failed = make("ptq", seed=1, status="failed", error={"stage": HOSTILE, "type": HOSTILE, "message": HOSTILE})
+    comparison = compared([make(HOSTILE), failed | {"cell": HOSTILE, "axes": failed["axes"] | {"model": HOSTILE}}])
+    for text in (to_markdown(comparison), to_latex(comparison), to_csv(comparison)):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
+        assert not re.search(r"^\\input|^=|,=|,\"=", text, re.MULTILINE)
+    said = to_markdown(comparison)
+    assert "<b>" not in said and "](http" not in said and "\\*e\\*" in said
+    widths = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in said.splitlines() if line.startswith("|")}
+    assert len(widths) == 1  # no cell ends where a name says so
+    assert all(line.startswith("%") for line in to_latex(comparison).partition("\\begin")[0].splitlines())
+    with io.StringIO() as out:
+        Console(file=out, width=200).print(to_terminal(comparison, 200))
+        assert "\x1b" not in out.getvalue() and "HYPERLINK" in out.getvalue()

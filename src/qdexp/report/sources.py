@@ -6,8 +6,8 @@ from pathlib import Path
 
 from qdexp import listing
 from qdexp.errors import UserError, did_you_mean
-from qdexp.layout import Layout, Sweep, files_of
-from qdexp.record import Record, read_records
+from qdexp.layout import Layout, Sweep, files_of, records_in
+from qdexp.record import Record, read_records, readable
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,13 @@ def open_source(given: Sequence[str], out: Path) -> Source:
         known = names(layout)
         meant = f"{did_you_mean(given[0], known)}; sweeps there: {', '.join(known) or 'none'}"
         raise UserError(f"{given[0]}: no sweep in {layout.sweeps} and no file{meant}")
-    records = read_records(first if first.is_dir() else map(Path, given))
+    records = _in_folder(first) if first.is_dir() else read_records(map(Path, given))
     folder = first if first.is_dir() else first.parent
     return Source(folder.resolve().parent.name, folder.resolve().parent, records, [])
+
+
+def _in_folder(folder: Path) -> list[Record]:
+    return readable(records_in(folder)) or read_records(folder)  # the latter says why there are none
 
 
 def newest(out: Path) -> Sweep:
@@ -59,7 +63,7 @@ def _listed(sweep: Sweep) -> Source:
     name, layout = sweep.folder.resolve().name, sweep.layout
     cells = listing.read(sweep)
     paths = {cell: layout.record(cell) for cell in cells}
-    records = read_records([path for path in paths.values() if path.exists()])
+    records = readable(path for path in paths.values() if path.exists())
     if not records:
         raise UserError(f"{name}: none of its {len(cells)} cells has a record yet; wait for the first")
     missing = [listed.label for cell, listed in cells.items() if not paths[cell].exists()]

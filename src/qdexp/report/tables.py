@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qdexp.errors import printable
 from qdexp.numbers import Place
 from qdexp.record import Record
 from qdexp.report.comparison import Comparison, measured_with, write_difference, write_number
@@ -48,7 +49,7 @@ def to_texts(comparison: Comparison, place: Place = "overview") -> pd.DataFrame:
             differences = intervals(numbers, f"{number.key}{MINUS}")
             texts[f"{number.title} - {comparison.baseline}"] = map(partial(write_difference, number), differences)
     texts["time"] = map(_time, numbers["seconds"])
-    return pd.DataFrame({title: list(column) for title, column in texts.items()}).astype(str)
+    return pd.DataFrame({printable(title): list(column) for title, column in texts.items()}).astype(str).map(printable)
 
 
 def _time(seconds: float) -> str:
@@ -81,7 +82,7 @@ def notes(comparison: Comparison) -> list[str]:
         said.append(f"no full precision here: compared with the first row, {comparison.baseline} (--baseline NAME: another)")
     if comparison.baseline is not None and comparison.alone:
         said.append(f"no {comparison.baseline} of the same network to compare with: {', '.join(comparison.alone)}")
-    return said
+    return [printable(line) for line in said]
 
 
 def _machines(records: Sequence[Record]) -> list[str]:
@@ -112,7 +113,7 @@ def failures(comparison: Comparison) -> list[str]:
     for record in comparison.failed:
         error = record.get("error", {})
         message = (str(error.get("message", "")).splitlines() or [""])[0]
-        line = f"failed: {record['cell']} in {error.get('stage', '?')}: {error.get('type', '?')}: {message}"
+        line = printable(f"failed: {record['cell']} in {error.get('stage', '?')}: {error.get('type', '?')}: {message}")
         lines.append(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…")
     return lines
 
@@ -124,9 +125,9 @@ def to_terminal(comparison: Comparison, width: int, place: Place = "overview") -
     fitting = max(NAMES, sum(needed <= width for needed in accumulate(one + 2 for one in widths)))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title, least in zip(titles[:NAMES], widths, strict=False):
-        table.add_column(title, min_width=least, overflow="fold")
+        table.add_column(escape(title), min_width=least, overflow="fold")
     for title, least in zip(titles[NAMES:fitting], widths[NAMES:], strict=False):
-        table.add_column("\n".join(wrap(title, least)), justify="right", width=least, no_wrap=True)
+        table.add_column(escape("\n".join(wrap(title, least))), justify="right", width=least, no_wrap=True)
     for row in texts[titles[:fitting]].itertuples(index=False):
         table.add_row(*map(escape, row))
     more = [f"no room here for {', '.join(titles[fitting:])}: table.md has all"] if titles[fitting:] else []
@@ -141,8 +142,8 @@ def _width(title: str, texts: Sequence[str], number: bool) -> int:
 def to_markdown(comparison: Comparison, place: Place = "overview") -> str:
     """For GitHub; ends with a newline."""
     texts = to_texts(comparison, place)
-    failed = [f"- {failure}" for failure in failures(comparison)]
-    below = [*(f"{note}." for note in notes(comparison)), *([""] if failed else []), *failed]
+    failed = [f"- {_in_markdown(failure)}" for failure in failures(comparison)]
+    below = [*(f"{_in_markdown(note)}." for note in notes(comparison)), *([""] if failed else []), *failed]
     return "\n".join([markdown(texts, texts.shape[1] - NAMES), "", *below]) + "\n"
 
 
@@ -154,7 +155,14 @@ def markdown(texts: pd.DataFrame, numbers: int = 0) -> str:
 
 
 def _in_a_cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return _in_markdown(text).replace("|", "\\|")
+
+
+def _in_markdown(text: str) -> str:
+    """As it is read: neither code, nor a link, emphasis or HTML."""
+    for sign in ("\\", "`", "*", "]("):
+        text = text.replace(sign, f"\\{sign}")
+    return printable(text.replace("<", "&lt;"))
 
 
 def to_latex(comparison: Comparison) -> str:
@@ -166,4 +174,10 @@ def to_latex(comparison: Comparison) -> str:
 
 def to_csv(comparison: Comparison) -> str:
     """One row per line: axes, every number with its interval, differences, and the protocol."""
-    return str(of_comparison(comparison).drop(columns="seconds").to_csv(index=False))
+    return str(of_comparison(comparison).drop(columns="seconds").map(_no_formula).to_csv(index=False))
+
+
+def _no_formula(value: object) -> object:
+    """A text that a spreadsheet would compute is marked as one."""
+    text = printable(value) if isinstance(value, str) else value
+    return f"'{text}" if isinstance(text, str) and text.lstrip().startswith(("=", "+", "-", "@")) else text

@@ -30,7 +30,7 @@ def plan(arguments: list[str]) -> None:
 
 
 def status(sweep: Sweep, live: bool) -> None:
-    watcher, submitted = queue.Watcher(), _submitted(sweep)
+    watcher, submitted = queue.Watcher(**({} if live else {"grace": 0})), _submitted(sweep)
     show(
         lambda: Listed(sweep) if submitted is None else Status(submitted, watcher.states),
         every=2.0 if live else None,

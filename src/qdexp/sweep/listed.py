@@ -7,6 +7,7 @@ from rich.text import Text
 
 from qdexp import listing
 from qdexp import record as records
+from qdexp.errors import printable
 from qdexp.layout import Sweep, stage_and_key
 from qdexp.record import Record
 from qdexp.store import Store
@@ -27,16 +28,16 @@ class Listed:
 
     def table(self, width: int = 0) -> Group:
         """A line per cell: how many of its stages are there, and its record; below it what failed."""
-        table = Table(title=f"{self.sweep.name}: {len(self.cells)} cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(title=Text(f"{self.sweep.name}: {len(self.cells)} cells"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("cell", "stages", "record"):
             table.add_column(title)
         for name, cell in self.cells.items():
             there = sum(self.store.has(entry) for entry in cell.entries)
             state = self._state(name)
             words = {"complete": ("ok", "green"), "failed": ("err", "red")}.get(state, (".", "dim"))
-            table.add_row(f"{cell.label} {name.rpartition('-')[2]}", f"{there}/{len(cell.entries)}", Text(*words))
+            table.add_row(Text(f"{cell.label} {name.rpartition('-')[2]}"), f"{there}/{len(cell.entries)}", Text(*words))
         failed = [_error(record) for name, record in self.records.items() if self._state(name) == "failed"]
-        return Group(table, *map(Text, failed), self.summary())
+        return Group(table, *map(Text, failed), Text(self.summary()))
 
     def _state(self, name: str) -> str:
         """What its record says; empty where it has none, or one that lacks what the sweep measures."""
@@ -56,4 +57,4 @@ class Listed:
 def _error(record: Record) -> str:
     error = record.get("error", {})
     message = (str(error.get("message", "")).splitlines() or [""])[0]
-    return f"{record['cell']}: {error.get('stage', '?')}: {error.get('type', '?')}: {message}"
+    return printable(f"{record['cell']}: {error.get('stage', '?')}: {error.get('type', '?')}: {message}")

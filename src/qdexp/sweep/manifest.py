@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from qdexp import files
 from qdexp.errors import UserError, did_you_mean
@@ -91,7 +90,7 @@ class Registry:
     def __init__(self, out: Path) -> None:
         self.layout = Layout(out)
 
-    def job(self, node: str) -> dict[str, Any]:
+    def job(self, node: str) -> dict[str, str]:
         """``id``, ``log`` and ``sweep`` of the last job that was submitted for ``node``, or of a process of this machine, which
         has a ``shell`` for an ``id``, and a ``state`` once it has ended; empty where there was none."""
         return _read(self.layout.job(node))
@@ -123,14 +122,14 @@ class Registry:
         self.layout.error(node).unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, str]:
+    """Empty where there is none, or something else was written there."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        return files.read_as(path, dict[str, str])
     except (OSError, ValueError):
         return {}
-    return found
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def _write(path: Path, value: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, json.dumps(value))

@@ -27,7 +27,7 @@ from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.footprint.places import Here
 from qdexp.layout import Layout
 from qdexp.listing import Line
-from qdexp.record import Record, read_records
+from qdexp.record import Record, read_records, readable
 from qdexp.report.comparison import compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.grid import sample_grid
@@ -171,7 +171,7 @@ def conclude(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> list[Record
 
 def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> list[Record]:
     """Shows the records at ``paths``, where there are any; UserError where cells failed."""
-    records = read_records([path for path in paths if path.exists()])
+    records = readable(path for path in paths if path.exists())
     if records:
         show(cells[0].out, cells[0].config.sweep, records)
     if failed:
@@ -187,7 +187,7 @@ def collect(sweep: Manifest, status: Status) -> Sequence[Record]:
         cells = {key: planned(sweep, entry) for key, entry in sweep.cells.items()}
     settle(sweep, status, cells)
     paths = [cell.record for cell in cells.values() if cell.record.exists()]
-    found = read_records(paths)
+    found = readable(paths)
     if found:
         show(sweep.out, sweep.sweep, found)
     print(status.summary(), flush=True)

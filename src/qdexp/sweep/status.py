@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from qdexp import record as records
+from qdexp.errors import printable
 from qdexp.store import Store
 from qdexp.sweep.jobs import RECORD, Node
 from qdexp.sweep.manifest import Manifest, Registry
-from qdexp.sweep.queue import LIVE
+from qdexp.sweep.queue import LIVE, LOST
 from qdexp.sweep.shell import Shell, living
 
 DONE, FAILED, BLOCKED = "done", "failed", "blocked"
@@ -84,6 +85,8 @@ class Status:
             return NodeState(FAILED, f"{error['type']}: {_last_line(error['message'])}")
         if any(self.nodes[need].state in (FAILED, BLOCKED) for need in node.needs if need in self.nodes):
             return NodeState(BLOCKED)
+        if said == LOST:
+            return NodeState(FAILED, f"neither the queue nor accounting knows its job {self.jobs[node.id]}")
         if said is not None:
             return NodeState(FAILED, f"its job ended as {said}")
         return NodeState("waiting", live=True) if self.shells else NodeState(FAILED, "it was never started")
@@ -107,17 +110,21 @@ class Status:
 
     def table(self, width: int = FILE) -> Group:
         """Cells x stages, in ``width`` characters; below it what failed, and about how long the rest takes."""
-        table = Table(title=f"{self.sweep.sweep}: {len(self.sweep.cells)} cells", box=SIMPLE_HEAD, padding=0, caption=LEGEND)
+        title = Text(
+            f"{self.sweep.sweep}: {len(self.sweep.cells)} cells"
+        )  # a Text is shown as it is, a str has its [words] read
+        table = Table(title=title, box=SIMPLE_HEAD, padding=0, caption=LEGEND)
         stages = list(dict.fromkeys(stage for cell in self.sweep.cells.values() for stage in cell.entries))
         each = (width - NAME - 2) // (len(stages) + 1) - 1
         table.add_column("cell", min_width=NAME)
         for name in (*stages, RECORD):
-            table.add_column(name, overflow="crop", no_wrap=True, max_width=max(each, 3))
+            table.add_column(Text(name), overflow="crop", no_wrap=True, max_width=max(each, 3))
         for cell in self.sweep.cells.values():
             shown = [self._sign(cell.entries.get(stage)) for stage in stages]
-            table.add_row(f"{cell.label} {cell.name.rpartition('-')[2]}", *shown, Text(*SIGNS[self.cell(cell.key)]))
-        lines = [f"{name}: {why}" for name, why in self.failures().items()]
-        return Group(table, *lines, self.summary())
+            row = Text(f"{cell.label} {cell.name.rpartition('-')[2]}")
+            table.add_row(row, *shown, Text(*SIGNS[self.cell(cell.key)]))
+        lines = [printable(f"{name}: {why}") for name, why in self.failures().items()]
+        return Group(table, *map(Text, lines), Text(self.summary()))
 
     def _sign(self, entry: str | None) -> Text:
         if entry is None:
@@ -139,7 +146,8 @@ class Status:
         left = states.count("running") + states.count("waiting")
         if left and states.count(DONE):
             seconds = (time.time() - self.sweep.time) / states.count(DONE) * left
-            text += f"; about {seconds / 60:.0f} min left at this pace"
+            if seconds > 0:  # a clock may have been set back
+                text += f"; about {seconds / 60:.0f} min left at this pace"
         if self.shells:
             text += f"; run by {', '.join(shell.place for shell in self.shells)}"
         return text

@@ -1,0 +1,87 @@
+"""What `status` says of sweeps in which things went wrong: the truth, as it is, and never a traceback."""
+
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+from rich.console import Console
+
+from qdexp.cell import Cell
+from qdexp.layout import Layout
+from qdexp.sweep import manifest, queue
+from qdexp.sweep.launch import Frozen
+from qdexp.sweep.listed import Listed
+from qdexp.sweep.status import Look, Status, show
+
+HOSTILE = "size mismatch [/conv1] [bold]x[/] \\[red] |=1+1"
+
+
+@pytest.fixture
+def sweep(cell_of: Callable[..., Cell]) -> Frozen:
+    frozen = Frozen([cell_of("method=fp")])
+    frozen.write()
+    return frozen
+
+
+def shown(look: Look) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    show(lambda: look, None, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def said(states: str) -> Callable[[Sequence[str]], dict[str, str]]:
+    return lambda ids: dict.fromkeys(ids, states)
+
+
+def test_messages_are_shown_as_they_are(sweep: Frozen) -> None:
+    registry, written = manifest.Registry(sweep.out), manifest.read(sweep.out, "trial")
+    registry.failed(written.nodes[0].id, {"type": "RuntimeError", "message": HOSTILE})
+    assert f"{written.nodes[0].id}: RuntimeError: {HOSTILE}\n" in shown(Status(written, said("FAILED")))
+    (cell,) = sweep.cells.values()
+    cell.fail({"stage": "samples", "type": "RuntimeError", "message": HOSTILE, "traceback": ""})
+    assert f"samples: RuntimeError: {HOSTILE}\n" in shown(Listed(sweep.folder))
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("CANCELLED", "its job ended as CANCELLED"),
+        (queue.LOST, "neither the queue nor accounting knows its job 7_1"),
+        ("TIMEOUT", "its job ended as TIMEOUT"),
+        ("OUT_OF_MEMORY", "its job ended as OUT_OF_MEMORY"),
+    ],
+)
+def test_how_jobs_ended(sweep: Frozen, state: str, expected: str) -> None:
+    registry, written = manifest.Registry(sweep.out), manifest.read(sweep.out, "trial")
+    for number, node in enumerate(written.nodes):
+        registry.submitted(node.id, f"7_{number + 1}", sweep.out / "log", "trial")
+    text = shown(Status(written, said(state)))
+    assert f"{written.nodes[0].id}: {expected}\n" in text
+    assert "running" not in text.rpartition("jobs: ")[2]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"id": 7}', '{"id": null, "sweep": []}', "\x00", "[" * 10_000])
+def test_what_others_have_written_into_the_registry(sweep: Frozen, text: str) -> None:
+    layout, written = Layout(sweep.out), manifest.read(sweep.out, "trial")
+    layout.jobs.mkdir()
+    for node in written.nodes:
+        layout.job(node.id).write_text(text)
+        layout.error(node.id).write_text(text)
+    assert "it was never started" in shown(Status(written, said("COMPLETED")))
+
+
+def test_a_clock_that_was_set_back(sweep: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = manifest.read(sweep.out, "trial")
+    (sweep.store.folder(written.nodes[0].entry)).mkdir(parents=True)
+    (sweep.store.folder(written.nodes[0].entry) / "manifest.json").write_text(json.dumps({}))
+    registry = manifest.Registry(sweep.out)
+    for node in written.nodes[1:]:
+        registry.submitted(node.id, "7", sweep.out / "log", "trial")
+    assert "min left" in shown(Status(written, said("RUNNING")))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    text = shown(Status(written, said("RUNNING")))
+    assert "running" in text and "min left" not in text
