@@ -13,10 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qdexp.config import Model, Quant
 from qdexp.errors import UserError
+from qdexp.models import __main__ as command
 from qdexp.models import checkpoint
 from qdexp.models.__main__ import main
 from qdexp.models.conditions import example_condition
 from qdexp.models.describe import describe
+from qdexp.paths import conf_folder
 from qdexp.quant.coverage import Coverage, Wanted, known_bits
 from qdexp.quant.macs import count, macs_by_module
 from qdexp.quant.network import LayerBits
@@ -33,6 +35,15 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bit-widths, and no word of memory: to compose all and to trace how blocks are learned takes ten seconds a network.
+    `test_the_command_tells_of_every_format_and_of_memory` sees them."""
+    monkeypatch.setattr(command, "_choices", lambda: ["w4a8", "w8a8"])
+    monkeypatch.setattr(command, "memory_lines", lambda _: [])
+
+
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(
     ("name", "parameters", "sizes"),
     [
@@ -51,6 +62,7 @@ def test_the_published_sizes(
     assert any(line.startswith("weights     missing: model.weights=") for line in lines)
 
 
+@pytest.mark.usefixtures("short")
 def test_blocks_and_boundaries_of_church(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "model=ldm_church", "model.weights=random")
     blocks = lines[next(i for i, line in enumerate(lines) if line.startswith("block ")) + 1 :]
@@ -114,6 +126,7 @@ def test_all_that_is_multiplied_is_quantized(family: Family) -> None:
     assert found.macs["full"] == 0 and found.weights == 0
 
 
+@pytest.mark.usefixtures("short")
 def test_what_stays_in_full_precision_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "model=ddpm_fashion", "quant.layers={mid_block*: {weight_bits: 32, act_bits: 32}}")
     start = next(i for i, line in enumerate(lines) if line.startswith("in full precision"))
@@ -122,6 +135,7 @@ def test_what_stays_in_full_precision_is_printed(capsys: pytest.CaptureFixture[s
     assert 90 < float(shares["w4a8+layers"][0]) < 99 and shares["w32a32"] == ["0.00", "0.00"]
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("wrong", ["model=none", "quant.weight_bits=99", "model.network.norm_num_groups=7"])
 def test_errors_are_one_line(wrong: str) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -135,12 +149,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main([])
 
 
+@pytest.mark.usefixtures("short")
 def test_weights_that_do_not_fit_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "model=ddpm_fashion", "model.network.layers_per_block=3")
     told = next(line for line in lines if line.startswith("weights "))
     assert "; no run takes them: model.weights=" in told and "does not fit model.network (" in told
 
 
+@pytest.mark.usefixtures("short")
 def test_a_network_that_no_run_takes_is_not_described() -> None:
     with pytest.raises(SystemExit, match=r"^qdexp: model\.network: called with x_t of model\.shape, \[1, 1, 27, 28\]"):
         main(["model=ddpm_fashion", "model.shape=[1,27,28]"])
@@ -162,6 +178,7 @@ class Small(torch.nn.Module):
         return self.layer(x_t)
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("kind", "sizes"), [(Nothing, ["0", "0"]), (Small, ["4e-05", "4e-05"])])
 def test_the_smallest_networks_are_described_too(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: type, sizes: list[str]
@@ -179,11 +196,12 @@ def test_flags_of_runs_are_none_of_a_description(flag: str) -> None:
         main([flag, "model=ddpm_fashion"])
 
 
-def test_the_command_tells_what_memory_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_of_every_format_and_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
     main(["model=dit_fashion", "sampling.batch=8", "recon.batch=4"])
-    (lines,) = re.findall(
-        r"^memory, MB \(sampling\.batch=8, recon\.batch=4\)\n((?:.+\n)+)", capsys.readouterr().out, flags=re.MULTILINE
-    )
+    said = capsys.readouterr().out
+    (table,) = re.findall(r"^bits .*\n((?:.+\n)+)", said, flags=re.MULTILINE)
+    assert len(table.splitlines()) == len(list((conf_folder() / "quant").glob("*.yaml"))) + 1, "and full precision"
+    (lines,) = re.findall(r"^memory, MB \(sampling\.batch=8, recon\.batch=4\)\n((?:.+\n)+)", said, flags=re.MULTILINE)
     found = dict(re.split(r"  +", line, maxsplit=1) for line in lines.splitlines())
     assert list(found) == ["network", "pass of 8 rows", "calibration row", "learning, 4 rows"]
     assert found["network"] == "5.7, quantized 7.2"

@@ -36,8 +36,7 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{flag}: is for runs; a description takes OPTION=VALUE alone, leave it out")
         overrides.check(arguments)
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            choices = sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
-            quants = [_config([*arguments, f"quant={choice}"]).quant for choice in choices]
+            quants = [_config([*arguments, f"quant={choice}"]).quant for choice in _choices()]
             config = _config(arguments)
         trial.check(config.model)
         description = describe(config.model)
@@ -50,6 +49,10 @@ def main(arguments: list[str]) -> None:
             block_lines(description.blocks),
         )
         print("\n\n".join("\n".join(part) for part in parts))
+
+
+def _choices() -> list[str]:
+    return sorted(path.stem for path in (conf_folder() / "quant").glob("*.yaml"))
 
 
 def _config(arguments: list[str]) -> Config:
