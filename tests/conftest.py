@@ -1,5 +1,6 @@
 """What all tests share: one tiny U-Net."""
 
+import gc
 import json
 import re
 import shutil
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU; torch sees none here"))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: it is not looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -130,13 +137,20 @@ def small(own_conf: Path, tmp_path: Path) -> list[str]:
     return [f"hydra.searchpath=[file://{own_conf}]", f"out={tmp_path / 'out'}", *SMALL]
 
 
+@pytest.fixture(scope="module")
+def _passed() -> set[str]:
+    """The checks that cells of a file have passed: what they share is checked once, as in a sweep."""
+    return set()
+
+
 @pytest.fixture
-def cell_of(small: list[str]) -> Callable[..., Cell]:
+def cell_of(small: list[str], _passed: set[str]) -> Callable[..., Cell]:
     """``cell_of(*arguments)``: the checked cell of a command line; arguments win over ``small``."""
 
     def cell(*arguments: str) -> Cell:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return preflight(freeze(compose("config", completed(_merged(small, arguments)), return_hydra_config=True)))
+            config = freeze(compose("config", completed(_merged(small, arguments)), return_hydra_config=True))
+        return preflight(config, _passed)
 
     return cell
 

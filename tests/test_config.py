@@ -1,10 +1,14 @@
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from qdexp.config import Config
@@ -100,7 +104,18 @@ def conf() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> DictConfig:
+    """By Hydra; it composes once for all that set or leave out nothing but single values."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if all("." in str(one.key_or_group) for one in parsed):
+        cfg = copy.deepcopy(default())
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)  # the second half of what it does with a command line
+        return cfg
     return compose("config", overrides=list(overrides))
+
+
+@cache
+def default() -> DictConfig:
+    return compose("config")
 
 
 def config(*overrides: str) -> Config:

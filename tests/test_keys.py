@@ -122,17 +122,34 @@ def changed(one: Cell, other: Cell) -> set[str]:
     return {name for name in one.stages if one.stages[name].key != other.stages[name].key}
 
 
+@pytest.fixture(scope="module")
+def _composed() -> dict[tuple[str, ...], Cell]:
+    return {}
+
+
+@pytest.fixture
+def once(cell_of: CellOf, _composed: dict[tuple[str, ...], Cell]) -> CellOf:
+    """``cell_of``, composed once for all tests of this file: what a key is made of is not changed by who asks for it."""
+
+    def cell(*arguments: str) -> Cell:
+        if arguments not in _composed:
+            _composed[arguments] = cell_of(*arguments)
+        return _composed[arguments]
+
+    return cell
+
+
 @pytest.mark.parametrize(("option", "expected"), OPTIONS.items())
-def test_option(cell_of: CellOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, expected: set[str]) -> None:
+def test_option(once: CellOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, expected: set[str]) -> None:
     monkeypatch.chdir(tmp_path)
     if option == "device=auto" and torch.cuda.is_available():
         expected = ALL
-    assert changed(cell_of(), cell_of(option)) == expected
+    assert changed(once(), once(option)) == expected
 
 
 @pytest.mark.parametrize(("option", "expected"), LEARNING_OPTIONS.items())
-def test_option_of_what_is_learned(cell_of: CellOf, option: str, expected: set[str]) -> None:
-    assert changed(cell_of("method=qdiffusion"), cell_of("method=qdiffusion", option)) == expected
+def test_option_of_what_is_learned(once: CellOf, option: str, expected: set[str]) -> None:
+    assert changed(once("method=qdiffusion"), once("method=qdiffusion", option)) == expected
 
 
 def test_all_activation_bits_share_one_rounding(cell_of: CellOf) -> None:
@@ -147,35 +164,37 @@ def test_rounding_without_iterations_does_not_mind_their_arithmetic(cell_of: Cel
 
 
 @pytest.mark.parametrize("option", ["seed=1", "quant=w8a8", "calib=last", "trajectory.samples=17"])
-def test_full_precision_depends_on_nothing_of_quantization(cell_of: CellOf, option: str) -> None:
-    assert cell_of("method=fp").key == cell_of("method=fp", option).key
+def test_full_precision_depends_on_nothing_of_quantization(once: CellOf, option: str) -> None:
+    assert once("method=fp").key == once("method=fp", option).key
 
 
 @pytest.mark.parametrize("option", ["protocol.heldout=9", "protocol.extractor=none"])
-def test_a_cell_under_another_protocol_is_another_though_its_images_are_the_same(cell_of: CellOf, option: str) -> None:
-    one, other = cell_of("method=fp"), cell_of("method=fp", option)
+def test_a_cell_under_another_protocol_is_another_though_its_images_are_the_same(once: CellOf, option: str) -> None:
+    one, other = once("method=fp"), once("method=fp", option)
     assert one.stages["samples"].key == other.stages["samples"].key
     assert one.key != other.key
 
 
 @pytest.mark.parametrize("option", ["metric.fid=null", "metric.kid.seed=3", "metric=[]"])
-def test_a_cell_is_the_same_whatever_is_measured_of_it(cell_of: CellOf, option: str) -> None:
-    one, other = cell_of("seed=1"), cell_of("seed=1", option)
+def test_a_cell_is_the_same_whatever_is_measured_of_it(once: CellOf, option: str) -> None:
+    one, other = once("seed=1"), once("seed=1", option)
     assert one.keys != other.keys
     assert (one.key, one.name, one.identity) == (other.key, other.name, other.identity)
 
 
-def test_full_precision_images_are_those_that_others_are_compared_with(cell_of: CellOf) -> None:
-    keys = {name: stage.key for name, stage in cell_of("method=ptq").stages.items()}
-    assert cell_of("method=fp").stages["samples"].key == keys["full_precision"] != keys["samples"]
+def test_full_precision_images_are_those_that_others_are_compared_with(once: CellOf) -> None:
+    keys = {name: stage.key for name, stage in once("method=ptq").stages.items()}
+    assert once("method=fp").stages["samples"].key == keys["full_precision"] != keys["samples"]
 
 
-def test_the_identity_leaves_out_the_seed_alone(cell_of: CellOf, own_conf: Path, tmp_path: Path) -> None:
-    base = cell_of("method=qdiffusion")
-    assert cell_of("method=qdiffusion", "seed=1").identity == base.identity == base.key
-    assert cell_of("method=qdiffusion", "seed=1").key != base.key
+def test_the_identity_leaves_out_the_seed_alone(cell_of: CellOf, once: CellOf, own_conf: Path, tmp_path: Path) -> None:
+    base, other = once("method=qdiffusion"), once("method=qdiffusion", "seed=1")
+    assert other.identity == base.identity == base.key
+    assert other.key != base.key
+    both = ("method=qdiffusion", "quant.weight_bits=3")
+    assert once(*both, "seed=1").identity == once(*both).identity
     others = [option for option, expected in LEARNING_OPTIONS.items() if expected and option != "seed=1"]
-    identities = {cell_of("method=qdiffusion", "seed=1", option).identity for option in others}
+    identities = {once("method=qdiffusion", option).identity for option in others}
     assert len(identities | {base.identity}) == len(others) + 1
     weights = load_file(own_conf / "tiny.safetensors")
     save_file(weights, tmp_path / "weights.safetensors")
