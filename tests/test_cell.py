@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import Python
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -327,7 +326,8 @@ def test_checkpoint_alone_makes_the_stored_images(cell_of: CellOf, own_conf: Pat
     cell.run()
     weights.unlink()
     path = cell.out / "records" / f"{cell.name}.json"
-    done = subprocess.run([sys.executable, "-c", RELOAD, str(path)], capture_output=True, text=True)
+    (tmp_path / "reload.py").write_text(RELOAD)
+    done = Python(["reload.py", str(path)], tmp_path).wait()
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from processes import Python
 
 from qdexp import files
 from qdexp.cli import COMMANDS
@@ -264,17 +265,17 @@ def test_stopped_while_it_samples(
     qdexp: Command, small: list[str], undisturbed: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     """Started again it keeps the shards that are there, and ends in the images of an undisturbed run."""
-    process = start([*(option for option in small if not option.startswith("protocol.n=")), *SAMPLING], tmp_path)
+    process = Python(["-m", "qdexp", *(one for one in small if not one.startswith("protocol.n=")), *SAMPLING], tmp_path)
     deadline = time.monotonic() + 120
     while not (shards := sorted((tmp_path / "out" / "store").glob(".work-samples-*/shard-*"))):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.wait().stderr
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(how)
-    _, err = process.communicate()
+    done = process.wait()
+    assert done.returncode == (1 if how == signal.SIGINT else -how)
     if how == signal.SIGINT:
-        assert process.returncode == 1
-        assert err == "qdexp: stopped; finished stages are kept, the same command goes on\n"
+        assert done.stderr == "qdexp: stopped; finished stages are kept, the same command goes on\n"
     first = shards[0].stat()
     assert not list((tmp_path / "out").glob("store/samples-*"))
 
@@ -325,6 +326,7 @@ def test_an_interrupt_that_meets_a_finalizer_is_not_lost(
     assert process.returncode == 1
 
 
+@pytest.mark.slow  # 15 s: three processes load all that qdexp needs
 def test_a_sweep_through_submitit(qdexp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each cell in a process of its own; what comes back is the same table."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

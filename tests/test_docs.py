@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Python, script
 
 import qdexp
 from qdexp.cell import Cell
@@ -93,13 +93,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = "protocol.n=16 sampling.batch=8 protocol.heldout=8 protocol.steps=4 trajectory.samples=80 tracker=none"
 
 
-def run(checkout: Path, script: str) -> None:
+def run(checkout: Path, text: str) -> None:
     """The commands of a block, each with small numbers."""
-    joined = script.replace("\\\n", " ")
-    commands = re.sub(r"python -m qdexp(.*)", rf"{sys.executable} -m qdexp\1 {SMALL}", joined)
-    commands = commands.replace("python mine", f"{sys.executable} mine")
-    done = subprocess.run(["bash", "-ec", commands], cwd=checkout, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    script(re.sub(r"(python -m qdexp.*)", rf"\1 {SMALL}", text.replace("\\\n", " ")), checkout)
 
 
 SCRIPTS = re.findall(r"```bash\n(.*?)```", EXTENDING, flags=re.DOTALL)
@@ -116,8 +112,8 @@ def test_the_example_of_own_model_estimator_and_strategy(checkout: Path) -> None
     (record,) = (checkout / "outputs" / "records").glob("mine-deviations-ends-w4a8-*.json")
     assert '"status": "complete"' in record.read_text()
     (saved,) = (checkout / "outputs" / "store").glob("act-*/checkpoint")
-    check = [sys.executable, "-c", LOAD, str(saved)]
-    done = subprocess.run(check, cwd=checkout, env={**os.environ, "PYTHONPATH": "mine"}, capture_output=True, text=True)
+    (checkout / "load.py").write_text(LOAD)
+    done = Python(["load.py", str(saved)], checkout, {**os.environ, "PYTHONPATH": "mine"}).wait()
     assert (done.returncode, done.stdout) == (0, "TinyNet\n"), done.stderr
 
 

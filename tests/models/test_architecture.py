@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from omegaconf import OmegaConf
+from processes import Python
 from quant_helpers import output, quantized
 from torch import nn
 
@@ -209,8 +209,8 @@ print(json.dumps(told))
 
 def test_numbers_take_no_more_memory_than_the_file_needs(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "greedy.json").write_text(json.dumps(GREEDY))
-    command = [sys.executable, "-c", MEASURE, str(saved), str(tmp_path / "greedy.json")]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (tmp_path / "measure.py").write_text(MEASURE)
+    told = json.loads(Python(["measure.py", str(saved), str(tmp_path / "greedy.json")], tmp_path).wait().stdout)
     assert told.keys() == GREEDY.keys()
     for name, (said, megabytes, seconds) in told.items():
         assert "cannot be read" in said, name

@@ -1,7 +1,5 @@
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from processes import Python
 from quant_helpers import batches, output, quantized
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -201,7 +200,9 @@ def test_a_fresh_process_needs_the_two_files_only(
     checkpoint.save(tmp_path, network, tiny_architecture)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.json", "checkpoint.safetensors"}
     torch.save(batches(4, 1)[0], tmp_path / "inputs.pt")
-    subprocess.run([sys.executable, "-c", READ, str(tmp_path)], check=True)
+    (tmp_path / "read.py").write_text(READ)
+    done = Python(["read.py", str(tmp_path)], tmp_path).wait()
+    assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True), output(network))
 
 

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import resource
 import signal
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PROCESSES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,8 +21,6 @@ from qdexp.sampling.shards import Images, Recording, Sampling, Stream, read_shar
 CPU = torch.device("cpu")
 BATCH, N = 7, 40  # five full shards and one of five rows
 STREAM = Stream("evaluation", 0, N, BATCH)
-PROCESSES = multiprocessing.get_context("forkserver")  # new processes that share nothing but the time torch takes to load
-PROCESSES.set_forkserver_preload(["qdexp.sampling.shards", "qdexp.lightning", "qdexp.store"])
 
 Write = Callable[..., Path]
 

@@ -2,10 +2,7 @@
 
 import errno
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from processes import Python
 from torch import Tensor, nn
 
 from qdexp import files
@@ -110,18 +108,14 @@ def test_methods_that_learn_nothing_say_nothing(cell_of: CellOf) -> None:
 def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(qdexp: Command, small: list[str], tmp_path: Path) -> None:
     options = ["method=qdiffusion", "recon.weights.iterations=10"]
     arguments = [option for option in small if not option.startswith("recon.weights.iterations=")] + options
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qdexp", *arguments], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True
-    )
+    process = Python(["-m", "qdexp", *arguments], tmp_path)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "out" / "store").glob(".work-weights-*/.weights-*.safetensors"))) < 3:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.wait().stderr
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    assert process.wait().returncode == -signal.SIGKILL
     (work,) = (tmp_path / "out" / "store").glob(".work-weights-*")
     assert not (work / "checkpoint").exists()
 

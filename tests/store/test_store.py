@@ -1,7 +1,6 @@
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PROCESSES
 
 from qdexp import files
 from qdexp.layout import MANIFEST
 from qdexp.store import Entry, Store
 
-PROCESSES = multiprocessing.get_context("forkserver")  # new processes that share nothing but the time torch takes to load
-PROCESSES.set_forkserver_preload(["qdexp.sampling.shards", "qdexp.store"])
 COSTS = {"seconds": 1.5, "peak_memory_mb": 2.0}
 NAME = "samples-0123456789abcdef"
 NOTE = {"stage": "samples", "options": {"n": 3}}

@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from processes import Python
 
 import qdexp as package
 from qdexp import files
@@ -44,8 +44,8 @@ def edited(tmp_path: Path) -> Callable[..., dict[str, str]]:
     return environment
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment)
+def run(environment: dict[str, str], *arguments: str) -> CompletedProcess[str]:
+    return Python(["-m", *arguments], Path.cwd(), environment).wait()
 
 
 def test_a_refactoring_gives_finished_results_new_keys(

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PROCESSES
 
 from qdexp import files
 from qdexp.cell import Cell
@@ -22,18 +22,24 @@ from qdexp.sweep.jobs import Job
 from qdexp.sweep.launch import Frozen
 from qdexp.sweep.worker import work
 
-PROCESSES = multiprocessing.get_context("forkserver")  # new processes that share nothing but the time torch takes to load
-PROCESSES.set_forkserver_preload(["qdexp.sweep.worker", "qdexp.recon.walk"])  # the latter, imported late, loads Lightning
 METHODS = ("ptq", "qdiffusion")
 KILLS = 50
 
 
 def run(out: Path, killed: Path | None = None) -> None:
-    """The jobs of the sweep one after another, as a cluster would run them; dies at write points that are not in ``killed``."""
+    """The jobs of the sweep one after another, as a cluster would run them; dies at write points that are not in ``killed``.
+
+    A job that a process has ended is not run by those after it, as a cluster would not.
+    """
     torch.set_num_threads(1)
+    ended = out / "ended"
+    before = ended.read_text().splitlines() if ended.exists() else []
     with contextlib.nullcontext() if killed is None else dying(killed):
         for node in manifest.read(out, "trial").nodes:
-            work(Job(out, out.parent, "trial", node, threads=1))
+            if node.id not in before:
+                work(Job(out, out.parent, "trial", node, threads=1))
+                with ended.open("a") as log:
+                    log.write(f"{node.id}\n")
 
 
 @contextlib.contextmanager
