@@ -88,7 +88,6 @@ def test_whatever_a_section_ends_with_the_others_go_on(
 
 
 def test_work_apart_may_raise_die_or_take_too_long() -> None:
-    """Takes 8 s of CPU: two new processes that load torch."""
     with Apart(far(), os.abort) as dies, Apart(far(), os.strerror) as raises:
         with pytest.raises(DiedError, match="the process died: SIGABRT"):
             list(dies)
@@ -120,7 +119,7 @@ def test_what_differs_is_counted() -> None:
 
 @pytest.mark.slow
 def test_the_whole_command_small_on_a_cpu(tmp_path: Path) -> None:
-    """Takes three minutes of CPU, most of it to load torch in twenty processes."""
+    """Takes a minute of CPU."""
     out = tmp_path / "gpu.json"
     arguments = ["--device", "cpu", "--small", "--seconds", "2400", "--out", str(out)]
     done = subprocess.run([sys.executable, "-m", "benchmarks", "gpu", *arguments], cwd=ROOT, capture_output=True, text=True)
