@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hydra.utils import instantiate
 from originals import OriginalUNet, restless
 from pixel_originals import OriginalFirstStage, OriginalPixelUNet
 from smaller import PIXEL, SMALL, changes, config, save_original, state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdexp import models
 from qdexp.config import Model
@@ -37,24 +38,31 @@ FULL: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
 STEPS = torch.tensor([1, 500, 999])
 
 
-@pytest.mark.parametrize("average", [True, False])
-@pytest.mark.parametrize("name", FULL)
-def test_at_full_width_every_key_is_used_once(name: str, average: bool) -> None:
+@cache
+def at_full_width(name: str) -> tuple[Model, OriginalUNet, OriginalFirstStage, Tensor | None, nn.Module, nn.Module]:
+    """Of the original the networks and the table of classes, and our own networks: shapes alone, which take seconds to make."""
     unet_config, stage_config, has_classes = FULL[name]
     model = config(name)
     assert model.first_stage is not None
     with torch.device("meta"):
         unet, stage = OriginalUNet(**unet_config), OriginalFirstStage(**stage_config)
         classes = torch.empty(1001, 512) if has_classes else None
-        own, own_stage = instantiate(model.network), instantiate(model.first_stage.network)
+        return model, unet, stage, classes, instantiate(model.network), instantiate(model.first_stage.network)
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("name", FULL)
+def test_at_full_width_every_key_is_used_once(name: str, average: bool) -> None:
+    model, unet, stage, classes, *ours = at_full_width(name)
     state = state_dict(unet, stage, model.schedule, average=average, classes=classes, scale=None)
     used: Counter[str] = Counter()
-    for network in (own, own_stage):
+    for network in ours:
         origins, wanted = loading.origins(network, state)
-        assert origins.keys() == network.state_dict().keys()
+        shapes = {target: tuple(value.shape) for target, value in network.state_dict().items()}
+        assert origins.keys() == shapes.keys()
         assert wanted == {origin.key for origin in origins.values()}
         for target, origin in origins.items():
-            assert origin.fits(tuple(state[origin.key].shape), tuple(network.state_dict()[target].shape)), target
+            assert origin.fits(tuple(state[origin.key].shape), shapes[target]), target
         used.update(origin.key for origin in origins.values())
     prefix = "model_ema.diffusion_model" if average else "model.diffusion_model."
     networks = {key for key in state if key.startswith((prefix, "first_stage_model.", "cond_stage_model."))}
