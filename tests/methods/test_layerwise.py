@@ -85,6 +85,15 @@ ORDERS: dict[str, Sequence[Step]] = {
 }
 
 
+def built(name: str) -> tuple[nn.Module, Batch]:
+    """One of `NETWORKS`, no layer of which gives nothing but zeros: diffusers starts some projections so."""
+    network, batch = NETWORKS[name]()
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
+            nn.init.normal_(layer.weight, std=0.1)
+    return network.eval(), batch
+
+
 def work_on(network: nn.Module, batch: Batch, quant: Quant = W4A8) -> Work:
     made: Any = None
     return Work(network=network.eval(), quant=quant, model=made, example=first_row(batch), batches=[batch], least=2, seed=0,
@@ -104,11 +113,8 @@ def changed_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_full_precision_nothing_changes(name: str, order: str) -> None:
-    network, batch = NETWORKS[name]()
-    for layer in network.modules():  # diffusers starts some projections at 0
-        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
-            nn.init.normal_(layer.weight, std=0.1)
-    expected = estimate(network.eval(), batch)
+    network, batch = built(name)
+    expected = estimate(network, batch)
     work = work_on(network, batch)
     for step in ORDERS[order]:
         step.apply(work)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_layerwise import NETWORKS, estimate, unet, work_on
+from test_layerwise import NETWORKS, built, estimate, unet, work_on
 from test_smooth import W4A4, Layers
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdexp.cell import Cell
 from qdexp.config import Quant
@@ -95,11 +95,8 @@ def test_of_all_rounds_the_one_is_kept_with_the_least_error_of_the_output() -> N
 @pytest.mark.parametrize("before", [[], [Smooth(alpha=0.5)], [Rotate()], [Smooth(alpha=0.5), Rotate(size=4)]])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_full_precision_nothing_changes(name: str, before: list[Any]) -> None:
-    network, batch = NETWORKS[name]()
-    for layer in network.modules():  # diffusers starts some projections at 0
-        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
-            nn.init.normal_(layer.weight, std=0.1)
-    expected = estimate(network.eval(), batch)
+    network, batch = built(name)
+    expected = estimate(network, batch)
     work = work_on(network, batch)
     for step in (*before, LowRank(rank=4, rounds=2)):
         step.apply(work)
