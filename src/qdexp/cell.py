@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -225,18 +225,23 @@ def describe(stage: str, error: Exception) -> dict[str, str]:
     return {"stage": stage, "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
 
 
-def preflight(config: Config, passed: set[str] | None = None) -> Cell:
+Passed = dict[tuple[object, ...], object]
+"""The checks that are done, with what they read."""
+
+
+def preflight(config: Config, passed: Passed | None = None) -> Cell:
     """The cell, once everything that can be known before any work has been checked. Raises UserError.
 
-    ``passed`` remembers checks from cell to cell: what a sweep's cells share is checked once.
+    ``passed`` remembers checks from cell to cell: what cells share, as the same object, is checked once.
     """
-    model, protocol, known = config.model, config.protocol, set[str]() if passed is None else passed
+    model, protocol = config.model, config.protocol
+    known: Passed = {} if passed is None else passed
 
     def check(work: Callable[[], object], *read: object) -> None:
-        key = short_hash([asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in read])
+        key = tuple(part if isinstance(part, str | int) else id(part) for part in read)
         if key not in known:
             work()
-            known.add(key)
+            known[key] = read  # as long as it is there no other object has its id
 
     check(lambda: files.require_writable(Path(config.out), f"out={config.out}"), "out", config.out)
     devices.resolve(config.device)

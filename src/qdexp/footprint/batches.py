@@ -5,9 +5,12 @@ wherever they are made. One full-precision pass is traced per model, and as many
 """
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from qdexp.config import Config, Model
+from qdexp.config.checks import checked
 from qdexp.config.memory import AUTO
+from qdexp.errors import UserError
 from qdexp.footprint import passes
 from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.models.describe import per_architecture
@@ -22,14 +25,25 @@ Diffusion 2 and XL, the pixels of LSUN) were traced with 2.0 to 2.4; of transfor
 
 
 def settled(cfg: DictConfig) -> Config:
-    """The checked config of a composed cell, with numbers in place of ``auto``; ``cfg`` gets them too."""
-    config = Config.of(cfg)
+    """The checked config of a composed cell, with numbers in place of ``auto``; ``cfg`` stays as it is."""
     left = [option for option in MOST if OmegaConf.select(cfg, option) == AUTO]
     if not left:
-        return config
-    for option in left:
-        OmegaConf.update(cfg, option, chosen(config.model, option))
-    return Config.of(cfg)  # steps say what recon says
+        return Config.of(cfg)
+    model = _model(cfg)
+    for option in left:  # steps say what recon says
+        OmegaConf.update(cfg, option, chosen(model, option))
+    try:
+        return Config.of(cfg)
+    finally:
+        for option in left:
+            OmegaConf.update(cfg, option, AUTO)
+
+
+def _model(cfg: DictConfig) -> Model:
+    try:
+        return checked(Model, OmegaConf.to_container(cfg.model, resolve=True, throw_on_missing=True))
+    except (UserError, OmegaConfBaseException):
+        return Config.of(cfg).model  # which tells of all that is wrong
 
 
 def chosen(model: Model, option: str) -> int:

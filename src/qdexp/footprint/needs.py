@@ -1,9 +1,8 @@
 """What each stage of a cell holds at once: on the device, in the host's memory, and as rows of a walk, which lie where there is
 room for them."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, singledispatch
 from math import prod
 from pathlib import Path
@@ -25,7 +24,7 @@ from qdexp.methods.weights import WeightRounding
 from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, NETWORK, SIZE
 from qdexp.metrics.extractor import Extractor
 from qdexp.quant.ranges import RangeEstimator
-from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.sampler import timesteps_of
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage
 from qdexp.stages.calibration import CalibrationStage
@@ -94,11 +93,7 @@ class Planner:
 
     @property
     def calls(self) -> int:
-        options = asdict(self.config.protocol.sampler)
-        key = json.dumps([self.model.schedule, options], sort_keys=True)
-        if key not in _calls:
-            _calls[key] = Sampler(self.model, self.config.protocol).steps
-        return _calls[key]
+        return len(timesteps_of(self.model, self.config.protocol))
 
     def walks(self, copies: int, rows: int | None = None) -> int:
         """Bytes of whole trajectories of a batch, float32."""
@@ -126,9 +121,8 @@ class Planner:
         return Part(f"{rows:,} calibration rows", rows * passes.row_bytes(self.model), ROWS, calib.rows)
 
 
-_calls: dict[str, int] = {}
 _needs: dict[tuple[str, str], Need] = {}
-"""What is known already, since it takes a scheduler or traces."""
+"""What is known already: it takes traces."""
 
 
 def need_of(stage: Stage, config: Config) -> Need:

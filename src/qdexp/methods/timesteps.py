@@ -11,7 +11,7 @@ from qdexp.errors import UserError
 from qdexp.methods.base import Work
 from qdexp.methods.observe import RangeEstimation
 from qdexp.quant.timegroups import find_groups, set_time
-from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.sampler import timesteps_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class TimestepScales(RangeEstimation):
 
     def check(self, config: Config) -> None:
         super().check(config)
-        groups, steps = config.quant.act.groups, Sampler(config.model, config.protocol).steps
+        groups, steps = config.quant.act.groups, len(timesteps_of(config.model, config.protocol))
         strategy = instantiate(config.calib.strategy, _partial_=True)
         found = len(set(choose_positions(strategy, steps, config.calib.timesteps, config.seed)))
         if found < groups:

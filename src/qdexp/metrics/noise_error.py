@@ -12,7 +12,7 @@ from typing import ClassVar
 from qdexp.config import Config
 from qdexp.metrics.base import CURVES, Material, Metric
 from qdexp.numbers import Number
-from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.sampler import timesteps_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class NoiseError(Metric):
 
     def identity(self, config: Config) -> dict[str, str]:
         """Which steps are left out, where any are."""
-        timesteps = Sampler(config.model, config.protocol).timesteps
+        timesteps = timesteps_of(config.model, config.protocol)
         counted = len(_counted(timesteps))
         return {} if counted == len(timesteps) else {"mean over": f"{counted} of {len(timesteps)} steps, without t = 0"}
 

@@ -54,7 +54,7 @@ _OTHER_PATHS = ("use_dynamic_shifting", "invert_sigmas", "shift_terminal")
 
 
 def filled(cfg: DictConfig) -> DictConfig:
-    """A composed config with what it leaves to others.
+    """A composed config with what it leaves to others: a copy, where there is anything.
 
     Where a model's network, schedule, shape or name is null, the folder of ``model.weights`` says what the config does not;
     what that says wins. Where ``protocol.scheduler`` is null, the sampler is the one that suits the model's schedule and first
@@ -63,15 +63,19 @@ def filled(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: The folder describes no model that can be sampled from; the line says what to write instead.
     """
-    cfg = cfg.copy()
     model, protocol = cfg.get("model"), cfg.get("protocol")
+    of_model = isinstance(model, DictConfig) and any(model.get(option, "") is None for option in READ_FROM_FILES)
+    of_protocol = isinstance(protocol, DictConfig) and "scheduler" in protocol and protocol.scheduler is None
+    if not (of_model or of_protocol):
+        return cfg
+    cfg = cfg.copy()
     with open_dict(cfg):
-        if isinstance(model, DictConfig) and any(model.get(option, "") is None for option in READ_FROM_FILES):
+        if of_model:
             found = _Reader(model).model()
             if OmegaConf.select(model, "network._target_") is not None:
                 del found["network"]  # another class has other options
             cfg.model = model = _merged(found, model)
-        if isinstance(protocol, DictConfig) and "scheduler" in protocol and protocol.scheduler is None:
+        if of_protocol:
             cfg.protocol = _merged(OmegaConf.load(conf_folder() / "sampler" / f"{_sampler(model)}.yaml"), protocol)
     return cfg
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
-from qdexp.config import Config
+from qdexp.config import Config, Model
 from qdexp.models.weights import NETWORKS
 
 LONGEST = 60
@@ -23,10 +23,12 @@ def told_apart(configs: Sequence[Config]) -> list[Config]:
         places: dict[str, set[str]] = {}
         for config in found:
             places.setdefault(config.model.name, set()).add(config.model.weights)
+        renamed: dict[int, Model] = {}  # what several cells share they go on to share
         for number, config in enumerate(found):
             model = config.model
             if len(places[model.name]) > 1 and model.name == name_of(model.weights, words - 1):
-                found[number] = replace(config, model=replace(model, name=name_of(model.weights, words)))
+                new = renamed.setdefault(id(model), replace(model, name=name_of(model.weights, words)))
+                found[number] = replace(config, model=new)
     return found
 
 

@@ -6,7 +6,8 @@ Schedulers may call the network more than once a step, and at timesteps between 
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -129,3 +130,14 @@ def to_images(x_0: Tensor, pixels: str = "round") -> Tensor:
     diffusion's scripts write such images, half a level darker on average."""
     levels = (x_0.clamp(-1, 1) + 1) * 127.5
     return (levels.round() if pixels == "round" else levels).to(torch.uint8)
+
+
+_timesteps: dict[str, list[int] | list[float]] = {}
+
+
+def timesteps_of(model: Model, options: SamplerOptions) -> Sequence[float]:
+    """Those of the ``Sampler``, which is made once a process for each noise schedule. Raises as it does."""
+    key = json.dumps([model.schedule, options.scheduler, options.steps], sort_keys=True)
+    if key not in _timesteps:
+        _timesteps[key] = Sampler(model, options).timesteps
+    return _timesteps[key]

@@ -11,7 +11,7 @@ import torch
 from qdexp import files, models
 from qdexp.config import Config, Model, Sampling
 from qdexp.metrics.inspection import Histogram, input_ranges, shortcut_histograms
-from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.sampler import timesteps_of
 from qdexp.sampling.shards import first_rows
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
@@ -52,7 +52,7 @@ class ActivationsStage(Stage):
     def compute(self, folder: Path, inputs: dict[str, Path]) -> None:
         network = models.build(self.model, self.sampling.channels_last).to(self.device)
         sampler = self.trajectory.sampler
-        timesteps = Sampler(self.model, sampler).timesteps
+        timesteps = timesteps_of(self.model, sampler)
         x_t = first_rows(inputs["trajectory"], "x_t", self.rows).to(self.device)
         conditions, parts = read_conditions(inputs, sampler.guidance), torch.arange(len(x_t)).split(self.sampling.batch)
         asked = [(part, conditions.of(part.tolist(), self.device)) for part in parts]

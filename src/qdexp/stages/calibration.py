@@ -18,7 +18,7 @@ from qdexp import files
 from qdexp.calib.selection import choose_positions, choose_rows
 from qdexp.config import Calib, Config
 from qdexp.sampling.conditions import flatten, unflatten
-from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.sampler import Sampler, timesteps_of
 from qdexp.sampling.shards import read_shards
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
@@ -95,7 +95,7 @@ def _rows(trajectory: Path, sample: Tensor, position: Tensor) -> Tensor:
 
 def chosen_rows(config: Config) -> list[tuple[int, int]]:
     """The pairs (position, sample) of the calibration set. Raises UserError where the trajectory cannot give them."""
-    return _chosen(config.calib, Sampler(config.model, config.protocol).steps, config.trajectory.samples, config.seed)
+    return _chosen(config.calib, len(timesteps_of(config.model, config.protocol)), config.trajectory.samples, config.seed)
 
 
 def _chosen(calib: Calib, steps: int, samples: int, seed: int) -> list[tuple[int, int]]:

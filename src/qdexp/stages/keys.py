@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -49,10 +49,8 @@ def content(value: Any, key_of: Callable[[Any], str]) -> Any:
         return value
     if isinstance(value, Path):
         return digest(value)
-    if isinstance(value, Keyed):
-        return {"stage": key_of(value)}
     if is_dataclass(value):
-        return content_of_fields(value, key_of)
+        return {"stage": key_of(value)} if isinstance(value, Keyed) else content_of_fields(value, key_of)
     if isinstance(value, Mapping):
         inner = {str(name): content(one, key_of) for name, one in value.items()}
         return inner | ({"code": code_of(value["_target_"])} if "_target_" in value else {})
@@ -101,7 +99,8 @@ def code_of(target: str) -> str | None:
     return short_hash([code.digest(module) for module in modules])
 
 
-def modules_of(target: str) -> list[str]:
+@cache
+def modules_of(target: str) -> Sequence[str]:
     """The module in which a ``_target_`` is found and, where that is another, the one that defines it: what is imported may be
     changed, or wrapped, before it is named. Empty where no source defines it. UserError where it cannot be imported."""
     try:

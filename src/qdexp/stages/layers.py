@@ -14,7 +14,7 @@ from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.macs import count, macs_by_module
 from qdexp.quant.network import FLOAT, execution_order, quantized_layers
-from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.sampler import timesteps_of
 from qdexp.sampling.shards import first_rows
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import ConditionsStage, read_conditions
@@ -70,7 +70,7 @@ class LayersStage(Stage):
     def _batches(self, inputs: dict[str, Path]) -> list[Batch]:
         """Rows of the first trajectories, no two alike, the steps in turn, as they are asked for."""
         sampler = self.trajectory.sampler
-        timesteps = torch.tensor(Sampler(self.model, sampler).timesteps)
+        timesteps = torch.tensor(timesteps_of(self.model, sampler))
         walks = first_rows(inputs["trajectory"], "x_t", self.rows)
         numbers = torch.arange(min(self.rows, len(walks) * len(timesteps)))
         steps = numbers % len(timesteps)

@@ -5,7 +5,7 @@ Hydra takes a good tenth of a second to compose one; what is equal is reused.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from qdexp.cell import Cell, preflight
+from qdexp.cell import Cell, Passed, preflight
 from qdexp.config import Config
 from qdexp.config.checks import checked
 from qdexp.errors import NothingToSplitError, UserError, did_you_mean
@@ -47,21 +47,53 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
 
     Raises UserError where a named quantizer or calib contradicts a named method.
     """
-    overrides = cfg.hydra.overrides.task if overrides is None else overrides
-    choices = cfg.hydra.runtime.choices
-    named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
-    parts = [part for part in PARTS if part in named]
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    _exchange_steps(plain, [_parse(override) for override in overrides if override.lstrip("+").startswith(STEPS)])
-    if "method" in named:
-        for group, fixed in _fixed_by(named["method"], cfg).items():
-            if named.get(group, fixed) != fixed:
-                raise UserError(f"{group}={named[group]}: method={named['method']} fixes {group}={fixed}; "
-                                f"leave one of the two out")  # fmt: skip
-    elif parts:
-        with open_dict(plain):
-            plain.method = f"{choices.quantizer}-{choices.calib}".replace("/", ".")  # of files in folders
-    return settled(folder.filled(plain))
+    return _Composed.of(cfg).frozen(cfg.hydra.overrides.task if overrides is None else overrides)
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """What Hydra has composed: our part of it, the choices of the axes, the folders that these are from."""
+
+    ours: DictConfig
+    choices: DictConfig
+    folders: Sequence[Path]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "_Composed":
+        ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
+        return cls(ours, cfg.hydra.runtime.choices, folders)
+
+    def frozen(self, overrides: Sequence[str]) -> Config:
+        """As ``freeze``; what is composed stays as it is."""
+        named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
+        parts = [part for part in PARTS if part in named]
+        of_steps = [_parse(override) for override in overrides if override.lstrip("+").startswith(STEPS)]
+        cfg = self.ours.copy() if of_steps or (parts and "method" not in named) else self.ours
+        _exchange_steps(cfg, of_steps)
+        if "method" in named:
+            for group, fixed in self._fixed_by(named["method"]).items():
+                if named.get(group, fixed) != fixed:
+                    raise UserError(f"{group}={named[group]}: method={named['method']} fixes {group}={fixed}; "
+                                    f"leave one of the two out")  # fmt: skip
+        elif parts:
+            with open_dict(cfg):
+                cfg.method = f"{self.choices.quantizer}-{self.choices.calib}".replace("/", ".")  # of files in folders
+        return settled(folder.filled(cfg))
+
+    def _fixed_by(self, method: str) -> dict[str, str]:
+        """The quantizer and calib that a method's file overrides, in our config folder or in one of the user's."""
+        paths = [folder / "method" / f"{method}.yaml" for folder in self.folders]
+        found = next((_loaded(path) for path in paths if path.is_file()), {})
+        entries = [entry for entry in found.get("defaults", []) if isinstance(entry, dict)]
+        return {str(group).removeprefix("override").strip(" /"): choice for entry in entries for group, choice in entry.items()}
+
+
+@cache
+def _loaded(path: Path) -> dict[str, Any]:
+    found = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def _exchange_steps(cfg: DictConfig, overrides: Sequence[Override]) -> None:
@@ -108,33 +140,27 @@ def _estimator(slot: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
     return named if _TARGET in named else None
 
 
-def _fixed_by(method: str, cfg: DictConfig) -> dict[str, str]:
-    """The quantizer and calib that a method's file overrides, in our config folder or in one of the user's."""
-    folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
-    paths = [folder / "method" / f"{method}.yaml" for folder in folders]
-    found = next((OmegaConf.to_container(OmegaConf.load(path)) for path in paths if path.is_file()), {})
-    assert isinstance(found, dict)
-    entries = [entry for entry in found.get("defaults", []) if isinstance(entry, dict)]
-    return {str(group).removeprefix("override").strip(" /"): choice for entry in entries for group, choice in entry.items()}
-
-
 class Composer:
     """Freezes cell after cell. Cells that differ in single values alone share what Hydra has composed."""
 
     def __init__(self, compose: Callable[[list[str]], DictConfig]) -> None:
-        self._compose, self._composed = compose, dict[tuple[str, ...], DictConfig]()
+        self._compose, self._composed = compose, dict[tuple[str, ...], _Composed]()
+        self._parts: dict[str, Any] = {}
 
     def config(self, overrides: Sequence[str]) -> Config:
+        """Parts of configs that are equal are one and the same object."""
         parsed = {override: _parse(override) for override in overrides}
         values = {str(one.key_or_group): one.value() for one in parsed.values() if _is_value(one)}
         rest = [override for override, one in parsed.items() if not _is_value(one)]
         shared = (*rest, *values)  # the names of the values too: Hydra has found each to exist
         if shared not in self._composed:
-            self._composed[shared] = self._compose(list(overrides))
-        cfg = self._composed[shared]
+            self._composed[shared] = _Composed.of(self._compose(list(overrides)))
+        composed = self._composed[shared]
         for key, value in values.items():  # every cell of these sets them all, so none is left over from the last
-            OmegaConf.update(cfg, key, value)
-        return freeze(cfg, overrides)
+            OmegaConf.update(composed.ours, key, value)
+        config = composed.frozen(overrides)
+        parts = ((one.name, getattr(config, one.name)) for one in fields(config))
+        return replace(config, **{name: self._parts.setdefault(f"{name}={part!r}", part) for name, part in parts})
 
 
 @cache
@@ -159,7 +185,7 @@ def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder:
     A method of the ``ladder`` that splits shortcuts is left out where the model has none: it would be the method before, again.
     Raises UserError where the cells differ in what all cells of a sweep share, or the points in what none of them reads.
     """
-    passed: set[str] = set()
+    passed: Passed = {}
     shared: dict[str, object] = {}
     cells: dict[str, tuple[int, Cell]] = {}
     made: list[Cell | None] = []

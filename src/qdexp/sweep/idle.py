@@ -12,7 +12,7 @@ from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.models.describe import description_of
 from qdexp.sampling.effects import refuse_idle_options
-from qdexp.sampling.sampler import Sampler
+from qdexp.sampling.sampler import timesteps_of
 from qdexp.stages.calibration import chosen_rows
 
 USUAL = "uniform"
@@ -77,7 +77,7 @@ def _say_same_rows(cells: Sequence[Cell]) -> None:
         chosen.setdefault(str(read), {}).setdefault(cell.config.calib.name, cell)
     for same in chosen.values():
         config = next(iter(same.values())).config
-        steps = Sampler(config.model, config.protocol).steps
+        steps = len(timesteps_of(config.model, config.protocol))
         every = {position for position, _ in chosen_rows(config)} == set(range(steps)) and config.calib.timesteps == steps
         why = f"all {steps} of {steps} steps: the strategy does not matter" if every else "the same samples of the same steps"
         if len(same) > 1 or (every and USUAL not in same):
