@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from qdexp import layout
 from qdexp.__main__ import main
-from qdexp.cell import Cell, preflight
+from qdexp.cell import Cell, Passed, preflight
 from qdexp.overrides import completed
 from qdexp.paths import conf_folder
-from qdexp.sweep.freeze import freeze
+from qdexp.sweep.freeze import freeze, share
 
 torch.set_num_threads(1)  # networks this small gain nothing from threads, and lose much where cores are shared
 
@@ -138,19 +138,20 @@ def small(own_conf: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def _passed() -> set[str]:
-    """The checks that cells of a file have passed: what they share is checked once, as in a sweep."""
-    return set()
+def _shared() -> tuple[dict[str, Any], Passed]:
+    """The parts of the cells of a file, and the checks that these have passed: as in a sweep."""
+    return {}, {}
 
 
 @pytest.fixture
-def cell_of(small: list[str], _passed: set[str]) -> Callable[..., Cell]:
+def cell_of(small: list[str], _shared: tuple[dict[str, Any], Passed]) -> Callable[..., Cell]:
     """``cell_of(*arguments)``: the checked cell of a command line; arguments win over ``small``."""
 
     def cell(*arguments: str) -> Cell:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             config = freeze(compose("config", completed(_merged(small, arguments)), return_hydra_config=True))
-        return preflight(config, _passed)
+        parts, passed = _shared
+        return preflight(share(config, parts), passed)
 
     return cell
 

@@ -148,7 +148,7 @@ class Composer:
         self._parts: dict[str, Any] = {}
 
     def config(self, overrides: Sequence[str]) -> Config:
-        """Parts of configs that are equal are one and the same object."""
+        """As ``freeze``, with parts as ``share`` says."""
         parsed = {override: _parse(override) for override in overrides}
         values = {str(one.key_or_group): one.value() for one in parsed.values() if _is_value(one)}
         rest = [override for override, one in parsed.items() if not _is_value(one)]
@@ -158,9 +158,14 @@ class Composer:
         composed = self._composed[shared]
         for key, value in values.items():  # every cell of these sets them all, so none is left over from the last
             OmegaConf.update(composed.ours, key, value)
-        config = composed.frozen(overrides)
-        parts = ((one.name, getattr(config, one.name)) for one in fields(config))
-        return replace(config, **{name: self._parts.setdefault(f"{name}={part!r}", part) for name, part in parts})
+        return share(composed.frozen(overrides), self._parts)
+
+
+def share(config: Config, parts: dict[str, Any]) -> Config:
+    """The config, of which the parts that equal one among ``parts`` are that very object: ``preflight`` knows them by it. The
+    others are added."""
+    own = {f"{one.name}={part!r}": (one.name, part) for one in fields(config) for part in [getattr(config, one.name)]}
+    return replace(config, **{name: parts.setdefault(told, part) for told, (name, part) in own.items()})
 
 
 @cache
