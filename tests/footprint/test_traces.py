@@ -1,6 +1,7 @@
 """What is traced on the meta device is what computing takes, as torch's profiler finds on the CPU."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from torch.utils import _pytree as pytree
 from benchmarks.memory import filled, learned_networks, live_bytes, numbers, training_steps
 from qdexp.config import Config, Model
 from qdexp.config.learning import BlockWise, WeightLearning
-from qdexp.footprint import passes, walks
+from qdexp.footprint import layerwise, passes, walks
 from qdexp.footprint.walks import SCALES, WEIGHTS
 from qdexp.live import Live
+from qdexp.methods import smooth
+from qdexp.methods.base import Work
+from qdexp.methods.low_rank import LowRank
+from qdexp.methods.smooth import Smooth
 from qdexp.models.describe import describe
 from qdexp.paths import conf_folder
 from qdexp.quant.affine import QParams
@@ -30,9 +35,13 @@ ROWS = 32
 EMBEDDED = ["ddpm_fashion", "dit_fashion"]
 
 
-def model_of(name: str) -> Model:
+def config_of(name: str, *options: str) -> Config:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return Config.of(compose("config", [f"model={name}"])).model
+        return Config.of(compose("config", [f"model={name}", *options]))
+
+
+def model_of(name: str) -> Model:
+    return config_of(name).model
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -130,3 +139,39 @@ def test_rows_of_a_walk(name: str, block: str, start: str | None, rows: int, tmp
         peaks.append(live.peak)
     planned = walks.walked(model, WEIGHTS, batch, start).row
     assert planned == pytest.approx((peaks[1] - peaks[0]) / rows, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "step"),
+    [
+        (EMBEDDED[0], [], Smooth(alpha=0.5)),
+        (EMBEDDED[0], [], Smooth(rank=16)),
+        (EMBEDDED[1], [], Smooth()),
+        (EMBEDDED[1], [Smooth(alpha=0.5)], LowRank(rank=16, rounds=3)),
+    ],
+)
+def test_steps_that_change_layers_one_by_one(
+    name: str, before: Sequence[Smooth], step: Smooth | LowRank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smooth, "SEARCHED", smooth.SEARCHED[-3:])
+    config = config_of(name, "quant=int4_g64")
+    network = filled(passes.full(config.model))
+    example, batch = (numbers(passes.batch_of(network, config.model, count)) for count in (1, ROWS))
+    work = Work(
+        network=network,
+        quant=config.quant,
+        model=config.model,
+        example=example,
+        batches=[batch],
+        least=1,
+        seed=0,
+        folder=Path(),
+        build=nn.Module,
+    )
+    step.layers(work)  # traces the network
+    for one in before:
+        one.apply(work)
+    with Live("cpu") as live:
+        step.apply(work)
+    planned = layerwise.search_bytes(config.model, step, config.quant, ROWS, bool(before))
+    assert planned == pytest.approx(live.peak, rel=0.15)

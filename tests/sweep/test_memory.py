@@ -55,6 +55,17 @@ def test_every_stage_of_a_cell_is_known_or_said_not_to_be(cell_of: CellOf) -> No
         assert measures or role in ("size", "coverage", "calibration") or total(need.device) > 0, role
 
 
+def test_steps_that_change_layers_one_by_one_are_known(cell_of: CellOf) -> None:
+    cell = cell_of("method=svdquant", "inspection.rows=0")
+    found = {role: need_of(stage, cell.config) for role, stage in cell.stages.items() if role in ("smooth", "low_rank")}
+    assert len(found) == 2
+    for role, need in found.items():
+        (part,) = (part for part in need.device if "candidates" in part.what)
+        assert not need.unknown, role
+        assert part.bytes > 0
+        assert part.option == "sampling.batch"
+
+
 def test_needs_follow_the_options_that_are_to_be_lowered(cell_of: CellOf) -> None:
     def taken(role: str, *options: str) -> int:
         cell = cell_of("method=qdiffusion", *options)

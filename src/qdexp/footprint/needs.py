@@ -13,16 +13,16 @@ from safetensors import SafetensorError, safe_open
 from qdexp.config import ACTIVATIONS, WEIGHTS, Config
 from qdexp.config.learning import BlockWise, Learning, ScaleLearning, WeightLearning
 from qdexp.errors import UserError
-from qdexp.footprint import passes, walks
+from qdexp.footprint import layerwise, passes, walks
 from qdexp.footprint.passes import FLOAT
-from qdexp.live import Live, own_bytes
 from qdexp.methods.base import instance_of
+from qdexp.methods.low_rank import LowRank
 from qdexp.methods.observe import RangeEstimation
 from qdexp.methods.rotate import Rotate
+from qdexp.methods.smooth import Smooth
 from qdexp.methods.split import SplitShortcuts
 from qdexp.methods.weights import WeightRounding
 from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, NETWORK, SIZE
-from qdexp.metrics.extractor import Extractor
 from qdexp.quant.ranges import RangeEstimator
 from qdexp.sampling.sampler import timesteps_of
 from qdexp.stages.activations import ActivationsStage
@@ -201,9 +201,25 @@ def _(stage: StepStage, of: Planner) -> Need:
     if isinstance(step, BlockWise):
         found += _walk(step, of)
         phases += _learning(step, of)
+    elif isinstance(step, Smooth | LowRank):
+        phases.append(_search(step, stage, of))
     elif not isinstance(step, RangeEstimation | WeightRounding | SplitShortcuts | Rotate):
         found += Need(unknown=("what the step itself takes",))
     return found + Need((max(phases, key=lambda part: part.bytes),) if phases else ())
+
+
+def _search(step: Smooth | LowRank, stage: StepStage, of: Planner) -> Part:
+    """Of what suits each layer, by passes of the first rows."""
+    rows = of.config.calib.timesteps * of.config.calib.rows * of.branches
+    first = rows if step.rows is None else max(step.rows, of.config.calib.timesteps * of.branches)
+    count = min(of.batch, first, rows)
+    size = layerwise.search_bytes(of.model, step, stage.quant, count, _changed(stage.before))
+    return Part(f"candidates of all layers, tried on {count} rows", size, SAMPLING, count)
+
+
+def _changed(stage: StepStage | None) -> bool:
+    """Whether layers have other coordinates already."""
+    return stage is not None and (isinstance(stage.step, Smooth | Rotate) or _changed(stage.before))
 
 
 def _walk(step: BlockWise, of: Planner) -> Need:
@@ -263,20 +279,12 @@ def _(stage: RunningMetricStage, of: Planner) -> Need:
 def _(stage: FeaturesStage, of: Planner) -> Need:
     model = of.model
     shape = tuple(model.shape) if model.first_stage is None else passes.decoded(model, of.batch).shape
-    found = passes.or_none(lambda: sum(_extractor_bytes(stage.extractor, shape)))
+    found = passes.or_none(lambda: sum(passes.extractor_bytes(stage.extractor, shape)))
     if found is None:
         return Need(unknown=("the extractor",))
-    network, own = _extractor_bytes(stage.extractor, shape)
+    network, own = passes.extractor_bytes(stage.extractor, shape)
     loaded = (Part("extractor, as it is loaded", network),) if of.cuda else ()
     return Need((Part("extractor", network), Part(f"features of {stage.extractor.batch} images", own)), loaded)
-
-
-@cache
-def _extractor_bytes(extractor: Extractor, shape: tuple[int, ...]) -> tuple[int, int]:
-    network = extractor.build().to("meta")
-    with torch.no_grad(), Live() as live:
-        network(torch.zeros(extractor.batch, *shape, dtype=torch.uint8, device="meta"))
-    return own_bytes(network), live.peak
 
 
 @cache

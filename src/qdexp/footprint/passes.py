@@ -21,6 +21,7 @@ from qdexp.config import Model
 from qdexp.errors import UserError
 from qdexp.folding import fold
 from qdexp.live import Live, own_bytes
+from qdexp.metrics.extractor import Extractor
 from qdexp.models.conditions import Condition, example_condition
 from qdexp.models.describe import describe, per_architecture
 from qdexp.models.first_stage import Decoder
@@ -167,6 +168,15 @@ def _decoded(target: str, shape: tuple[int, ...], rows: int) -> Decoded:
     with tracing() as joined:
         to_images(torch.cat([torch.zeros_like(image) for _ in range(parts)]))
     return Decoded(own_bytes(network), max(live.peak + parts * image.nbytes, joined.peak), tuple(image.shape[1:]))
+
+
+@cache
+def extractor_bytes(extractor: Extractor, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Of an extractor, and of its features of a batch of images of this shape."""
+    network = extractor.build().to("meta")
+    with torch.no_grad(), Live() as live:
+        network(torch.zeros(extractor.batch, *shape, dtype=torch.uint8, device="meta"))
+    return own_bytes(network), live.peak
 
 
 def search_bytes(estimator: RangeEstimator, cuda: bool) -> int:

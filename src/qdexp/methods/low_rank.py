@@ -1,5 +1,6 @@
 """Low-rank branches, as a step: what is hard to round of each weight runs beside it in 16 bits."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -45,7 +46,7 @@ class LowRank(LayerWise):
     @torch.no_grad()
     def apply(self, work: Work) -> None:
         layers = self.layers(work)
-        give_weights_grids(work.network, {name: work.plan[name] for name in layers}, work.quant)
+        self.give_grids(work, layers)
         trials = {name: Trial(layer, self, work.seed_of(name)) for name, layer in layers.items()}
         if self.rounds > 1:
             with watching(layers, lambda name, x, _: trials[name].look(x)):
@@ -53,6 +54,10 @@ class LowRank(LayerWise):
         for name, layer in layers.items():
             layer.weight_scheme = None  # steps to come have grids of their own
             layer.branch = trials[name].best
+
+    def give_grids(self, work: Work, layers: Iterable[str]) -> None:
+        """Of weights, as branches are judged by."""
+        give_weights_grids(work.network, {name: work.plan[name] for name in layers}, work.quant)
 
     def passes(self, rows: int) -> float:
         own = rows if self.rows is None else min(rows, self.rows)

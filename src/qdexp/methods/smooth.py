@@ -9,7 +9,7 @@ arXiv 2411.05007): none, alpha with beta = 1 - alpha, and alpha alone, in twenti
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -69,10 +69,8 @@ class Smooth(LayerWise):
         layers, batches = self.layers(work), work.first(self.rows)
         ends = _ends(work.network, layers, batches)
         if self.alpha == "search":
-            plan = {name: work.plan[name] for name in layers}
-            give_weights_grids(work.network, plan, work.quant)
-            give_activations_grids(work.network, plan, work.quant)
-            trials = {name: Trial(layer, ends[name], self.rank, work.seed_of(name)) for name, layer in layers.items()}
+            self.give_grids(work, layers)
+            trials = {name: Trial(layer, ends[name], SEARCHED, self.rank, work.seed_of(name)) for name, layer in layers.items()}
             with watching(layers, lambda name, x, y: trials[name].look(x, y)):
                 run_all(work.network, batches)
             chosen = {name: trial.best for name, trial in trials.items()}
@@ -81,6 +79,12 @@ class Smooth(LayerWise):
         for name, layer in layers.items():
             layer.weight_scheme, layer.input_quantizer = None, nn.Identity()  # steps to come have grids of their own
             layer.transforms.append(chosen[name])
+
+    def give_grids(self, work: Work, layers: Iterable[str]) -> None:
+        """Of weights and inputs, as errors are judged by."""
+        plan = {name: work.plan[name] for name in layers}
+        give_weights_grids(work.network, plan, work.quant)
+        give_activations_grids(work.network, plan, work.quant)
 
     def passes(self, rows: int) -> float:
         own = rows if self.rows is None else min(rows, self.rows)
@@ -101,18 +105,19 @@ def smoothing(layer: QuantizedLayer, ends: Tensor, exponents: Exponents) -> Smoo
 
 
 class Trial:
-    """All exponents in one layer, which has its grids: the squared error of its output by each."""
+    """Exponents in one layer, which has its grids: the squared error of its output by each."""
 
-    def __init__(self, layer: QuantizedLayer, ends: Tensor, rank: int | None, seed: int) -> None:
-        """ends: as in ``smoothing``; rank: of a branch beside it, if there will be one; seed: of what it draws."""
+    def __init__(self, layer: QuantizedLayer, ends: Tensor, searched: Sequence[Exponents], rank: int | None, seed: int) -> None:
+        """ends: as in ``smoothing``; searched: the exponents; rank: of a branch beside it, if there will be one; seed: of what
+        it draws."""
         self.layer, self.ends = layer, ends
-        self.candidates = [smoothing(layer, ends, exponents) for exponents in SEARCHED]
+        self.candidates = [smoothing(layer, ends, exponents) for exponents in searched]
         weight = layer.transformed_weight(layer.weight)
         self.branches = [
             None if rank is None else approximated(candidate.weight(weight), min(rank, largest_rank(weight)), seed)
             for candidate in self.candidates
         ]
-        self.errors = torch.zeros(len(SEARCHED), dtype=torch.float64, device=ends.device)
+        self.errors = torch.zeros(len(searched), dtype=torch.float64, device=ends.device)
 
     def look(self, x: Tensor, y: Tensor) -> None:
         """Take in an input of the layer and its output."""
@@ -142,13 +147,18 @@ class Trial:
         return self.candidates[int(self.errors.nan_to_num(torch.inf).argmin())]
 
 
+def ends_of(layer: QuantizedLayer, x: Tensor) -> Tensor:
+    """The smallest and the largest value of each channel of what a layer reads, [2, channels]."""
+    channels = layer.transformed(x).float().movedim(layer.channel_dim, 0).flatten(1)
+    return torch.stack(channels.aminmax(dim=1))
+
+
 def _ends(network: nn.Module, layers: Mapping[str, QuantizedLayer], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """The smallest and the largest value of each channel of what the layers read, [2, channels] by the layers' names."""
     seen: dict[str, list[Tensor]] = defaultdict(list)
 
     def look(name: str, x: Tensor, _: Tensor) -> None:
-        channels = layers[name].transformed(x).float().movedim(layers[name].channel_dim, 0).flatten(1)
-        seen[name].append(torch.stack(channels.aminmax(dim=1)))
+        seen[name].append(ends_of(layers[name], x))
 
     with watching(layers, look):
         run_all(network, batches)
