@@ -28,7 +28,8 @@ PAPERS = {
 def record(n: int = 50_000, weights: str = "file", **changes: Any) -> dict[str, Any]:
     axes = {"model": "ldm_bedroom", "method": "qdiffusion", "quant": "w4a8", "weights": weights, "quantizer": "qdiffusion"}
     parts = {"axes": axes | {"weight_bits": 4, "act_bits": 8}, "config": {}, "keys": {}, "files": {}, "identity": "one"}
-    numbers = {"protocol": {"n": n}, "metrics": {"fid": 7.125}}
+    protocol = {"hash": "h", "name": "paper", "n": n, "steps": 100, "scheduler": {"_target_": "x.DDIM"}, "extractor": "cnn"}
+    numbers = {"protocol": protocol, "metrics": {"fid": 7.125}}
     return {"format": 2, "cell": "x", "status": "complete", **parts, **numbers, **changes}
 
 
