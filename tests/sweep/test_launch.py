@@ -158,7 +158,7 @@ def test_cells_one_by_one_and_exclusions(qdexp: Command, tmp_path: Path, options
         (["method=ptq", 'hydra.sweeper.exclude=["method=ptq"]'], "leaves no cell"),
         (['hydra.sweeper.cells=["method=ptq"]', "method=fp"], "method is named beside the list too"),
         (["hydra/launcher=local", "hydra.launcher.jobs=0"], "qdexp: hydra.launcher.jobs=0: choose"),
-        (["hydra/launcher=local", "+cluster.stages.roundign.minutes=5"], "cluster.stages.roundign: no stage is called so"),
+        (["hydra/launcher=local", "+cluster.stages.roundign.minutes=50"], "cluster.stages.roundign: no stage is called so"),
         (["hydra/launcher=slurm", "seed=0,1", "out=a,b"], "out: one sweep has one out"),
         (["cluster.parts=0"], "cluster.parts=0"),
         (["cluster.device=tpu"], "cluster.device=tpu"),

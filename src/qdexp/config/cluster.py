@@ -13,7 +13,7 @@ from qdexp.config.checks import Device, Finite, Name, Positive, Text
 class Resources:
     """What one job asks for; ``memory_gb`` null: what the cluster gives by itself."""
 
-    minutes: Positive = 60
+    minutes: Annotated[Annotated[int, Ge(10)], Field(description="at least 10: loading the code alone takes some")] = 60
     gpus: Annotated[Annotated[int, Ge(0), Le(1)], Field(description="a job computes on one GPU at most")] = 0
     cpus: Positive = 1
     memory_gb: Annotated[Annotated[float, Gt(0), Finite] | None, Field(description="null: what the cluster gives")] = None

@@ -1,6 +1,7 @@
 """The jobs of a sweep, as a graph, and what runs in one: light objects, which can be pickled. The work is in ``worker``."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qdexp import permanent
+from qdexp.errors import UserError
 from qdexp.layout import Layout
+from qdexp.sweep.restarts import Start, there
 from qdexp.sweep.shell import Shell
 
 RECORD = "record"
@@ -36,12 +39,16 @@ class Node:
         return f"{self.part}-of-{self.parts}"
 
 
+_started: dict[str, Start] = {}
+"""The jobs of this process, by their nodes."""
+
+
 @dataclass(frozen=True)
 class Job:
     """Makes ``node`` from the frozen config of its cell. Idempotent: run again, it goes on where it stopped.
 
     ``shell``: that of this machine with which it ends; ``gpu``: the one of this machine that it computes on, as
-    CUDA_VISIBLE_DEVICES names it. Both are empty for a job of a cluster.
+    CUDA_VISIBLE_DEVICES names it. Both are empty for a job of a cluster, which has ``minutes``.
     """
 
     out: Path
@@ -51,21 +58,43 @@ class Job:
     threads: int
     shell: str = ""
     gpu: str = ""
+    minutes: int = 0
 
     def __call__(self) -> None:
         if self.shell:
             Shell(Layout(self.cwd / self.out).sweep(self.sweep), self.shell).end_with()
         if self.gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu  # submitit hides all; torch looks when it first needs one
+        from qdexp.sweep.manifest import Registry
+
+        registry, layout = Registry(self.cwd / self.out), Layout(self.cwd / self.out)
+        _started[self.node.id] = Start(time.monotonic(), there(layout, self.node.entry))
+        if self.minutes:
+            registry.failed(self.node.id, self._cut_down)  # whoever is killed has no time to say so
         with permanent.imports():
             from qdexp.sweep.worker import work  # torch takes seconds to load
 
+        if self.minutes:
+            registry.succeeded(self.node.id)
         work(self)
 
+    @property
+    def _cut_down(self) -> dict[str, str]:
+        said = (f"it was ended while it loaded its code; if that took its {self.minutes} minutes, raise "
+                f"cluster.stages.{self.node.kind}.minutes")  # fmt: skip
+        return {"stage": self.node.stage, "type": "CutDown", "message": said, "traceback": ""}
+
     def checkpoint(self) -> Any:
-        """What submitit queues after a preemption or a time-out: the same again."""
+        """What submitit queues after a preemption or a time-out: the same again.
+
+        Raises UserError, which ends the job, where it would only reach its minutes again.
+        """
         from submitit.helpers import DelayedSubmission
 
+        start = _started.get(self.node.id)
+        if self.minutes and start and start.in_vain(self.minutes, there(Layout(self.cwd / self.out), self.node.entry)):
+            raise UserError(f"cluster.stages.{self.node.kind}.minutes={self.minutes}: no block or shard was finished in them, "
+                            f"so the job is not started again; raise them, it goes on where it stopped")  # fmt: skip
         return DelayedSubmission(self)
 
 

@@ -133,8 +133,9 @@ class Frozen:
         return self.store.layout.sweep(self.config.sweep)
 
     def job(self, node: Node, shell: Shell | None = None, gpu: str = "") -> Job:
-        threads = self.cluster.resources(node.kind).cpus
-        return Job(self.out, Path.cwd(), self.config.sweep, node, threads, "" if shell is None else shell.name, gpu)
+        wants = self.cluster.resources(node.kind)
+        there = (self.out, Path.cwd(), self.config.sweep, node, wants.cpus)
+        return Job(*there, minutes=wants.minutes) if shell is None else Job(*there, shell.name, gpu)
 
     def done(self, node: Node) -> bool:
         if node.stage == RECORD:

@@ -18,7 +18,7 @@ from submitit.helpers import DelayedSubmission
 from qdexp import locks
 from qdexp.config import Cluster
 from qdexp.errors import UserError
-from qdexp.sweep import queue, submissions
+from qdexp.sweep import queue, restarts, submissions
 from qdexp.sweep.jobs import Node, depths, readers_of
 from qdexp.sweep.manifest import Registry
 
@@ -111,6 +111,7 @@ class Slurm:
             "gpus_per_node": wants.gpus or None,
             "slurm_array_parallelism": cluster.parallel,
             "slurm_setup": cluster.setup or None,
+            "slurm_signal_delay_s": restarts.warning(wants.minutes),
             "slurm_stderr_to_stdout": True,
             "slurm_additional_parameters": {**cluster.options, **waits},
             **{f"slurm_{name}": value for name, value in named.items()},
