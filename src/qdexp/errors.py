@@ -1,6 +1,7 @@
 """The one exception for what a user can fix, and how a command says it."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -38,9 +39,19 @@ class NothingToSplitError(UserError):
     """Split shortcuts were asked of a network that has none: an ablation goes on without this method."""
 
 
+def of_writing(error: OSError) -> str | None:
+    """What a user does where nothing can be written; None where that is not it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space or choose another folder; finished stages are kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "this user may not write there: have it allowed, or choose another folder; reading goes on without"
+    return None
+
+
 @contextlib.contextmanager
 def one_line(*others: type[Exception]) -> Iterator[None]:
-    """Ends the process with one line, exit code 1, where what a user can fix is raised: a UserError, or one of ``others``.
+    """Ends the process with one line, exit code 1, where what a user can fix is raised: a UserError, or one of ``others``; and
+    where nothing can be written.
 
     Where nobody reads any more what it prints (``| head``), it ends without a word, as a shell's own commands do.
     """
@@ -53,6 +64,10 @@ def one_line(*others: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if (fix := of_writing(error)) is None:
+            raise
+        sys.exit(f"qdexp: {printable(str(error.filename2 or error.filename or 'out'))}: {error.strerror}; {fix}")
     except mendable as error:
         lines = error.args if isinstance(error, UserError) else [_told(error)]
         sys.exit("\n".join(f"qdexp: {' '.join(printable(str(line)).split())}" for line in lines))  # messages of Hydra have many

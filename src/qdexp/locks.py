@@ -66,14 +66,15 @@ def beating(file: int) -> Iterator[None]:
         thread.join()
 
 
-def lives(path: Path) -> bool:
-    """Whether the file has had a sign of life within ``SILENCE``, by the file system's own clock where that can be asked."""
+def lives(path: Path, within: float | None = None) -> bool:
+    """Whether the file was touched ``within`` so many seconds (default: ``SILENCE``), by the file system's own clock where that
+    can be asked."""
     now, probe = time.time(), path.with_name(f".probe-{uuid4().hex[:12]}")
     try:
         with contextlib.suppress(OSError):
             probe.touch()
             now = probe.stat().st_mtime
-        return abs(now - path.stat().st_mtime) < SILENCE
+        return abs(now - path.stat().st_mtime) < (SILENCE if within is None else within)
     except FileNotFoundError:
         return False
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -157,3 +158,18 @@ def test_sweeps_that_begin_all_the_time_stop_it(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"prune: a sweep has begun in .* each of the 10 times"):
         pruning.remove(layout)
     assert len(there(layout)) == 3
+
+
+def test_what_killed_processes_left_unfinished_goes_after_a_day(tmp_path: Path) -> None:
+    layout = prepared(tmp_path)
+    begin(layout)
+    layout.records.mkdir()
+    young, old, folder = (layout.records / f"{files.PART}{name}" for name in ("young", "old", "folder"))
+    young.write_text("half")
+    old.write_text("half")
+    folder.mkdir()
+    (folder / "file").write_text("half")
+    for path in (old, folder):
+        os.utime(path, (1e9, 1e9))
+    assert pruning.remove(layout) == {UNNEEDED: ANY, old.name: 4, folder.name: 4}
+    assert [path.name for path in layout.records.iterdir()] == [young.name]

@@ -2,8 +2,8 @@
 
 du                     how much each kind of stage takes, and what nothing needs
 verify                 checks every file of every entry against its digest; ends with 1 where one is corrupt
-prune [--yes]          removes what no record needs, and no sweep that has cells without one;
-                           without --yes it only says what. It may run beside sweeps
+prune [--yes]          removes what no record and no sweep needs, and what killed processes left unfinished;
+                           without --yes it only says what. Sweeps may begin and run meanwhile
 accept                 after a change of code: of each stage makes one entry of each method, model and bit-width again,
                            and where all bits are equal gives what is finished the keys that the code of now asks for;
                            ends with 1 where they are not

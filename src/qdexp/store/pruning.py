@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from qdexp import files, listing
+from qdexp import files, listing, locks
 from qdexp.errors import UserError
 from qdexp.layout import Layout, records_in, stage_and_key
 
+DAY = 86400.0  # seconds
 TRIES = 10
 """As often a prune begins again because a sweep has begun."""
 
@@ -41,6 +42,16 @@ def removable(layout: Layout) -> list[Path]:
     return [folder for folder in folders(layout) if stage_and_key(folder.name)[1] not in needed]
 
 
+def strays(layout: Layout) -> list[Path]:
+    """Files and folders outside the store that killed processes have left unfinished: nothing has touched them for a day."""
+    found = [path for folder in (layout.records, layout.jobs, layout.sweeps, layout.reports) for path in _parts(folder)]
+    return [path for path in found if path.exists() and not locks.lives(path, within=DAY)]
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    return folder.rglob(f"{files.PART}*") if folder.is_dir() else iter(())
+
+
 def folders(layout: Layout) -> Iterator[Path]:
     """Entries, and what is in the making."""
     aside = {layout.locks, *layout.all_moved(), *layout.all_returning(), *layout.all_pruned()}
@@ -48,14 +59,15 @@ def folders(layout: Layout) -> Iterator[Path]:
 
 
 def remove(layout: Layout) -> dict[str, int]:
-    """Removes what is removable; returns the bytes of each. Raises UserError where sweeps begin all the time."""
+    """Removes what is removable, and strays; returns the bytes of each. Raises UserError where sweeps begin all the time."""
     put_back(layout)  # of a prune that was killed
     for _ in range(TRIES):
         given_up = _move(layout)
         if given_up is not None:
             removed = {folder.name: size(folder) for folder in sorted(given_up.iterdir())}
-            for folder in layout.all_pruned():  # those of processes that were killed too
-                shutil.rmtree(folder, ignore_errors=True)
+            removed |= {path.name: size(path) for path in strays(layout)}
+            for path in (*layout.all_pruned(), *strays(layout)):  # those of processes that were killed too
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             return removed
     raise UserError(f"prune: a sweep has begun in {layout.out} each of the {TRIES} times that it was tried; run it again later")
 
@@ -111,10 +123,10 @@ def records(layout: Layout) -> dict[Path, Kept]:
     return found
 
 
-def size(folder: Path) -> int:
-    """Bytes of the files in it, of those that are there long enough to be looked at."""
+def size(place: Path) -> int:
+    """Bytes of a file, or of those in a folder, as far as they are there long enough to be looked at."""
     found = 0
     with contextlib.suppress(FileNotFoundError):  # a sweep is at work in it
-        for path in folder.rglob("*"):
+        for path in (place, *place.rglob("*")):
             found += path.stat().st_size if path.is_file() else 0
     return found

@@ -48,7 +48,8 @@ def verify(store: Store) -> int:
 def prune(store: Store, yes: bool) -> None:
     """Removes what no record and no sweep needs, or says what that is."""
     layout = store.layout
-    sizes = pruning.remove(layout) if yes else {one.name: pruning.size(one) for one in pruning.removable(layout)}
+    found = [] if yes else [*pruning.removable(layout), *pruning.strays(layout)]
+    sizes = pruning.remove(layout) if yes else {path.name: pruning.size(path) for path in found}
     for name in sizes:
         print(f"{'removed' if yes else 'not needed'}: {name}")
     cells = {path.parent.name: listing.read(Sweep(path.parent)) for path in layout.all_cells()}

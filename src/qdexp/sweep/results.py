@@ -1,6 +1,5 @@
 """The end of cells and sweeps: records, their mirrors, the table and the picture."""
 
-import errno
 import os
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from qdexp import files, listing
 from qdexp.cell import Cell, preflight
 from qdexp.config import NO_EXTRACTOR, Tracker
 from qdexp.config.learning import Learning
-from qdexp.errors import UserError
+from qdexp.errors import UserError, of_writing
 from qdexp.footprint.batches import MOST, row_bytes
 from qdexp.footprint.needs import LEARNING, SAMPLING
 from qdexp.footprint.places import Here
@@ -130,9 +129,8 @@ def finish(cell: Cell, begin: Callable[[str], object] | None = None) -> Record:
     try:
         return cell.run(begin)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if (fix := of_writing(error)) is None:
             raise
-        fix = "free some space or choose another folder; finished stages are kept"
         raise UserError(f"out={cell.out}: {error.strerror}; {fix}") from error
     finally:
         _mirror(cell)
