@@ -122,6 +122,9 @@ def test_published_statistics_are_looked_at_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "nan.npz", mu=np.zeros(2048), sigma=np.full((2048, 2048), np.nan))
     with pytest.raises(UserError, match=r"nan\.npz can give no FID \(sigma has numbers that are not finite\)"):
         Reference.load(tmp_path / "nan.npz")
+    np.savez(tmp_path / "complex.npz", mu=np.zeros(3, complex), sigma=np.eye(3))
+    with pytest.raises(UserError, match=r"complex\.npz holds no arrays mu and sigma"):
+        Reference.load(tmp_path / "complex.npz")
 
 
 def test_what_images_were_read_is_a_part_of_the_reference(tmp_path: Path) -> None:

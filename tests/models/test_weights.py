@@ -182,7 +182,7 @@ def test_a_checkpoint_takes_no_more_memory_than_it_has_bytes(tiny: Model, tmp_pa
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB: a quarter of the gigabyte
 
 
-@pytest.mark.parametrize("parts", ['{"a": "../../secret.safetensors"}', '{"a": "/etc/passwd"}', '{"a": 3}', "[]", "3"])
+@pytest.mark.parametrize("parts", ['{"a": "../../secret.safetensors"}', '{"a": "/etc/passwd"}', '{"a": 3}', "{}", "[]", "3"])
 def test_an_index_names_files_beside_it(tiny: Model, tmp_path: Path, parts: str) -> None:
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(f'{{"weight_map": {parts}}}')
     assert "is no index of weights in this folder" in refused(tiny)
@@ -201,7 +201,7 @@ def test_what_training_left_in_a_checkpoint_is_no_obstacle(
     assert same(models.build(replace(tiny, weights=str(path)), channels_last=False), tiny_unet)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"epoch": 1}}])
+@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"epoch": 1}}, {"state_dict": 3}, {"state_dict": None}])
 def test_a_checkpoint_without_tensors(tiny: Model, tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "none.ckpt")
     assert "no named tensors" in refused(replace(tiny, weights=str(tmp_path / "none.ckpt")))

@@ -91,7 +91,10 @@ class Reference:
     @classmethod
     def _published(cls, path: Path, option: str) -> "Reference":
         try:
-            found = {name: torch.from_numpy(value).double() for name, value in read_arrays(path, STATISTICS).items()}
+            arrays = read_arrays(path, STATISTICS)
+            if any(value.dtype.kind not in "fiu" for value in arrays.values()):
+                raise TypeError("no real numbers")
+            found = {name: torch.from_numpy(value).double() for name, value in arrays.items()}
             moments = found["mu"].shape, found["sigma"].shape
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{option}={path} holds no arrays mu and sigma; name a statistics file") from error

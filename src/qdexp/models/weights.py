@@ -121,7 +121,7 @@ def _parts(file: Path) -> list[str]:
         return [file.name]
     try:
         parts = sorted(set(read_json(file)["weight_map"].values()))
-        if all(Path(part).name == part and part.endswith((".safetensors", ".bin")) for part in parts):
+        if parts and all(Path(part).name == part and part.endswith((".safetensors", ".bin")) for part in parts):
             return parts
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -206,13 +206,14 @@ class WeightFiles:
             with torch.serialization.safe_globals(allowed):
                 held = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as error:  # whatever comes of bytes that are no pickle
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if named is None:
+            code = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if code is None:
                 raise self._torn("not a whole checkpoint") from error
-            raise UserError(f"{self.option}: it names {named[1]}, which could run code; only tensors and plain values are read "
+            raise UserError(f"{self.option}: it names {code[1]}, which could run code; only tensors and plain values are read "
                             f"from such a file, export it as safetensors where you trust it") from error  # fmt: skip
         state = held.get("state_dict", held) if isinstance(held, dict) else {}
-        tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        named = state.items() if isinstance(state, dict) else ()
+        tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
         if not tensors:
             raise self._torn("it holds no named tensors")
         for name, value in tensors.items():
