@@ -260,6 +260,15 @@ def test_a_part_that_was_killed_says_so(tmp_path: Path) -> None:
     assert Store(tmp_path).make(NAME, compute, NOTE).costs == {"seconds": 3.0, "peak_memory_mb": 2.0, "resumed": 1.0}
 
 
+@pytest.mark.parametrize("text", ["", '{"seconds": 1', "[]", '{"seconds": "x", "peak_memory_mb": 1}', "{}"])
+def test_costs_that_are_truncated_are_not_known(tmp_path: Path, text: str) -> None:
+    store = Store(tmp_path)
+    store.add(NAME, "0", compute)
+    store.layout.costs(NAME, "0").write_text(text)
+    store.layout.begun(NAME, "0").write_bytes(b"\xff\n")
+    assert Store(tmp_path).make(NAME, compute, NOTE).costs == COSTS | {"resumed": 1.0}
+
+
 def test_an_entry_knows_the_machines_that_made_its_parts(tmp_path: Path) -> None:
     """Also the one whose process was killed: its shards are there."""
     process = PROCESSES.Process(target=Store(tmp_path).add, args=(NAME, "0", killed_while_it_writes, "A100"))

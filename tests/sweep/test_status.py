@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 from qdexp.cell import Cell
+from qdexp.errors import UserError
 from qdexp.layout import Layout
 from qdexp.sweep import manifest, queue
+from qdexp.sweep.freeze import read_config
 from qdexp.sweep.launch import Frozen
 from qdexp.sweep.listed import Listed
 from qdexp.sweep.status import Look, Status, show
@@ -85,3 +87,24 @@ def test_a_clock_that_was_set_back(sweep: Frozen, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(time, "time", lambda: now - 86400)
     text = shown(Status(written, said("RUNNING")))
     assert "running" in text and "min left" not in text
+
+
+def test_the_end_of_one_shell_s_process_is_not_that_of_another_s(sweep: Frozen) -> None:
+    registry, node = manifest.Registry(sweep.out), manifest.read(sweep.out, "trial").nodes[0].id
+    registry.started(node, "first", sweep.out / "log", "trial")
+    registry.started(node, "second", sweep.out / "log", "trial")
+    registry.ended(node, "first", "FAILED")
+    assert "state" not in registry.job(node)
+    registry.ended(node, "second", "FAILED")
+    assert registry.job(node)["state"] == "FAILED"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"model": '])
+def test_a_truncated_config_is_one_line(sweep: Frozen, text: str) -> None:
+    written = manifest.read(sweep.out, "trial")
+    (entry,) = written.cells.values()
+    sweep.folder.config(entry.key).write_text(text)
+    with pytest.raises(
+        UserError, match=rf"{entry.key}\.json is truncated, or no config of a cell \(.*\): submit"
+    ):
+        read_config(written, entry.key)

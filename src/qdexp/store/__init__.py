@@ -108,11 +108,12 @@ class Store:
 
     def _machines(self, name: str) -> list[str]:
         """The kinds of machines that have worked on it."""
-        return sorted({kind for path in self.layout.all_begun(name) for kind in path.read_text().splitlines() if kind})
+        begun = (path.read_text(errors="replace") for path in self.layout.all_begun(name))
+        return sorted({kind for text in begun for kind in text.splitlines() if kind})
 
     def _costs(self, name: str) -> dict[str, float]:
         """Of all parts: seconds add up, memory peaks do not; ``resumed`` where a killed process worked on one."""
-        parts = [json.loads(path.read_text()) for path in self.layout.all_costs(name)]
+        parts = [costs for path in self.layout.all_costs(name) if (costs := _costs(path)) is not None]
         whole = {"seconds": round(sum(part["seconds"] for part in parts), 3)}
         whole["peak_memory_mb"] = max(part["peak_memory_mb"] for part in parts)
         lost = len(self.layout.all_begun(name)) > len(parts) or any("resumed" in part for part in parts)
@@ -150,6 +151,15 @@ class Store:
     def alone(self, name: str) -> AbstractContextManager[None]:
         """Keeps two processes from making the same entry at once. It only saves work: correctness rests on the rename."""
         return locks.alone(self.layout.locks / name, f"another process makes {name}")
+
+
+def _costs(path: Path) -> dict[str, float] | None:
+    """None where they are truncated: what the part has cost is not known then."""
+    try:
+        found = files.read_as(path, dict[str, float])
+    except (OSError, ValueError):
+        return None
+    return found if {"seconds", "peak_memory_mb"} <= found.keys() else None
 
 
 def _write_manifest(folder: Path, entry: Entry) -> None:

@@ -3,7 +3,6 @@
 Hydra takes a good tenth of a second to compose one; what is equal is reused.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -14,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qdexp import files
 from qdexp.cell import Cell, Passed, preflight
 from qdexp.config import Config
 from qdexp.config.checks import checked
@@ -221,8 +221,12 @@ def _entitle(cells: Sequence[Cell]) -> None:
 
 
 def read_config(place: Job | Manifest, cell: str) -> Config:
-    """The frozen config of a cell."""
-    return checked(Config, json.loads(Layout(place.out).sweep(place.sweep).config(cell).read_text()))
+    """The frozen config of a cell. Raises UserError where it is truncated."""
+    path = Layout(place.out).sweep(place.sweep).config(cell)
+    try:
+        return checked(Config, files.read_as(path, dict[str, Any]))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated, or no config of a cell ({error}): submit the sweep again") from error
 
 
 def planned(sweep: Manifest, cell: CellEntry) -> Cell:

@@ -53,7 +53,7 @@ class Local:
                     self._free.append(self._taken.pop(name))
                     failed = running.pop(name).exception() is not None
                     if failed:
-                        self.registry.ended(name, "FAILED")
+                        self.registry.ended(name, self.shell.name, "FAILED")
                         for lost in dependents(nodes, [name]) & waiting.keys():
                             del waiting[lost]
                     self._say(name, failed, f"{len(nodes) - len(waiting) - len(running)}/{len(nodes)} jobs")
@@ -72,7 +72,7 @@ class Local:
         while not all(job.done() for job in running.values()) and time.monotonic() < end:
             time.sleep(POLL)
         for name in (*running, *waiting):
-            self.registry.ended(name, "CANCELLED")
+            self.registry.ended(name, self.shell.name, "CANCELLED")
 
     def _start(self, waiting: dict[str, Node], running: dict[str, "submitit.Job[object]"]) -> None:
         for name, node in list(waiting.items()):

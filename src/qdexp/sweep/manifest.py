@@ -102,9 +102,11 @@ class Registry:
     def started(self, node: str, shell: str, log: Path, sweep: str) -> None:
         _write(self.layout.job(node), {"shell": shell, "log": str(log), "sweep": sweep})
 
-    def ended(self, node: str, state: str) -> None:
-        """A process of this machine has ended, or never was, and has not succeeded."""
-        _write(self.layout.job(node), self.job(node) | {"state": state})
+    def ended(self, node: str, shell: str, state: str) -> None:
+        """A process of this machine has ended, or never was, and has not succeeded; that of another shell is left alone."""
+        job = self.job(node)
+        if not job or job.get("shell") == shell:
+            _write(self.layout.job(node), job | {"state": state})
 
     def forget(self, node: str) -> None:
         """An earlier job and its error are past."""
