@@ -64,13 +64,13 @@ def one_line(*others: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         sys.exit(128 + signal.SIGPIPE)
+    except mendable as error:
+        lines = error.args if isinstance(error, UserError) else [_told(error)]
+        sys.exit("\n".join(f"qdexp: {' '.join(printable(str(line)).split())}" for line in lines))  # messages of Hydra have many
     except OSError as error:
         if (fix := of_writing(error)) is None:
             raise
         sys.exit(f"qdexp: {printable(str(error.filename2 or error.filename or 'out'))}: {error.strerror}; {fix}")
-    except mendable as error:
-        lines = error.args if isinstance(error, UserError) else [_told(error)]
-        sys.exit("\n".join(f"qdexp: {' '.join(printable(str(line)).split())}" for line in lines))  # messages of Hydra have many
 
 
 def _told(error: Exception) -> str:

@@ -104,7 +104,5 @@ def test_a_truncated_config_is_one_line(sweep: Frozen, text: str) -> None:
     written = manifest.read(sweep.out, "trial")
     (entry,) = written.cells.values()
     sweep.folder.config(entry.key).write_text(text)
-    with pytest.raises(
-        UserError, match=rf"{entry.key}\.json is truncated, or no config of a cell \(.*\): submit"
-    ):
+    with pytest.raises(UserError, match=rf"{entry.key}\.json is truncated, or no config of a cell \(.*\): submit"):
         read_config(written, entry.key)
