@@ -12,7 +12,7 @@ Metrics = dict[str, float]
 
 
 def run(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "qdexp", "-m", "protocol.n=256", "tracker=none", *arguments]
+    command = [sys.executable, "-m", "qdexp", "-m", "protocol.n=256", "inspection.rows=0", "tracker=none", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

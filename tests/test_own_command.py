@@ -247,13 +247,13 @@ def test_the_ladder_of_random_weights_passes_the_plan(typed: Command, name: str)
 
 
 SCORED = ("ddim_cifar10", "ldm_bedroom")
-"""Pixels and latents, whose rehearsals take ten seconds: nearly all of it for the Fréchet distance of 2,048 features."""
+"""Pixels and latents; the others are rehearsed without the Fréchet distance of 2,048 features, which no network changes."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REHEARSED)
 def test_a_rehearsal_runs_to_its_end(typed: Command, tmp_path: Path, name: str) -> None:
-    """A few seconds each."""
+    """Ten seconds each, a few more where it is scored."""
     size = [*shlex.split(FEW), *shlex.split(LEARNING), "tracker=none", "method=reconstruction", "protocol=rehearsal"]
     extractor = [] if name in SCORED else ["protocol.extractor=none"]
     code, out, err = typed("-m", f"model={name}", "model.weights=random", *REHEARSED[name], *size, *extractor)

@@ -84,7 +84,7 @@ def sweep(cell_of: Callable[..., Cell], tmp_path: Path) -> Callable[[str], Path]
 
     def freeze(name: str) -> Path:
         out = tmp_path / name
-        Frozen([cell_of(f"method={method}", f"out={out}", "cluster.parts=2") for method in METHODS]).write()
+        Frozen([cell_of(f"method={method}", f"out={out}", "cluster.parts=2", "protocol.steps=2") for method in METHODS]).write()
         return out
 
     return freeze
@@ -131,7 +131,7 @@ def test_fifty_kills_at_random_moments(sweep: Callable[[str], Path], undisturbed
         out, number = sweep(f"sweep{number}"), number + 1
         while kills < KILLS:
             process = start(out)
-            process.join(chance.uniform(0.3, 2.5))
+            process.join(chance.uniform(0.2, 1.5))
             if process.exitcode is not None:
                 break
             process.kill()
