@@ -76,7 +76,7 @@ class ActivationQuantizer(Exact):
         if self.mode == "on" and self.scheme.time == "dynamic":
             return quantize_dynamic(x, self.scheme)
         if self.mode == "on":
-            qparams = self._qparams(x)
+            qparams = self.qparams(x)
             learning = self.scale.requires_grad or x.requires_grad  # what was quantized before may be learned through this one
             quantize = fake_quantize_learned if learning else fake_quantize
             return quantize(x, qparams, self.scheme)
@@ -87,19 +87,19 @@ class ActivationQuantizer(Exact):
                 self.observer.observe(x)
         return x
 
-    def _qparams(self, x: Tensor) -> QParams:
+    def qparams(self, x: Tensor) -> QParams:
         """Of the grids that are kept that of this call: [groups] where all rows have the same one, else [len(x), groups]."""
         if self.scheme.time == "static":
             return QParams(self.scale, self.zero_point)
         index = self._time_groups(x)
         found = QParams(self.scale[index], self.zero_point[index])
-        return QParams(found.scale[0], found.zero_point[0]) if len(index) == 1 else found
+        return QParams(found.scale[0], found.zero_point[0]) if index.shape[0] == 1 else found
 
     def _time_groups(self, x: Tensor) -> Tensor:
         """The group of timesteps of each index along the first dimension of x, int64 [len(x)]; [1] where all have the same."""
         assert self.context is not None and isinstance(self.scheme.time, TimeGroups)
         index = self.context.groups(self.scheme.time)
-        return index if len(index) == 1 else spread(index, x)
+        return index if index.shape[0] == 1 else spread(index, x)
 
     def start(self, estimator: RangeEstimator) -> Observer | GroupedObserver:
         """Begin to observe."""

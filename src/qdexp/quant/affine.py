@@ -65,7 +65,7 @@ def qparams_of_rows(x: Tensor, scheme: Scheme) -> QParams:
     """The grids of a dynamic scheme, [rows, groups]: those that span each row of x [rows, ...] alone, in each of its pieces."""
     granularity = scheme.granularity
     parts = x.split(granularity.sizes, granularity.axis) if isinstance(granularity, Split) else (x,)
-    rows = [part.reshape(len(part), -1) for part in parts]
+    rows = [part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts]
     lo, hi = torch.stack([one.amin(1) for one in rows], 1), torch.stack([one.amax(1) for one in rows], 1)
     return qparams_from_range(lo, hi, scheme)
 

@@ -74,7 +74,7 @@ class CallContext:
             raise UserError("quant: a grid that follows the timestep does not know it; call the network as network(x, t, ...) "
                             "or with timestep=t, where t is one number or has one for each row")  # fmt: skip
         if time.edges not in self._groups:
-            self._groups[time.edges] = time.index(t[:1] if len(t) == 1 or t.stride(0) == 0 else t)
+            self._groups[time.edges] = time.index(t[:1] if t.shape[0] == 1 or t.stride(0) == 0 else t)
         return self._groups[time.edges]
 
     def conditional(self) -> Tensor:
@@ -103,10 +103,10 @@ def _row_values(t: Any, x: Tensor) -> Tensor | None:
     """A timestep as [rows of x]; None where it is no such thing."""
     if isinstance(t, int | float):
         return torch.full((1,), t, device=x.device).expand(len(x))
-    if not isinstance(t, Tensor) or t.ndim > 2 or t.numel() not in (1, len(x)):
+    if not isinstance(t, Tensor) or t.ndim > 2 or t.numel() not in (1, x.shape[0]):
         return None
     t = t.to(x.device)
-    return t.reshape(1).expand(len(x)) if t.numel() == 1 else t if t.ndim == 1 else t.flatten()
+    return t.reshape(1).expand(x.shape[0]) if t.numel() == 1 else t if t.ndim == 1 else t.flatten()
 
 
 def spread(values: Tensor, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def spread(values: Tensor, x: Tensor) -> Tensor:
     Raises:
         UserError: That dimension is no multiple of the rows.
     """
-    rows, length = len(values), len(x)
+    rows, length = values.shape[0], x.shape[0]  # not len(), which no graph leaves open
     if length % rows:
         raise UserError(f"quant: a layer reads a tensor of shape {list(x.shape)}, of which the {rows} rows of the call, whose "
                         f"timesteps differ, have no part each; give it a static grid, or all rows one timestep")  # fmt: skip

@@ -120,6 +120,8 @@ class QuantizedAttention(nn.Module):
         given = [query, key, value, *([] if attn_mask is None else [attn_mask])]
         lead = torch.broadcast_shapes(*(x.shape[:-2] for x in given))
         at_once = max(1, SLICE // (4 * math.prod(size)))
+        if torch.compiler.is_exporting():  # how many slices there are depends on the batch, which a graph does not know
+            return run(*given)
         if at_once >= math.prod(lead) or not elementwise(self.probability):
             return run(*given)
         if torch.is_grad_enabled():
