@@ -15,6 +15,7 @@ SLIPS = {
     "qdexp.sweep status --lvie": "unrecognized arguments: --lvie, did you mean --live?; ",
     "qdexp.store du --otu=x": "unrecognized arguments: --otu=x, did you mean --out?; ",
     "qdexp.store copy": "the following arguments are required: sweep, to; python -m qdexp.store copy --help tells more",
+    "qdexp.export cell --flie=x": "unrecognized arguments: --flie=x, did you mean --file?; ",
     "qdexp.wandb chek": "'sync'), did you mean check?; ",
     "qdexp.config --hepl": "unrecognized arguments: --hepl, did you mean --help?; ",
     "qdexp.metrics.build x --out y --prepare lmd": "did you mean ldm?; ",

@@ -21,6 +21,7 @@ def paths() -> set[str]:
         layout.sweep("trial").shell("01"),
         layout.sweep("trial").shell_cancelled("01"),
         layout.record("fp"),
+        layout.export("fp"),
         layout.job(ENTRY),
         layout.error(ENTRY),
         layout.submitting("0123"),

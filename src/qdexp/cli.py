@@ -11,6 +11,7 @@ COMMANDS = {
     "report": ("qdexp.report", "tables, figures and a page of a sweep"),
     "store": ("qdexp.store", "look after results: du, verify, prune, accept, copy"),
     "models": ("qdexp.models", "what a model is made of and what it costs"),
+    "export": ("qdexp.export", "the quantized network of a cell as an ONNX file"),
     "reference": ("qdexp.metrics.build", "statistics of real images, for FID"),
     "schema": ("qdexp.config", "all options as a JSON schema"),
     "doctor": ("qdexp.doctor", "what this machine can run: memory, disk, GPUs, backends, packages, Slurm"),

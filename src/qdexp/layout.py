@@ -31,6 +31,7 @@ jobs/
     NODE.error.json             why it failed
     logs/JOB/...                what it printed
 reports/SWEEP/...               tables, figures and the page
+exports/CELL.onnx               the network of a cell for other runtimes
 wandb/...                       W&B runs
 .wandb-cache/...                W&B's own
 .wandb-data/...                 W&B's own
@@ -67,6 +68,9 @@ class Layout:
 
     def record(self, cell: str) -> Path:
         return self.records / f"{cell}.json"
+
+    def export(self, name: str) -> Path:
+        return self.out / "exports" / f"{name}.onnx"
 
     def entry(self, name: str) -> Path:
         return self.store / name

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from qdexp import listing
 from qdexp.errors import UserError, did_you_mean
@@ -14,8 +15,20 @@ SHOWN = 5
 """Of the cells that may be meant, those that are listed."""
 
 
+class Found(NamedTuple):
+    """The ``folder`` of a checkpoint, and the ``record`` of its cell, where it was not named by that folder."""
+
+    folder: Path
+    record: Record | None = None
+
+
 def checkpoint(given: str | Path, out: Path) -> Path:
-    """The folder of a checkpoint.
+    """The folder of a checkpoint, see ``find``."""
+    return find(given, out).folder
+
+
+def find(given: str | Path, out: Path) -> Found:
+    """A checkpoint.
 
     Args:
         given: That folder; a record; or a cell that has a record in ``out``: its name or how that begins, its method, or what
@@ -27,7 +40,7 @@ def checkpoint(given: str | Path, out: Path) -> Path:
     """
     path = Path(given)
     if path.is_dir():
-        return path
+        return Found(path)
     if path.is_file():
         return _of(read_records([path])[0], path.absolute().parent.parent)
     if path.suffix == ".json":
@@ -52,14 +65,14 @@ def checkpoint(given: str | Path, out: Path) -> Path:
     return _of([*loadable.values(), *found][0], out)
 
 
-def _of(record: Record, out: Path) -> Path:
+def _of(record: Record, out: Path) -> Found:
     cell = record["cell"]
     if record["status"] != "complete":
         raise UserError(f"{cell}: failed ({record.get('error', {}).get('stage')}), so it has no checkpoint: run it again")
     folder = record.get("artifacts", {}).get("checkpoint")
     if folder is None:
         raise UserError(f"{cell}: is in full precision, so there is nothing quantized to load; its weights are model.weights")
-    return out / str(folder)
+    return Found(out / str(folder), record)
 
 
 def _listed(cells: Sequence[str]) -> str:

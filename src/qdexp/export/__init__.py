@@ -1,0 +1,1 @@
+"""Quantized networks for other runtimes: ``python -m qdexp.export CELL``."""
