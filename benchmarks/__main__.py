@@ -11,6 +11,7 @@
     quantization   the whole of it, in full-precision passes over its calibration set
     growth         of data path and quantization: a quarter of the rows to four times as many, three widths of the model
     memory         what is planned for a pass of --rows rows, beside what it takes; with any model.weights=random
+    onnx           one pass in ONNX Runtime of what `python -m qdexp.export` writes, against torch
     overhead       what qdexp itself costs a cell in its jobs, beside the work of the stages
 
     python -m benchmarks gpu                               what only a GPU can tell: a command of its own, see its --help
@@ -36,6 +37,7 @@ from qdexp import device as devices
 from qdexp import machine, provenance
 from qdexp.config import UNTOUCHED, Config
 from qdexp.errors import UserError, one_line
+from qdexp.export.__main__ import check_packages
 
 ROWS = {
     "data_path": 1024,
@@ -44,6 +46,7 @@ ROWS = {
     "quantization": 5120,
     "growth": 1024,
     "memory": 8,
+    "onnx": 64,
     "overhead": 64,
 }
 """Calibration rows of each part; of memory, those of a pass."""
@@ -66,6 +69,10 @@ def table(part: str, config: Config, rows: int, repetitions: int, folder: Path) 
             return quantizing.HEADER, iter(quantizing.run(subject))
         case "memory":
             return memory.HEADER, memory.run(subject)
+        case "onnx":
+            from benchmarks import onnx  # its packages are an extra
+
+            return onnx.HEADER, iter(onnx.run(subject, repetitions))
         case "overhead":
             return overhead.HEADER, iter(overhead.run(subject, repetitions))
         case _:
@@ -73,7 +80,9 @@ def table(part: str, config: Config, rows: int, repetitions: int, folder: Path) 
 
 
 def check(config: Config, parts: dict[str, int]) -> None:
-    """Raises UserError where a part, with its rows, would have nothing to measure."""
+    """Raises UserError where a part, with its rows, would have nothing to measure, or lacks a package."""
+    if "onnx" in parts:
+        check_packages()
     if config.full_precision or config.quant.weight_bits == UNTOUCHED:
         raise UserError(f"{config.method} {config.quant.label}: no weights are quantized; choose quant.weight_bits of 2 to 8")
     heldout = config.recon.heldout

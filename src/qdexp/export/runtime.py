@@ -26,13 +26,16 @@ class Runtime:
     Args:
         path: The file.
         threads: How many a product may take; None: as many as it likes.
+        optimized: Where to write the graph that it makes of the file's.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, optimized: Path | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS
         if threads is not None:
             options.intra_op_num_threads = threads
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, batch: Batch) -> Tensor:
