@@ -76,6 +76,17 @@ def test_growth_over_rows_and_widths(tables: Callable[..., dict[str, Table]]) ->
     assert all(matches(row, **{"s (CPU)": SECONDS, "passes": RATIO, "/": RATIO}) for row in rows)
 
 
+@pytest.mark.slow  # three exports
+def test_onnx_runtime_beside_torch(tables: Callable[..., dict[str, Table]]) -> None:
+    rows = tables("onnx", "--rows", "20", "--repetitions", "1", set=("quantizer=linear",))["onnx"]
+    assert [row["onnx"].partition(", ")[0] for row in rows] == ["float32", "simulated", "float32", "quantized", "quantized"]
+    assert all(matches(row, **{"s (CPU)": SECONDS, "ratio": RATIO}) for row in rows)
+    full, narrow, wide = rows[2:]
+    assert float(narrow["file, MB"]) < float(full["file, MB"])
+    counts = [[int(number) for number in row["products of integers"].split(" of ")] for row in (full, narrow, wide)]
+    assert counts[0][0] == 0 < counts[1][0] <= counts[2][0]
+
+
 @pytest.fixture
 def subject(small: list[str], tmp_path: Path) -> Subject:
     return Subject(config_of(small), 20, tmp_path)

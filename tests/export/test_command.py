@@ -70,7 +70,7 @@ def out(tmp_path: Path) -> Path:
 def test_a_cell(export: Export, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = export(CELL[:9], "--out", out, "--to", "onnx").splitlines()
     path = Layout(out).export(CELL)
-    assert [line.split()[0] for line in printed] == ["written", "quantized", "held"]
+    assert [line.split()[0] for line in printed] == ["written", "quantized", "held", "last"]
     assert str(path) in printed[0]
     assert "opset 21" in printed[0]
     assert "100.00% of the MACs" in printed[1]
@@ -89,8 +89,18 @@ def test_a_cell(export: Export, out: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert told["qdexp.checkpoint"] == digest
     assert "torch" in json.loads(told["qdexp.exported"])["versions"]
     assert [one.name for one in path.parent.iterdir()] == [path.name]
-    before = path.read_bytes()
+
+    before, model = path.read_bytes(), graph.ir.load(path)
+    monkeypatch.setattr(graph, "exported", lambda *_: model)  # which takes seconds
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"^--file .*: No space left on device; nothing is"):
+        patched.setattr(graph.ir, "save", full)
+        export(CELL, "--out", out)
     monkeypatch.setattr(runtime, "APART", -1)  # as if both computed different things
+    monkeypatch.setattr(runtime, "TIMES", -1)
     with pytest.raises(UserError, match=r"^--to onnx: ONNX Runtime .* and the simulated network differ by .* no file is left"):
         export(out / "made/checkpoint", "--file", path)
     assert path.read_bytes() == before
@@ -162,6 +172,12 @@ def test_what_torch_cannot_export_is_one_line() -> None:
 
     with pytest.raises(UserError, match=r"^model.network: torch.onnx cannot export it: [^\n]+$"):
         graph.exported(Asking().eval(), (torch.randn(2, 3), torch.ones(2), {}), 4)
+
+
+def test_what_onnx_runtime_cannot_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"^--to onnx: ONNX Runtime [\d.]+ cannot run the file \([^\n]+\): none is left"):
+        runtime.Runtime(tmp_path / "a.onnx")
 
 
 def test_large_weights_lie_beside_the_file(tmp_path: Path) -> None:

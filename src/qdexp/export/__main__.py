@@ -57,12 +57,16 @@ def main() -> None:
     batch = source.batch(ROWS)
     paired = limits.paired(source.network, first_row(batch))
     model = graph.exported(source.network, batch, 8 if given.int8_weights else 4)
-    found = graph.write(model, path, source.metadata, lambda part: runtime.held(source.network, runtime.Runtime(part), batch))
+    try:
+        found = graph.write(
+            model, path, source.metadata, lambda part: runtime.held(source.network, runtime.Runtime(part), batch)
+        )
+    except OSError as error:
+        raise UserError(f"--file {path}: {error.strerror or error}; nothing is left of it") from error
     print(f"written    {path}, {path.stat().st_size / 1e6:,.2f} MB, opset {OPSET}")
     print(f"quantized  {paired:.2%} of the MACs have both factors between pairs")
-    print(
-        f"held       ONNX Runtime differs from simulated by {found.runtime} of the output, simulated row by row by {found.own}"
-    )
+    print(f"held       ONNX Runtime differs from simulated by {found.runtime}, of its root mean square")
+    print(f"last bits  of all that is rounded make a difference of {found.last_bits}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ timestep, or the sample, are as good as static ones. The nodes are placeholders,
 is there to be exported.
 
 QuantizeLinear divides by s where `affine` multiplies by 1 / s, so that a value in the middle between two levels may go to the
-other one. Levels of fewer than 8 bits (16) lie in integers of 8 (16), whose ends no value reaches: it is clipped before.
+other one. Levels of an activation of fewer than 8 bits (16) lie in integers of 8 (16), and its values are clipped before to
+what the outermost levels stand for.
 """
 
 from collections.abc import Sequence
@@ -253,6 +254,7 @@ def _place(layer: QuantizedLayer, narrowest: int) -> None:
     counts = [sum(within.groups(part.shape)) for part in parts]
     grids = zip(*(values.split(counts) for values in qparams), strict=True)
     bits, reads = stored_bits(scheme, narrowest), layer.input_quantizer
-    fused = not (isinstance(reads, Pairs) and reads.static) or (isinstance(within, PerGroup) and bits == 8)
+    paired = isinstance(reads, Pairs) and reads.static and reads.grid.bits == 8
+    fused = isinstance(within, PerGroup) and bits == 8 if paired else True
     kept = Grid(bits, scheme.symmetric, alone=linear and fused)
     one.integers.extend(Integers(part, QParams(*grid), within, kept, linear) for part, grid in zip(parts, grids, strict=True))
