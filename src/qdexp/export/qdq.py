@@ -18,9 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.affine import QParams, qparams_of_rows
 from qdexp.quant.granularity import PerGroup, Split, Whole
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, arithmetic
+from qdexp.quant.layers import QuantizedLayer, arithmetic
 from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.scheme import PerTensor, Scheme
 
