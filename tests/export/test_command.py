@@ -58,7 +58,7 @@ def out(tmp_path: Path) -> Path:
         "identity": "abc",
         "config": {"model": model},
         "keys": {"act": "1234"},
-        "protocol": {"hash": "h"},
+        "protocol": {"hash": "h", "name": "quick", "n": 10, "steps": 4, "scheduler": {"_target_": "a"}, "extractor": "none"},
         "provenance": {"git_commit": "fedcba"},
         "metrics": {},
         "artifacts": {"checkpoint": folder},
