@@ -165,7 +165,7 @@ def test_narrow_weights_in_eight_bits(small: Callable[..., Any], tmp_path: Path)
     assert same(output(made.network, batch), runtime(batch))
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ldm_church", "sd", "sdxl", "pixart")]  # half a minute each
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ldm_church", "sd", "sdxl")]  # half a minute each
 
 
 @pytest.mark.parametrize("name", ["ddpm", "dit", *SLOW])

@@ -34,6 +34,8 @@ class _Called(nn.Module):
         self.network = network
 
     def forward(self, sample: Tensor, timestep: Tensor, named: dict[str, Any]) -> Tensor:
+        for values in (timestep, *pytree.tree_leaves(named)):
+            torch._check(values.shape[0] == sample.shape[0])  # one unknown number of rows, not one for each input
         estimate: Tensor = calling.estimate_of(calling.call(self.network, sample, timestep, named))
         return estimate
 
