@@ -126,7 +126,7 @@ def test_loading_takes_a_name_or_a_backend(finished: CellOf) -> None:
 def test_an_unknown_name_is_answered_by_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         qdexp.load(tmp_path, backend="int3")
-    assert str(caught.value).startswith("backend=int3: there is no such backend; there are simulated")
+    assert str(caught.value).startswith("backend=int3: there is no such backend; there are int8, simulated")
     assert "\n" not in str(caught.value)
 
 

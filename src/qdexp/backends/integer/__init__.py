@@ -1,0 +1,1 @@
+"""Layers and attention of a quantized network on the integer kernels of a CPU."""

@@ -1,0 +1,173 @@
+"""Integer kernels of oneDNN, as torch hands them out: activations of 8 bits with a zero point, weights of 8 bits, one scale for
+each output channel, sums in int32, what comes out in float32.
+
+    y = s (sum (X - z) W) s_w + b
+
+They are those of torch's quantized export, called eagerly. Padding is X = z, a real zero. Weights are laid out as the kernel
+for one shape of input wants them, once for each run of calls with that shape: else they would be reordered at every call.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qdexp.backends.integer.factors import Factor
+from qdexp.quant.affine import QParams, normalized, round_to_levels
+from qdexp.quant.scheme import Scheme
+
+warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated: where torch lacks it we round ourselves
+_onednn = torch.ops.onednn
+_MOST, _SIGN = 255, 128
+_FLOAT = (1.0, 0, torch.float32)
+_AS_IT_IS: tuple[Any, ...] = ("none", [], "")
+_SUM: tuple[Any, ...] = (1.0, 0, "sum", 1.0, None, [], None)
+"""What comes out: its scale, zero point and type; and what is done to it before."""
+
+
+def missing() -> str | None:
+    """Why there are no such kernels here; None where there are."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(_onednn, "qconv2d_pointwise")):
+        return "this torch has no integer kernels of oneDNN"
+    if not torch.cpu._is_vnni_supported():
+        return "this CPU has no AVX512-VNNI, so integers are slower than floating point"
+    return None
+
+
+def levels(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+    """The levels of x as uint8, from 0 on: as ``affine.quantize`` rounds it, less the lowest level of the scheme.
+
+    qparams: of all elements, [1], or such that they broadcast against x, float32.
+    """
+    zero_point, top = qparams.zero_point - int(scheme.qmin), int(scheme.qmax - scheme.qmin)
+    if qparams.scale.numel() == 1 and math.isfinite(float(qparams.scale)) and hasattr(torch, "quantize_per_tensor"):
+        codes = _at_once(x.float(), float(qparams.scale), int(zero_point))
+        return codes if top == _MOST else codes.clamp_(max=top)
+    return round_to_levels(normalized(x, qparams.scale, scheme), zero_point, Scheme(scheme.bits)).to(torch.uint8)
+
+
+def _at_once(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """The same for 8 bits, in one pass over x. What is far beyond the grid, and beyond any int32, wraps around there where the
+    zero point is more than an int8: then the levels are less by 128."""
+    signed = zero_point > _SIGN - 1
+    dtype = torch.qint8 if signed else torch.quint8
+    made = torch.quantize_per_tensor(x, scale, zero_point - _SIGN * signed, dtype)
+    codes = torch.empty(0, dtype=torch.uint8).set_(made.untyped_storage(), 0, made.shape, made.stride())
+    return codes.bitwise_xor_(_SIGN) if signed else codes
+
+
+def if_broken(x: Tensor) -> Tensor:
+    """NaN where any element is NaN, which is no level, else 0."""
+    return torch.where(x.amax().isnan(), torch.nan, 0.0)
+
+
+class Window(NamedTuple):
+    """How a convolution goes over its input: along each dimension of an image, or of a sequence."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int = 1
+
+    @classmethod
+    def of(cls, layer: nn.Conv1d | nn.Conv2d) -> "Window | None":
+        """Of a layer; None where it does not pad by zeros, on both sides alike."""
+        sides = layer._reversed_padding_repeated_twice[::-1]
+        if sides[::2] != sides[1::2] or layer.padding_mode != "zeros":
+            return None
+        return cls(layer.stride, sides[::2], layer.dilation, layer.groups)
+
+    def arguments(self) -> tuple[list[int], list[int], list[int], int]:
+        """For an image, of one line where it is a sequence."""
+        first: tuple[list[int], ...] = ([1], [0], [1]) if len(self.stride) == 1 else ([], [], [])
+        stride, padding, dilation = ([*one, *own] for one, own in zip(first, self[:3], strict=True))
+        return stride, padding, dilation, self.groups
+
+
+class _Constant:
+    """What never changes: a copy of a network may have the very same."""
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+
+class Convolution(_Constant):
+    """A convolution with one weight in integers; of a layer of several groups without zero points."""
+
+    def __init__(self, window: Window, factor: Factor) -> None:
+        self._weight, self._arguments = _image(factor.integers), window.arguments()
+        self._grid = factor.scale, torch.zeros(len(factor.scale), dtype=torch.int64)
+        self._packed: tuple[torch.Size | None, Tensor] = (None, self._weight)
+        self._correction: tuple[_WindowSums, Tensor] | None = None
+        if factor.zero_point is not None:
+            by_channel = factor.zero_point * factor.scale
+            self._correction = _WindowSums(window, factor.integers), by_channel.view(-1, *[1] * (factor.integers.ndim - 2))
+
+    def __call__(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
+        """Levels [rows, in, ...] -> float32 [rows, out, ...], with what is ``added`` to it, which may be overwritten."""
+        image = _image(x).contiguous(memory_format=torch.channels_last)
+        shape, packed = self._packed
+        if shape != image.shape:
+            packed = _onednn.qconv_prepack(self._weight, self._grid[0], scale, zero_point, *self._arguments, list(image.shape))
+            self._packed = image.shape, packed
+        given, result = (image, scale, zero_point, packed, *self._grid), (*self._arguments, *_FLOAT)
+        if added is None:
+            y = _onednn.qconv2d_pointwise(*given, bias, *result, *_AS_IT_IS)
+        else:
+            y = _onednn.qconv2d_pointwise.binary(*given, _image(added), bias, *result, *_SUM)
+        y = y.squeeze(2) if x.ndim == 3 else y
+        if self._correction is not None:
+            sums, by_channel = self._correction
+            y.addcmul_(sums(x, zero_point), by_channel, value=-scale)
+        return cast(Tensor, y)
+
+
+class _WindowSums:
+    """What a convolution adds up of its input alone, sum (X - z) over each window: of all channels in integers, then of the
+    places, which are few."""
+
+    def __init__(self, window: Window, weight: Tensor) -> None:
+        channels, size = weight.shape[1], weight.shape[2:]
+        ones = torch.ones(1, channels, *[1] * len(size), dtype=torch.int8)
+        self._channels = Convolution(
+            Window([1] * len(size), [0] * len(size), [1] * len(size)), Factor(ones, torch.ones(1), None)
+        )
+        self._places, self._window = torch.ones(1, 1, *size), window
+
+    def __call__(self, x: Tensor, zero_point: int) -> Tensor:
+        """Levels [rows, in, ...] -> whole numbers, float32 [rows, 1, ...]."""
+        convolve: Any = F.conv1d if x.ndim == 3 else F.conv2d
+        return cast(Tensor, convolve(self._channels(x, 1.0, zero_point, None), self._places, None, *self._window[:3]))
+
+
+class Linear(_Constant):
+    """A linear layer with its weight in integers."""
+
+    def __init__(self, factor: Factor) -> None:
+        self._packed = _onednn.qlinear_prepack(factor.integers.clone(), None)
+        self._grid = factor.scale, torch.zeros(len(factor.scale), dtype=torch.int64)
+        self._correction: tuple[Linear, Tensor] | None = None
+        sums = factor.integers.sum(1, dtype=torch.int32).float()
+        if factor.zero_point is not None:
+            sums = sums - factor.integers.shape[1] * factor.zero_point
+            ones = Factor(torch.ones_like(factor.integers[:1]), torch.ones(1), None)
+            self._correction = Linear(ones), factor.zero_point * factor.scale
+        self.sums = sums * factor.scale
+        """Of the weight that the integers stand for over its inputs, float32 [out]."""
+
+    def __call__(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
+        """Levels [rows, in] -> float32 [rows, out]."""
+        y = _onednn.qlinear_pointwise(x, scale, zero_point, self._packed, *self._grid, bias, *_FLOAT, *_AS_IT_IS)
+        if self._correction is not None:
+            sums, by_output = self._correction
+            y.addcmul_(sums(x, 1.0, zero_point, None), by_output, value=-scale)
+        return cast(Tensor, y)
+
+
+def _image(x: Tensor) -> Tensor:
+    """A sequence as an image of one line."""
+    return x.unsqueeze(2) if x.ndim == 3 else x
