@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdexp.backends.integer.kernels import levels
+from qdexp.backends.integer.kernels import Grid, levels, levels_of_rows
 from qdexp.backends.integer.layers import lacks, to_integer
 from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, Split
 from qdexp.quant.affine import quantize
@@ -144,7 +144,7 @@ def test_transforms_and_branches_stay_in_floating_point() -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_levels_are_those_of_every_other_backend(bits: int, symmetric: bool) -> None:
+def test_levels_are_those_of_every_other_backend(bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ties, values beyond the grid and beyond any integer, and a number of elements that no vector divides."""
     scheme = Scheme(bits, symmetric=symmetric)
     for scale, zero_point in (
@@ -160,15 +160,17 @@ def test_levels_are_those_of_every_other_backend(bits: int, symmetric: bool) -> 
         x = torch.cat([ties, torch.randn(10_001) * 30 * scale, torch.tensor([torch.inf, -torch.inf, 1e30, -1e30, 3e9, -3e9])])
         x = torch.cat([x, torch.nextafter(ties, torch.tensor(torch.inf)), torch.nextafter(ties, torch.tensor(-torch.inf))])
         expected = quantize(x, grid, scheme).int() - int(scheme.qmin)
-        assert torch.equal(levels(x, grid, scheme).int(), expected)
-        by_row = QParams(*(values.expand(len(x)) for values in grid))
-        assert torch.equal(levels(x, by_row, scheme).int(), expected)
+        assert torch.equal(levels(x, Grid.of(*grid, scheme)).int(), expected)
+        assert torch.equal(levels_of_rows(x, QParams(*(values.expand(len(x)) for values in grid)), scheme).int(), expected)
+        monkeypatch.delattr(torch, "quantize_per_tensor")
+        assert torch.equal(levels(x, Grid.of(*grid, scheme)).int(), expected)
+        monkeypatch.undo()
 
 
 def test_levels_of_a_slice_of_channels_lie_in_memory_as_it_does() -> None:
     x = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last)[:, :5]
     grid = QParams(torch.tensor([0.1]), torch.tensor([7]))
-    assert torch.equal(levels(x, grid, Scheme(8)), quantize(x, grid, Scheme(8)))
+    assert torch.equal(levels(x, Grid.of(*grid, Scheme(8))), quantize(x, grid, Scheme(8)))
 
 
 @pytest.mark.parametrize("kind", ["linear", "padded"])

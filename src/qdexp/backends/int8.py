@@ -9,6 +9,7 @@ from qdexp.backends.base import Backend, Lowered
 from qdexp.backends.integer import kernels
 from qdexp.backends.integer.attention import to_integer_attention
 from qdexp.backends.integer.layers import BITS, IntegerLayer, lacks, to_integer
+from qdexp.backends.integer.norms import quicken
 from qdexp.config import Config
 from qdexp.errors import UserError
 from qdexp.quant.attention import quantized_sites
@@ -58,6 +59,7 @@ class Int8(Backend):
         for name, site in quantized_sites(network).items():
             taken = [to_integer_attention(one) for one in site.quantized_products if any(True for _ in one.children())]
             left[name] = FLOAT32 if all(taken) else SIMULATED
+        quicken(network)
         return Lowered(network=network, left=left)
 
     def _require_kernels(self) -> None:

@@ -8,16 +8,15 @@ laid out beforehand, which takes longer than the product. What costs is the way 
 tokens, to memory and back, once for each of the softmax's and the rounding's steps: some rows of them are computed at a time.
 """
 
+import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from qdexp.backends.integer.kernels import if_broken, levels
-from qdexp.quant.affine import QParams
+from qdexp.backends.integer.kernels import Grid, is_broken, levels
 from qdexp.quant.layers import ActivationQuantizer, elementwise
 from qdexp.quant.products import QuantizedAttention
-from qdexp.quant.scheme import Scheme
 
 PIECE = 2**17
 """Scores that are computed at a time: half a megabyte."""
@@ -43,21 +42,27 @@ class IntegerAttention(QuantizedAttention):
         enable_gqa: bool = False,
     ) -> Tensor:
         given = ((query, self.query), (key, self.key), (value, self.value))
-        grids = [quantizer.qparams(x) for x, quantizer in given]
-        plain = attn_mask is None and not (dropout_p or is_causal or enable_gqa) and all(len(x) == 1 for x, _ in grids)
-        if not plain or len({x.shape[:-2] for x, _ in given}) > 1:
+        plain = attn_mask is None and not (dropout_p or is_causal or enable_gqa) and len({x.shape[:-2] for x, _ in given}) == 1
+        found = [quantizer.qparams(x) for x, quantizer in given] if plain else []
+        if not plain or any(len(one.scale) > 1 for one in found):
             return super().attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        q, k, v = (_centred(x, self_.scheme, *grid) for (x, self_), grid in zip(given, grids, strict=True))
-        (s_q, s_k, s_v), broken = (grid.scale for grid in grids), sum(if_broken(x) for x, _ in given)
+        grids = [Grid.of(*own, quantizer.scheme) for own, (_, quantizer) in zip(found, given, strict=True)]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        y = self._pieces(q, k, v, s_q * s_k * scale + broken) * (s_v * self.probability.scale)
+        broken = any(is_broken(x) for x, _ in given)
+        scores = math.nan if broken else grids[0].scale * grids[1].scale * scale
+        q, k, v = (_centred(x, grid) for (x, _), grid in zip(given, grids, strict=True))
+        y = self._pieces(q, k, v, scores) * (grids[2].scale * float(self.probability.scale))
         return y.view(*query.shape[:-1], -1).to(value.dtype)
 
-    def _pieces(self, query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+    def _pieces(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """[heads, tokens, d], whole numbers -> the same, in units of the scales of V and P."""
         heads, tokens, others = len(query), query.shape[1], key.shape[1]
         some, rows = max(1, PIECE // (tokens * others)), max(1, PIECE // others)
-        y, inverse, top = query.new_empty(heads, tokens, value.shape[-1]), self.probability.scale.reciprocal(), self._top()
+        y, inverse, top = (
+            query.new_empty(heads, tokens, value.shape[-1]),
+            float(self.probability.scale.reciprocal()),
+            self._top(),
+        )
         for head in range(0, heads, some):
             part = slice(head, head + some)
             turned, own = key[part].mT, value[part]
@@ -93,7 +98,6 @@ def _is_plain(quantizer: nn.Module) -> bool:
     return quantizer.scheme.is_integer and quantizer.scheme.time != "dynamic" and quantizer.scheme.bits <= 8
 
 
-def _centred(x: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _centred(x: Tensor, grid: Grid) -> Tensor:
     """The levels of x less their zero point, float32, [heads of all rows, tokens, d]."""
-    codes = levels(x, QParams(scale, zero_point), scheme)
-    return codes.flatten(0, -3).float().sub_(zero_point - int(scheme.qmin)).contiguous()
+    return levels(x, grid).flatten(0, -3).float().sub_(grid.zero_point).contiguous()

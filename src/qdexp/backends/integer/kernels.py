@@ -22,7 +22,7 @@ from qdexp.quant.scheme import Scheme
 
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated: where torch lacks it we round ourselves
 _onednn = torch.ops.onednn
-_MOST, _SIGN = 255, 128
+_BITS, _MOST, _SIGN = 8, 255, 128
 _FLOAT = (1.0, 0, torch.float32)
 _AS_IT_IS: tuple[Any, ...] = ("none", [], "")
 _SUM: tuple[Any, ...] = (1.0, 0, "sum", 1.0, None, [], None)
@@ -38,31 +38,45 @@ def missing() -> str | None:
     return None
 
 
-def levels(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """The levels of x as uint8, from 0 on: as ``affine.quantize`` rounds it, less the lowest level of the scheme.
+class Grid(NamedTuple):
+    """Of a whole tensor, its levels counted from 0 on: ``scale`` (level - ``zero_point``), ``top`` the highest one."""
 
-    qparams: of all elements, [1], or such that they broadcast against x, float32.
-    """
-    zero_point, top = qparams.zero_point - int(scheme.qmin), int(scheme.qmax - scheme.qmin)
-    if qparams.scale.numel() == 1 and math.isfinite(float(qparams.scale)) and hasattr(torch, "quantize_per_tensor"):
-        codes = _at_once(x.float(), float(qparams.scale), int(zero_point))
-        return codes if top == _MOST else codes.clamp_(max=top)
-    return round_to_levels(normalized(x, qparams.scale, scheme), zero_point, Scheme(scheme.bits)).to(torch.uint8)
+    scale: float
+    zero_point: int
+    top: int
+
+    @classmethod
+    def of(cls, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> "Grid":
+        """From the constants of one group."""
+        return cls(float(scale), int(zero_point) - int(scheme.qmin), int(scheme.qmax - scheme.qmin))
 
 
-def _at_once(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    """The same for 8 bits, in one pass over x. What is far beyond the grid, and beyond any int32, wraps around there where the
-    zero point is more than an int8: then the levels are less by 128."""
-    signed = zero_point > _SIGN - 1
+def levels(x: Tensor, grid: Grid) -> Tensor:
+    """The levels of x, uint8, as ``affine.quantize`` rounds it; what is NaN gets any."""
+    if not (math.isfinite(grid.scale) and hasattr(torch, "quantize_per_tensor")):
+        scheme = Scheme(_BITS)
+        return levels_of_rows(x, QParams(torch.tensor([grid.scale]), torch.tensor([grid.zero_point])), scheme).clamp_(
+            max=grid.top
+        )
+    # in one pass over x. What is beyond any int32 wraps around there where the zero point is no int8: then it is less by 128
+    signed = grid.zero_point > _SIGN - 1
     dtype = torch.qint8 if signed else torch.quint8
-    made = torch.quantize_per_tensor(x, scale, zero_point - _SIGN * signed, dtype)
+    made = torch.quantize_per_tensor(x.float(), grid.scale, grid.zero_point - _SIGN * signed, dtype)
     codes = torch.empty(0, dtype=torch.uint8).set_(made.untyped_storage(), 0, made.shape, made.stride())
-    return codes.bitwise_xor_(_SIGN) if signed else codes
+    codes = codes.bitwise_xor_(_SIGN) if signed else codes
+    return codes if grid.top == _MOST else codes.clamp_(max=grid.top)
 
 
-def if_broken(x: Tensor) -> Tensor:
-    """NaN where any element is NaN, which is no level, else 0."""
-    return torch.where(x.amax().isnan(), torch.nan, 0.0)
+def levels_of_rows(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+    """Likewise where grids differ within a tensor; ``qparams`` broadcast against x."""
+    from_zero = Scheme(scheme.bits)
+    zero_point = qparams.zero_point - int(scheme.qmin)
+    return round_to_levels(normalized(x, qparams.scale, scheme), zero_point, from_zero).to(torch.uint8)
+
+
+def is_broken(x: Tensor) -> bool:
+    """Whether any element is NaN."""
+    return math.isnan(float(x.amax()))
 
 
 class Window(NamedTuple):
@@ -107,14 +121,14 @@ class Convolution(_Constant):
             by_channel = factor.zero_point * factor.scale
             self._correction = _WindowSums(window, factor.integers), by_channel.view(-1, *[1] * (factor.integers.ndim - 2))
 
-    def __call__(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, grid: Grid, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
         """Levels [rows, in, ...] -> float32 [rows, out, ...], with what is ``added`` to it, which may be overwritten."""
         image = _image(x).contiguous(memory_format=torch.channels_last)
         shape, packed = self._packed
         if shape != image.shape:
-            packed = _onednn.qconv_prepack(self._weight, self._grid[0], scale, zero_point, *self._arguments, list(image.shape))
+            packed = _onednn.qconv_prepack(self._weight, self._grid[0], *grid[:2], *self._arguments, list(image.shape))
             self._packed = image.shape, packed
-        given, result = (image, scale, zero_point, packed, *self._grid), (*self._arguments, *_FLOAT)
+        given, result = (image, *grid[:2], packed, *self._grid), (*self._arguments, *_FLOAT)
         if added is None:
             y = _onednn.qconv2d_pointwise(*given, bias, *result, *_AS_IT_IS)
         else:
@@ -122,7 +136,7 @@ class Convolution(_Constant):
         y = y.squeeze(2) if x.ndim == 3 else y
         if self._correction is not None:
             sums, by_channel = self._correction
-            y.addcmul_(sums(x, zero_point), by_channel, value=-scale)
+            y.addcmul_(sums(x, grid.zero_point), by_channel, value=-grid.scale)
         return cast(Tensor, y)
 
 
@@ -141,7 +155,9 @@ class _WindowSums:
     def __call__(self, x: Tensor, zero_point: int) -> Tensor:
         """Levels [rows, in, ...] -> whole numbers, float32 [rows, 1, ...]."""
         convolve: Any = F.conv1d if x.ndim == 3 else F.conv2d
-        return cast(Tensor, convolve(self._channels(x, 1.0, zero_point, None), self._places, None, *self._window[:3]))
+        return cast(
+            Tensor, convolve(self._channels(x, Grid(1.0, zero_point, _MOST), None), self._places, None, *self._window[:3])
+        )
 
 
 class Linear(_Constant):
@@ -159,12 +175,12 @@ class Linear(_Constant):
         self.sums = sums * factor.scale
         """Of the weight that the integers stand for over its inputs, float32 [out]."""
 
-    def __call__(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, grid: Grid, bias: Tensor | None) -> Tensor:
         """Levels [rows, in] -> float32 [rows, out]."""
-        y = _onednn.qlinear_pointwise(x, scale, zero_point, self._packed, *self._grid, bias, *_FLOAT, *_AS_IT_IS)
+        y = _onednn.qlinear_pointwise(x, *grid[:2], self._packed, *self._grid, bias, *_FLOAT, *_AS_IT_IS)
         if self._correction is not None:
             sums, by_output = self._correction
-            y.addcmul_(sums(x, 1.0, zero_point, None), by_output, value=-scale)
+            y.addcmul_(sums(x, grid._replace(scale=1.0), None), by_output, value=-grid.scale)
         return cast(Tensor, y)
 
 

@@ -5,13 +5,14 @@ hands these to a kernel that has the integers of its weight. Its floating point 
 """
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from qdexp.backends.integer.factors import Factor, factors_of
-from qdexp.backends.integer.kernels import Convolution, Linear, Window, if_broken, levels
+from qdexp.backends.integer.kernels import Convolution, Grid, Linear, Window, is_broken, levels, levels_of_rows
 from qdexp.quant.affine import QParams, dequantize, grid_of, qparams_of_rows
 from qdexp.quant.dynamic import LEAST, by_row
 from qdexp.quant.granularity import PerGroup, whole
@@ -20,7 +21,8 @@ from qdexp.quant.scheme import Scheme
 
 BITS = 8
 """Of a factor, at most."""
-CENTRE = 2 ** (BITS - 1)
+CENTRED = Grid(1.0, 2 ** (BITS - 1), 2**BITS - 1)
+"""Of tokens that have grids of their own: what they differ by is made up for afterwards."""
 SUMS = 2**31
 """What an int32 does not hold any more."""
 
@@ -57,19 +59,25 @@ class IntegerLayer(QuantizedLayer):
     def quantized_as(self) -> str:
         return f"{super().quantized_as}, int8 kernel"
 
+    @cached_property
+    def static(self) -> list[Grid]:
+        """The grids of all inputs, one of each part; none where they depend on the call."""
+        quantizer = self.input_quantizer
+        if quantizer.scheme.time != "static":
+            return []
+        return [Grid.of(*own, quantizer.scheme) for own in zip(quantizer.scale, quantizer.zero_point, strict=True)]
+
     def qparams(self, x: Tensor) -> QParams:
-        """The grids of an input: [groups], or of each of its rows, [rows, groups]."""
+        """The grids of this input, [groups], or of each of its rows, [rows, groups]."""
         quantizer = self.input_quantizer
         found = qparams_of_rows(x, by_row(quantizer.scheme)) if quantizer.scheme.time == "dynamic" else quantizer.qparams(x)
         return QParams(found.scale[0], found.zero_point[0]) if len(x) == 1 and found.scale.ndim > 1 else found
 
     def biased(self, x: Tensor) -> Tensor | None:
-        """The bias, float32; NaN throughout where an element of x is, which has no level: a dynamic scale is NaN itself."""
-        own = None if self.bias is None else self.bias.float()
-        if self.input_quantizer.scheme.time == "dynamic":
-            return own
-        own = x.new_zeros(len(cast(Tensor, self.weight_int)), dtype=torch.float32) if own is None else own
-        return own + if_broken(x)
+        """The bias, float32; NaN where an element of x is, which has no level. A dynamic scale is NaN itself there."""
+        if self.input_quantizer.scheme.time != "dynamic" and is_broken(x):
+            return torch.full((len(cast(Tensor, self.weight_int)),), torch.nan)
+        return None if self.bias is None else self.bias.float()
 
 
 class IntegerConvolution(IntegerLayer):
@@ -81,19 +89,19 @@ class IntegerConvolution(IntegerLayer):
         self.kernels = [Convolution(window, factor) for factor in factors]
 
     def product(self, x: Tensor) -> Tensor:
-        qparams = self.qparams(x)
-        if qparams.scale.ndim == 1:
-            return self._product(x, qparams)
-        rows = zip(x.split(1), *qparams, strict=True)  # a kernel has one zero point for all
-        return torch.cat([self._product(row, QParams(*own)) for row, *own in rows])
+        if self.static:
+            return self._product(x, self.static)
+        qparams, scheme = self.qparams(x), self.input_quantizer.scheme
+        rows = [qparams] if qparams.scale.ndim == 1 else list(map(QParams._make, zip(*qparams, strict=True)))
+        grids = [[Grid.of(*own, scheme) for own in zip(*row, strict=True)] for row in rows]
+        return torch.cat([self._product(own, grid) for own, grid in zip(x.split(len(x) // len(rows)), grids, strict=True)])
 
-    def _product(self, x: Tensor, qparams: QParams) -> Tensor:
-        scheme, bias, y = self.input_quantizer.scheme, self.biased(x), None
+    def _product(self, x: Tensor, grids: list[Grid]) -> Tensor:
+        """Of rows that have the same grids: a kernel has one zero point for all."""
+        bias, y = self.biased(x), None
         parts = x.split(self.parts, 1) if self.parts else (x,)
-        grids = zip(*(values.split(1) for values in qparams), strict=True)
-        for part, grid, kernel in zip(parts, map(QParams._make, grids), self.kernels, strict=True):
-            scale, zero_point = float(grid.scale), int(grid.zero_point) - int(scheme.qmin)
-            y = kernel(levels(part, grid, scheme), scale, zero_point, bias if y is None else None, y)
+        for part, grid, kernel in zip(parts, grids, self.kernels, strict=True):
+            y = kernel(levels(part, grid), grid, bias if y is None else None, y)
         assert y is not None
         return y
 
@@ -106,15 +114,17 @@ class IntegerLinear(IntegerLayer):
         self.kernel = Linear(factor)
 
     def product(self, x: Tensor) -> Tensor:
-        bias, scheme = self.biased(x), self.input_quantizer.scheme
-        rows, qparams = x.reshape(-1, x.shape[-1]), self._qparams_of_tokens(x)
-        codes = levels(rows, qparams, scheme)
-        zero_point = qparams.zero_point - int(scheme.qmin)
-        if qparams.scale.numel() == 1:
-            y = self.kernel(codes, float(qparams.scale), int(zero_point), bias)
+        rows, bias, scheme = x.reshape(-1, x.shape[-1]), self.biased(x), self.input_quantizer.scheme
+        grids = self.static
+        if not grids:
+            qparams = self._qparams_of_tokens(x)
+            grids = [Grid.of(*qparams, scheme)] if qparams.scale.numel() == 1 else []
+        if grids:
+            y = self.kernel(levels(rows, grids[0]), grids[0], bias)
         else:
-            y = self.kernel(codes, 1.0, CENTRE, None)
-            y = y.addcmul_(zero_point - CENTRE, self.kernel.sums, value=-1).mul_(qparams.scale)
+            y = self.kernel(levels_of_rows(rows, qparams, scheme), CENTRED, None)
+            offset = qparams.zero_point - (CENTRED.zero_point + int(scheme.qmin))
+            y = y.addcmul_(offset, self.kernel.sums, value=-1).mul_(qparams.scale)
             y = y if bias is None else y.add_(bias)
         return y.view(*x.shape[:-1], -1)
 
