@@ -15,6 +15,7 @@
     overhead       what qdexp itself costs a cell in its jobs, beside the work of the stages
 
     python -m benchmarks gpu                               what only a GPU can tell: a command of its own, see its --help
+    python -m benchmarks execution                         what each backend takes for a step on a CPU: likewise
 
 Ratios are medians over the repetitions, with the least and the largest; what is compared runs in turn. Set OMP_NUM_THREADS=1
 where other processes run: then the ratios of CPU times hardly feel them.
@@ -31,6 +32,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import data_path, growth, markdown, memory, overhead, quantizing, range_search, sampling
+from benchmarks.execution.command import main as execution
 from benchmarks.gpu.command import main as gpu
 from benchmarks.subject import Subject, config_of
 from qdexp import device as devices
@@ -119,8 +121,8 @@ def show(part: str, config: Config, rows: int, repetitions: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's docstring."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["gpu"]:
-        return gpu(given[1:])
+    if given[:1] in (["gpu"], ["execution"]):
+        return {"gpu": gpu, "execution": execution}[given[0]](given[1:])
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

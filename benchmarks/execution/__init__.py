@@ -1,0 +1,1 @@
+"""How fast quantized networks run in each arithmetic: `python -m benchmarks execution`."""
