@@ -30,6 +30,8 @@ OPERATORS = 8
 EAGER, COMPILED = "float32", "float32, compiled"
 SIMULATED, SIMULATED_COMPILED, INTEGERS = "simulated", "simulated, compiled", "int8"
 
+KERNELS, FLOAT = "int8 kernels", "float32: integers of attention, and what is not quantized"
+
 Work = Callable[[], object]
 
 
@@ -87,25 +89,20 @@ def _speedup(units: Sequence[Cost], costs: Sequence[Cost], kind: str) -> str:
 def _shares(named: Row, pair: Pair, lowered: Lowered) -> Iterator[Row]:
     """What of the MACs runs where, and how long it would take at the speed of large matrix products."""
     by_module = macs_by_module(count(pair.quantized, first_row(pair.batch)))
-    layers = {name for name, _ in quantized_layers(lowered.network)} - lowered.left.keys()
+    taken = {name for name, _ in quantized_layers(lowered.network)} - lowered.left.keys()
     shares = Counter[str]()
     for name, macs in by_module.items():
-        shares["int8 kernels" if name in layers else lowered.left.get(name) or _owner(lowered.left, name)] += macs
+        left = next((why for one, why in lowered.left.items() if f"{name}.".startswith(f"{one}.")), FLOAT)
+        shares[KERNELS if name in taken else left] += macs
     rates, total, rows = peak.rates(), sum(by_module.values()), len(pair.batch[0])
     for where, macs in shares.items():
-        rate = rates["int8" if where == "int8 kernels" else "float32"]
         yield {
             **named,
             "multiplied by": where,
             "share of MACs": f"{macs / total:.2%}",
             "GMACs": f"{rows * macs / 1e9:.4g}",
-            "ms at the peak": f"{1000 * rows * macs / rate:.4g}",
+            "ms at the peak": f"{1000 * rows * macs / rates['int8' if where == KERNELS else 'float32']:.4g}",
         }
-
-
-def _owner(left: Mapping[str, str], name: str) -> str:
-    """Why the module is left in which one of this name lies."""
-    return next((reason for owner, reason in left.items() if name.startswith(f"{owner}.")), "not quantized")
 
 
 def _operators(named: Row, works: Mapping[str, Work]) -> Iterator[Row]:

@@ -1,5 +1,6 @@
 """The backend ``int8``: whole networks of both families, what it refuses, and what it leaves."""
 
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import qdexp
 from qdexp.backends import Int8
-from qdexp.backends.integer import kernels
+from qdexp.backends.integer.attention import IntegerAttention
 from qdexp.backends.integer.layers import IntegerLayer
 from qdexp.cell import Cell
 from qdexp.errors import UserError
@@ -101,7 +102,8 @@ def test_attention_alone() -> None:
     output(network, batch)
     handle.remove()
     lowered = Int8().lower(deepcopy(network))
-    assert lowered.left[name] == "products of two activations, integers in float32"
+    assert name not in lowered.left
+    assert any(isinstance(module, IntegerAttention) for module in lowered.network.get_submodule(name).modules())
     ((args, kwargs),) = inputs
     with torch.inference_mode():
         expected, found = (one.get_submodule(name)(*args, **kwargs) for one in (network, lowered.network))
@@ -130,11 +132,21 @@ def test_a_cell_draws_with_it(cell_of: CellOf, capsys: pytest.CaptureFixture[str
     cell = cell_of("backend=int8", "quant=w8a8", "inspection.rows=4")
     record = cell.run()
     assert record["axes"]["backend"] == "int8"
-    assert "left to simulated arithmetic, products of two activations" in capsys.readouterr().out
+    assert "left to simulated arithmetic" not in capsys.readouterr().out
     other = cell_of("quant=w8a8", "inspection.rows=4", f"out={cell.out}").run()
     assert other["keys"]["act"] == record["keys"]["act"]
     assert other["keys"]["samples"] != record["keys"]["samples"]
     assert record["metrics"]["noise_error"] == pytest.approx(other["metrics"]["noise_error"], rel=0.2)
+
+
+def test_what_it_leaves_is_told_with_its_share(cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = cell_of("backend=int8", "quant=w8a8", "quant.layers={conv_in: {act_bits: 32}}", "method=ptq")
+    cell.run()
+    told = re.search(
+        r"left to simulated arithmetic, the input is in .*: conv_in \((.*)% of the MACs\)", capsys.readouterr().out
+    )
+    assert told is not None
+    assert 0.1 < float(told.group(1)) < 5
 
 
 REFUSED = {
@@ -160,15 +172,19 @@ def test_full_precision_is_never_refused(cell_of: CellOf) -> None:
 
 
 def test_a_cpu_without_the_instructions_is_refused_unless_forced(
-    cell_of: CellOf, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tiny_unet: nn.Module
+    cell_of: CellOf, monkeypatch: pytest.MonkeyPatch, tiny_unet: nn.Module
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     for refused in (lambda: cell_of("backend=int8", "quant=w8a8"), lambda: Int8().lower(tiny_unet)):
         with pytest.raises(UserError, match=r"^backend.force=false: this CPU has no AVX512-VNNI, .*backend.force=true$"):
             refused()
     assert cell_of("backend=int8", "quant=w8a8", "backend.force=true")
+
+
+def test_a_torch_without_the_kernels_is_refused_even_if_forced(tiny_unet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert "no integer kernels" in str(kernels.missing())
+    with pytest.raises(UserError, match=r"^backend=int8: this torch has no integer kernels of oneDNN; give backend=simulated$"):
+        Int8(force=True).lower(tiny_unet)
 
 
 def test_a_network_without_integers_is_refused(tiny_unet: nn.Module) -> None:

@@ -15,8 +15,7 @@ from qdexp.errors import UserError
 from qdexp.quant.attention import quantized_sites
 from qdexp.quant.network import quantized_layers
 
-FLOAT32 = "products of two activations, integers in float32"
-SIMULATED = "products of two activations with other grids"
+ATTENTION = "products of activations whose grids are computed at the call, or that are no attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,16 @@ class Int8(Backend):
             raise UserError(f"backend=int8: no layer of the network has integers of at most {BITS} bits as weight and input; "
                             f"give backend=simulated")  # fmt: skip
         for name, site in quantized_sites(network).items():
-            taken = [to_integer_attention(one) for one in site.quantized_products if any(True for _ in one.children())]
-            left[name] = FLOAT32 if all(taken) else SIMULATED
+            products = [one for product, one in zip(site.products, site.quantized_products, strict=True) if product]
+            taken = [to_integer_attention(one) for one in products]
+            if not all(taken):
+                left[name] = ATTENTION
         quicken(network)
         return Lowered(network=network, left=left)
 
     def _require_kernels(self) -> None:
-        reason = None if self.force else kernels.missing()
-        if reason:
-            raise UserError(f"backend.force=false: {reason}; choose backend=simulated, or give backend.force=true")
+        if not kernels.are_there():
+            raise UserError("backend=int8: this torch has no integer kernels of oneDNN; give backend=simulated")
+        if not (self.force or kernels.are_fast()):
+            raise UserError("backend.force=false: this CPU has no AVX512-VNNI, so integers are slower than floating point; "
+                            "choose backend=simulated, or give backend.force=true")  # fmt: skip

@@ -29,13 +29,14 @@ _SUM: tuple[Any, ...] = (1.0, 0, "sum", 1.0, None, [], None)
 """What comes out: its scale, zero point and type; and what is done to it before."""
 
 
-def missing() -> str | None:
-    """Why there are no such kernels here; None where there are."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(_onednn, "qconv2d_pointwise")):
-        return "this torch has no integer kernels of oneDNN"
-    if not torch.cpu._is_vnni_supported():
-        return "this CPU has no AVX512-VNNI, so integers are slower than floating point"
-    return None
+def are_there() -> bool:
+    """Whether this torch has the kernels."""
+    return torch.backends.mkldnn.is_available() and hasattr(_onednn, "qconv2d_pointwise")
+
+
+def are_fast() -> bool:
+    """Whether this CPU has the instructions that they are made for."""
+    return torch.cpu._is_vnni_supported()
 
 
 class Grid(NamedTuple):
