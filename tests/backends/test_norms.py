@@ -27,6 +27,16 @@ def test_what_torch_computes(affine: bool, shape: tuple[int, ...], monkeypatch: 
     assert y.stride() == x.stride()
 
 
+def test_a_mean_far_from_zero_loses_no_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LEAST", "PIECE"):
+        monkeypatch.setattr(norms, name, 1)
+    quick = nn.Sequential(nn.GroupNorm(4, 12))
+    exact = deepcopy(quick).double()
+    quicken(quick)
+    x = (torch.randn(3, 12, 8, 8) + 1000).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(quick(x).double(), exact(x.double()), rtol=0, atol=2e-3)  # x itself has last bits of 6e-5
+
+
 def test_other_norms_are_left() -> None:
     class Own(nn.GroupNorm):
         pass

@@ -1,4 +1,5 @@
-"""Group norms of images whose channels are last in memory, in three passes over the image.
+"""Group norms of images whose channels are last in memory, in three passes over the image: its mean, its
+variance, and what comes out.
 
     y = a x + b,  a = w / sqrt(var + eps),  b = bias - a mean
 
@@ -13,10 +14,8 @@ from torch import Tensor, nn
 
 LEAST = 2**18
 """Elements of an input for which that pays: there are a dozen small operations beside the passes."""
-
-
 PIECE = 2**18
-"""Elements that are squared at a time, so that the squares stay in a cache."""
+"""Elements that are squared at a time, so that they stay in a cache."""
 
 
 class ChannelsLastGroupNorm(nn.GroupNorm):
@@ -28,10 +27,11 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
             return super().forward(input)
         places = input.permute(0, 2, 3, 1).flatten(1, 2)
         count = places.shape[1] * (self.num_channels // self.num_groups)
+        mean = self._grouped(places.sum(1)).sum(-1, keepdim=True) / count
         some = max(1, PIECE // places[0].numel())
-        squares = torch.cat([part.square().sum(1) for part in places.split(some)])
-        mean, square = (self._grouped(sums).sum(-1, keepdim=True) / count for sums in (places.sum(1), squares))
-        factor = (square - mean * mean).clamp_min_(0).add_(self.eps).rsqrt_()
+        pieces = zip(places.split(some), self._of_channels(mean, (len(input), 1, -1)).split(some), strict=True)
+        squares = torch.cat([(part - own).square_().sum(1) for part, own in pieces])
+        factor = (self._grouped(squares).sum(-1, keepdim=True) / count).add_(self.eps).rsqrt_()
         if self.weight is not None:
             factor = factor * self._grouped(self.weight[None])
         offset = -mean * factor
