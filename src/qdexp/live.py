@@ -55,11 +55,16 @@ class Live(TorchDispatchMode):
 
 
 def own_bytes(network: nn.Module) -> int:
-    """Of the storages of a network's parameters and buffers, each once."""
+    """Of the storages of a network's parameters and buffers, each once, and ``held_bytes`` of modules that say so: what they
+    keep in another form."""
     tensors = (*network.parameters(), *network.buffers())
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    held: list[int] = [getattr(module, "held_bytes", 0) for module in network.modules()]
+    return sum(storages.values()) + sum(held)
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
-    return (leaf.untyped_storage() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    tensors = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    return (
+        tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn
+    )  # a weight in a kernel's own layout has none

@@ -129,8 +129,10 @@ def test_it_goes_into_a_pipeline_by_its_name(finished: CellOf) -> None:
 
 
 def test_a_cell_draws_with_it(cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
-    cell = cell_of("backend=int8", "quant=w8a8", "inspection.rows=4")
+    timed = ("metric=[standard,latency]", "metric.latency.repetitions=5", "metric.latency.warmup=1")
+    cell = cell_of("backend=int8", "quant=w8a8", "inspection.rows=4", *timed)
     record = cell.run()
+    assert all(record["metrics"][name] > 0 for name in ("latency_ms", "latency_batch_ms", "memory_mb", "memory_network_mb"))
     assert record["axes"]["backend"] == "int8"
     assert "left to simulated arithmetic" not in capsys.readouterr().out
     other = cell_of("quant=w8a8", "inspection.rows=4", f"out={cell.out}").run()

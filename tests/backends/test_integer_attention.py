@@ -1,7 +1,7 @@
 """Attention on integers against simulated attention."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -74,18 +74,18 @@ def test_other_calls_run_as_in_simulated_arithmetic(options: dict[str, Any]) -> 
 @pytest.mark.parametrize("t", [[1.0], [1.0, 9.0]])
 def test_groups_of_timesteps(t: list[float]) -> None:
     made = quantized(Scheme(8, time=TimeGroups((5.0,))))
-    made.query.scale[1] *= 2
+    cast(ActivationQuantizer, made.query).scale[1] *= 2
     lowered = deepcopy(made)
     assert to_integer_attention(lowered)
     given = factors(len(t))
     with knowing(made, CallState(torch.tensor(t))), knowing(lowered, CallState(torch.tensor(t))):
-        expected, found = made.attend(*given), lowered.attend(*given)
+        expected, found = cast(Any, made).attend(*given), cast(Any, lowered).attend(*given)
     assert ((found - expected).abs() > 1e-5 * expected.abs().max()).float().mean() < 0.05
 
 
 def test_a_grid_of_probabilities_that_ends_below_one() -> None:
     made = quantized(Scheme(8), Scheme(4), known=False)
-    made.probability.set_qparams(QParams(torch.tensor([0.02]), torch.tensor([0])))
+    cast(ActivationQuantizer, made.probability).set_qparams(QParams(torch.tensor([0.02]), torch.tensor([0])))
     expected, found = both(made, *(3 * x for x in factors()))
     assert ((found - expected).abs() > 1e-5 * expected.abs().max()).float().mean() < 0.05
 

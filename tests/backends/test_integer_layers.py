@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qdexp.backends.integer.kernels import Grid, levels, levels_of_rows
 from qdexp.backends.integer.layers import lacks, to_integer
+from qdexp.live import Live, own_bytes
 from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, Split
 from qdexp.quant.affine import quantize
 from qdexp.quant.context import CallState, knowing
@@ -184,6 +185,19 @@ def test_a_broken_input_is_seen_to_be_one(kind: str, time: Any) -> None:
     assert layer(x).isnan().any()
 
 
+@pytest.mark.parametrize("kind", ["linear", "padded"])
+def test_memory_is_counted(kind: str) -> None:
+    make, shape = LAYERS[kind]
+    layer, x = quantized(make(), Scheme(4, PerChannel()), Scheme(8)), torch.randn(shape)
+    simulated, size = own_bytes(layer), layer.weight.numel()
+    lowered = to_integer(layer)
+    with Live() as live:
+        lowered(x)
+    assert live.peak > 0
+    copies = 2 if kind == "linear" else 3  # the integers, those that are laid out, and of a convolution those to lay out anew
+    assert own_bytes(lowered) == simulated - (1 + 4) * size + copies * size
+
+
 def test_shapes_may_change_from_call_to_call() -> None:
     make, _ = LAYERS["padded"]
     layer = quantized(make(), Scheme(8, PerChannel()), Scheme(8))
@@ -214,6 +228,13 @@ def test_it_stays_the_same_object_with_hooks_state_and_copies() -> None:
     torch.testing.assert_close(half.float(), y, rtol=1e-2, atol=1e-1)
 
 
+def beside_zero(act: Scheme) -> QuantizedLayer:
+    """With a grid that does not hold 0, as other libraries may find one."""
+    layer = quantized(nn.Linear(4, 4), Scheme(4, PerChannel()), act)
+    layer.input_quantizer.zero_point.fill_(300)  # type: ignore[operator]
+    return layer
+
+
 LEFT: dict[str, tuple[Callable[[], QuantizedLayer], str]] = {
     "groups": (
         lambda: quantized(nn.Linear(32, 4), Scheme(4, PerGroup(16, 1)), Scheme(8)),
@@ -229,6 +250,7 @@ LEFT: dict[str, tuple[Callable[[], QuantizedLayer], str]] = {
         lambda: quantized(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), Scheme(4, PerChannel()), Scheme(8)),
         "padding that is not zeros",
     ),
+    "no zero": (lambda: beside_zero(Scheme(8)), "a zero point that is no level"),
     "one side": (
         lambda: quantized(nn.Conv2d(4, 4, 2, padding="same"), Scheme(4, PerChannel()), Scheme(8)),
         "padding that is not zeros on both sides",

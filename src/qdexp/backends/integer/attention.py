@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qdexp.backends.integer.kernels import Grid, is_broken, levels
+from qdexp.backends.integer.kernels import Grid, has_zero, is_broken, levels
 from qdexp.quant.layers import ActivationQuantizer, elementwise
 from qdexp.quant.products import QuantizedAttention
 
@@ -95,7 +95,8 @@ def to_integer_attention(product: nn.Module) -> bool:
 def _is_plain(quantizer: nn.Module) -> bool:
     if not isinstance(quantizer, ActivationQuantizer) or quantizer.mode != "on":
         return False
-    return quantizer.scheme.is_integer and quantizer.scheme.time != "dynamic" and quantizer.scheme.bits <= 8
+    scheme = quantizer.scheme
+    return scheme.is_integer and scheme.time != "dynamic" and scheme.bits <= 8 and has_zero(quantizer)
 
 
 def _centred(x: Tensor, grid: Grid) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qdexp.backends.integer.factors import Factor
 from qdexp.quant.affine import QParams, normalized, round_to_levels
+from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.scheme import Scheme
 
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated: where torch lacks it we round ourselves
@@ -75,6 +76,12 @@ def levels_of_rows(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     return round_to_levels(normalized(x, qparams.scale, scheme), zero_point, from_zero).to(torch.uint8)
 
 
+def has_zero(quantizer: ActivationQuantizer) -> bool:
+    """Whether 0 is a level of all grids that a quantizer keeps: grids that were found elsewhere may lie beside it."""
+    zero_point, scheme = quantizer.zero_point, quantizer.scheme
+    return bool(((zero_point >= scheme.qmin) & (zero_point <= scheme.qmax)).all())
+
+
 def is_broken(x: Tensor) -> bool:
     """Whether any element is NaN."""
     return math.isnan(float(x.amax()))
@@ -121,6 +128,11 @@ class Convolution(_Constant):
         if factor.zero_point is not None:
             by_channel = factor.zero_point * factor.scale
             self._correction = _WindowSums(window, factor.integers), by_channel.view(-1, *[1] * (factor.integers.ndim - 2))
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the integers as they are, and as they are laid out once it has been called."""
+        return self._weight.numel() * (1 if self._packed[0] is None else 2)
 
     def __call__(self, x: Tensor, grid: Grid, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
         """Levels [rows, in, ...] -> float32 [rows, out, ...], with what is ``added`` to it, which may be overwritten."""
@@ -175,6 +187,7 @@ class Linear(_Constant):
             self._correction = Linear(ones), factor.zero_point * factor.scale
         self.sums = sums * factor.scale
         """Of the weight that the integers stand for over its inputs, float32 [out]."""
+        self.held_bytes = factor.integers.numel()
 
     def __call__(self, x: Tensor, grid: Grid, bias: Tensor | None) -> Tensor:
         """Levels [rows, in] -> float32 [rows, out]."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.backends.integer.factors import Factor, factors_of
-from qdexp.backends.integer.kernels import Convolution, Grid, Linear, Window, is_broken, levels, levels_of_rows
+from qdexp.backends.integer.kernels import Convolution, Grid, Linear, Window, has_zero, is_broken, levels, levels_of_rows
 from qdexp.quant.affine import QParams, dequantize, grid_of, qparams_of_rows
 from qdexp.quant.dynamic import LEAST, by_row
 from qdexp.quant.granularity import PerGroup, whole
@@ -48,6 +48,11 @@ class IntegerLayer(QuantizedLayer):
     @abstractmethod
     def product(self, x: Tensor) -> Tensor:
         """The weight times what the input quantizer makes of x, and the bias: float32."""
+
+    @property
+    @abstractmethod
+    def held_bytes(self) -> int:
+        """Of the weight as its kernels hold it."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -88,6 +93,10 @@ class IntegerConvolution(IntegerLayer):
         assert window is not None
         self.kernels = [Convolution(window, factor) for factor in factors]
 
+    @property
+    def held_bytes(self) -> int:
+        return sum(kernel.held_bytes for kernel in self.kernels)
+
     def product(self, x: Tensor) -> Tensor:
         if self.static:
             return self._product(x, self.static)
@@ -112,6 +121,10 @@ class IntegerLinear(IntegerLayer):
     def prepare(self, factors: list[Factor]) -> None:
         (factor,) = factors
         self.kernel = Linear(factor)
+
+    @property
+    def held_bytes(self) -> int:
+        return self.kernel.held_bytes
 
     def product(self, x: Tensor) -> Tensor:
         rows, bias, scheme = x.reshape(-1, x.shape[-1]), self.biased(x), self.input_quantizer.scheme
@@ -161,7 +174,7 @@ def _lacks_grids(layer: QuantizedLayer, weight: Scheme, act: Scheme) -> str | No
         return "scales of groups, which kernels cannot sum over"
     if groups and not isinstance(layer, nn.Linear):
         return "a scale for each place of an image"
-    return None
+    return None if has_zero(cast(ActivationQuantizer, layer.input_quantizer)) else "a zero point that is no level"
 
 
 def _lacks_sums(layer: QuantizedLayer) -> str | None:
