@@ -141,6 +141,17 @@ def test_a_cell_draws_with_it(cell_of: CellOf, capsys: pytest.CaptureFixture[str
     assert record["metrics"]["noise_error"] == pytest.approx(other["metrics"]["noise_error"], rel=0.2)
 
 
+@pytest.mark.parametrize("options", ["quant=w8a8_dynamic", "quant=w4a4 quant.act.time=groups quant.act.groups=2"])
+def test_grids_that_depend_on_the_call(options: str, cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
+    """The network's error is about as large as in simulated arithmetic; what a convolution reads per pixel is left there."""
+    errors = {}
+    for backend in ("simulated", "int8"):
+        record = cell_of(f"backend={backend}", *options.split()).run()
+        errors[backend] = record["metrics"]["noise_error"]
+    assert errors["int8"] == pytest.approx(errors["simulated"], rel=0.3)
+    assert ("a scale for each place of an image" in capsys.readouterr().out) == ("dynamic" in options)
+
+
 def test_what_it_leaves_is_told_with_its_share(cell_of: CellOf, capsys: pytest.CaptureFixture[str]) -> None:
     cell = cell_of("backend=int8", "quant=w8a8", "quant.layers={conv_in: {act_bits: 32}}", "method=ptq")
     cell.run()
