@@ -29,6 +29,7 @@ LAYERS: dict[str, tuple[Callable[[], Layer], tuple[int, ...]]] = {
     "uneven": (lambda: nn.Conv2d(4, 5, (3, 2), padding=(2, 1), stride=(1, 2), dilation=(2, 1), bias=False), (2, 4, 7, 6)),
     "same": (lambda: nn.Conv2d(4, 5, 3, padding="same"), (2, 4, 5, 5)),
     "sequence": (lambda: nn.Conv1d(4, 5, 3, padding=2, stride=2), (2, 4, 9)),
+    "one image": (lambda: nn.Conv2d(4, 5, 3, padding=1), (4, 5, 6)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 5, 5)),
 }
 BITS = range(2, 9)

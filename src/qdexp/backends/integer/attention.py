@@ -42,7 +42,8 @@ class IntegerAttention(QuantizedAttention):
         enable_gqa: bool = False,
     ) -> Tensor:
         given = ((query, self.query), (key, self.key), (value, self.value))
-        plain = attn_mask is None and not (dropout_p or is_causal or enable_gqa) and len({x.shape[:-2] for x, _ in given}) == 1
+        plain = attn_mask is None and not (dropout_p or is_causal or enable_gqa) and query.ndim > 2
+        plain = plain and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
         found = [quantizer.qparams(x) for x, quantizer in given] if plain else []
         if not plain or any(len(one.scale) > 1 for one in found):
             return super().attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -58,11 +59,8 @@ class IntegerAttention(QuantizedAttention):
         """[heads, tokens, d], whole numbers -> the same, in units of the scales of V and P."""
         heads, tokens, others = len(query), query.shape[1], key.shape[1]
         some, rows = max(1, PIECE // (tokens * others)), max(1, PIECE // others)
-        y, inverse, top = (
-            query.new_empty(heads, tokens, value.shape[-1]),
-            float(self.probability.scale.reciprocal()),
-            self._top(),
-        )
+        y = query.new_empty(heads, tokens, value.shape[-1])
+        inverse, top = float(self.probability.scale.reciprocal()), self._top()
         for head in range(0, heads, some):
             part = slice(head, head + some)
             turned, own = key[part].mT, value[part]

@@ -56,10 +56,8 @@ class Grid(NamedTuple):
 def levels(x: Tensor, grid: Grid) -> Tensor:
     """The levels of x, uint8, as ``affine.quantize`` rounds it; what is NaN gets any."""
     if not (math.isfinite(grid.scale) and hasattr(torch, "quantize_per_tensor")):
-        scheme = Scheme(_BITS)
-        return levels_of_rows(x, QParams(torch.tensor([grid.scale]), torch.tensor([grid.zero_point])), scheme).clamp_(
-            max=grid.top
-        )
+        whole = QParams(torch.tensor([grid.scale]), torch.tensor([grid.zero_point]))
+        return levels_of_rows(x, whole, Scheme(_BITS)).clamp_(max=grid.top)
     # in one pass over x. What is beyond any int32 wraps around there where the zero point is no int8: then it is less by 128
     signed = grid.zero_point > _SIGN - 1
     dtype = torch.qint8 if signed else torch.quint8
@@ -160,17 +158,15 @@ class _WindowSums:
     def __init__(self, window: Window, weight: Tensor) -> None:
         channels, size = weight.shape[1], weight.shape[2:]
         ones = torch.ones(1, channels, *[1] * len(size), dtype=torch.int8)
-        self._channels = Convolution(
-            Window([1] * len(size), [0] * len(size), [1] * len(size)), Factor(ones, torch.ones(1), None)
-        )
+        once = [1] * len(size)
+        self._channels = Convolution(Window(once, [0] * len(size), once), Factor(ones, torch.ones(1), None))
         self._places, self._window = torch.ones(1, 1, *size), window
 
     def __call__(self, x: Tensor, zero_point: int) -> Tensor:
         """Levels [rows, in, ...] -> whole numbers, float32 [rows, 1, ...]."""
         convolve: Any = F.conv1d if x.ndim == 3 else F.conv2d
-        return cast(
-            Tensor, convolve(self._channels(x, Grid(1.0, zero_point, _MOST), None), self._places, None, *self._window[:3])
-        )
+        sums = self._channels(x, Grid(1.0, zero_point, _MOST), None)
+        return cast(Tensor, convolve(sums, self._places, None, *self._window[:3]))
 
 
 class Linear(_Constant):

@@ -98,6 +98,8 @@ class IntegerConvolution(IntegerLayer):
         return sum(kernel.held_bytes for kernel in self.kernels)
 
     def product(self, x: Tensor) -> Tensor:
+        if x.ndim < cast(Tensor, self.weight_int).ndim:  # an image without a batch
+            return self.product(x[None])[0]
         if self.static:
             return self._product(x, self.static)
         qparams, scheme = self.qparams(x), self.input_quantizer.scheme
