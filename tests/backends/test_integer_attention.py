@@ -10,9 +10,9 @@ from torch import Tensor
 from qdexp.backends.integer import attention
 from qdexp.backends.integer.attention import IntegerAttention, to_integer_attention
 from qdexp.quant import QParams, Scheme
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.context import CallState, knowing
 from qdexp.quant.granularity import PerGroup
-from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.products import ACT, PROBABILITY, QuantizedAttention, QuantizedProduct
 from qdexp.quant.scheme import TimeGroups
 

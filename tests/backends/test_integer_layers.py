@@ -12,10 +12,11 @@ from qdexp.backends.integer.kernels import Grid, levels, levels_of_rows
 from qdexp.backends.integer.layers import lacks, to_integer
 from qdexp.live import Live, own_bytes
 from qdexp.quant import PerChannel, PerTensor, QParams, Scheme, Split
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.affine import quantize
 from qdexp.quant.context import CallState, knowing
 from qdexp.quant.granularity import PerGroup
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, to_quantized
+from qdexp.quant.layers import QuantizedLayer, to_quantized
 from qdexp.quant.low_rank import LowRank
 from qdexp.quant.scheme import TimeGroups
 from qdexp.quant.transforms import Smoothing

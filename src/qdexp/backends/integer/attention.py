@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qdexp.backends.integer.kernels import Grid, has_zero, is_broken, levels
-from qdexp.quant.layers import ActivationQuantizer, elementwise
+from qdexp.quant.activations import ActivationQuantizer, elementwise
 from qdexp.quant.products import QuantizedAttention
 
 PIECE = 2**17

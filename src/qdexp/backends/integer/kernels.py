@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdexp.backends.integer.factors import Factor
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.affine import QParams, normalized, round_to_levels
-from qdexp.quant.layers import ActivationQuantizer
 from qdexp.quant.scheme import Scheme
 
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated: where torch lacks it we round ourselves

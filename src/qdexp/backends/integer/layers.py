@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from qdexp.backends.integer.factors import Factor, factors_of
 from qdexp.backends.integer.kernels import Convolution, Grid, Linear, Window, has_zero, is_broken, levels, levels_of_rows
+from qdexp.quant.activations import ActivationQuantizer
 from qdexp.quant.affine import QParams, dequantize, grid_of, qparams_of_rows
 from qdexp.quant.dynamic import LEAST, by_row
 from qdexp.quant.granularity import PerGroup, whole
-from qdexp.quant.layers import ActivationQuantizer, QuantizedLayer, is_whole
+from qdexp.quant.layers import QuantizedLayer, is_whole
 from qdexp.quant.scheme import Scheme
 
 BITS = 8
