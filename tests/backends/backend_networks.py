@@ -2,14 +2,17 @@
 
 from functools import cache
 
+import pytest
 from torch import nn
 
 from benchmarks.execution.networks import Pair
 from benchmarks.subject import config_of
+from qdexp.backends.integer import kernels
 from qdexp.config import Model
 from qdexp.quant.blocks import Batch
 
 ROWS = 4
+NEEDS_VNNI = pytest.mark.skipif(not kernels.are_fast(), reason="int8 kernels sum in 16 bits on a CPU without AVX512-VNNI")
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from backend_networks import quantized_network
+from backend_networks import NEEDS_VNNI, quantized_network
 from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.quant.blocks import Batch, call
 from qdexp.quant.network import quantized_layers
+
+pytestmark = NEEDS_VNNI
 
 CellOf = Callable[..., Cell]
 NETWORKS = ("ddpm_fashion", "dit_fashion")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from backend_networks import NEEDS_VNNI
 from torch import Tensor, nn
 
 from qdexp.backends.integer.kernels import Grid, levels, levels_of_rows
@@ -34,6 +35,9 @@ LAYERS: dict[str, tuple[Callable[[], Layer], tuple[int, ...]]] = {
     "grouped": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 5, 5)),
 }
 BITS = range(2, 9)
+
+
+pytestmark = NEEDS_VNNI
 
 
 def quantized(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend_networks import NEEDS_VNNI
 
 from benchmarks.__main__ import main
 from benchmarks.execution import peak
@@ -12,6 +13,8 @@ from benchmarks.execution.networks import Pair
 from benchmarks.execution.speed import EAGER, INTEGERS, SIMULATED
 from benchmarks.subject import config_of
 from qdexp.quant.network import activation_quantizers, quantized_layers
+
+pytestmark = NEEDS_VNNI
 
 
 @pytest.mark.slow
