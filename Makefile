@@ -1,8 +1,9 @@
 # The two commands of a new checkout. Everything else is `python -m qdexp`.
 PYTHON ?= python3
 VENV ?= .venv
-# Processes that run tests, a file each: they compute with one thread.
+# Processes that run tests, a file each: they, and those that they start, compute with one thread.
 WORKERS ?= 2
+test slow: export OMP_NUM_THREADS = 1
 TEST = pytest -n $(WORKERS) --dist loadfile
 RUN = $(VENV)/bin/python -m
 
