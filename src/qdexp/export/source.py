@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from qdexp import provenance
 from qdexp.errors import UserError
-from qdexp.models import architecture, checkpoint
+from qdexp.models import checkpoint
 from qdexp.models.conditions import example_condition
 from qdexp.quant.blocks import Batch
 from qdexp.record import Record
@@ -36,7 +36,9 @@ class Source:
     def of(cls, given: str, out: Path, trust: Collection[str]) -> "Source":
         """What a user names, as ``qdexp.load`` takes it. Raises UserError where there is none."""
         folder, record = lookup.find(given, out)
-        return cls(folder, record, {*trust, *(architecture.named(record["config"]["model"]["network"]) if record else ())})
+        if record is not None and not {"shape", "network"} <= dict(record["config"].get("model") or {}).keys():
+            raise UserError(f"{record['cell']}: its record does not tell its model; name the folder of its checkpoint")
+        return cls(folder, record, trust)
 
     @property
     def name(self) -> str:
@@ -73,7 +75,7 @@ class Source:
     def metadata(self) -> dict[str, str]:
         """Where the network comes from, as JSON: what the record tells of the cell, and of this process."""
         content = checkpoint.metadata(self.folder)
-        told: dict[str, Any] = {name: self.record[name] for name in _OF_RECORD} if self.record else {}
+        told: dict[str, Any] = {name: self.record[name] for name in _OF_RECORD if name in self.record} if self.record else {}
         told |= {"architecture": content["architecture"], "checkpoint": content["digest"]}
         told |= {"exported": provenance.collect(torch.device("cpu"))}
         return {f"qdexp.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
