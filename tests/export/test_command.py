@@ -121,6 +121,17 @@ def test_a_cell_that_there_is_not(export: Export, out: Path) -> None:
     assert not Layout(out).export(CELL).parent.exists()
 
 
+def test_a_record_tells_its_model_and_not_what_is_trusted(out: Path) -> None:
+    """It may come from anybody."""
+    assert not Source.of(CELL, out, ()).trust
+    record = records.read(out, CELL)
+    assert record is not None
+    del record["config"]["model"]["shape"]
+    records.write(out, record)
+    with pytest.raises(UserError, match=rf"^{CELL}: its record does not tell its model; name the folder of its checkpoint$"):
+        Source.of(CELL, out, ())
+
+
 def test_a_network_that_says_no_shape(tmp_path: Path) -> None:
     source = Source(tmp_path, None)
     vars(source)["network"] = nn.Linear(4, 4)
