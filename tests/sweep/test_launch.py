@@ -20,7 +20,9 @@ from qdexp.sweep.local import Local
 
 Command = Callable[..., tuple[int, str, str]]
 Executed = Callable[..., list[str]]
-PASSING = r"\.locks/|\.work-|/shells/|\.(corrupt|pruning|returning|pruned)-|-TIME-|jobs/\.|\.error\.|^(reports|exports)/|^\.?wandb"
+PASSING = (
+    r"\.locks/|\.work-|/shells/|\.(corrupt|pruning|returning|pruned)-|-TIME-|jobs/\.|\.error\.|^(reports|exports)/|^\.?wandb"
+)
 """What a sweep without mishaps, report and tracker leaves none of."""
 
 
