@@ -28,19 +28,19 @@ def load(
     ``state_dict`` and ``save_pretrained`` give its weights, dequantized, for the original class to load.
 
     Args:
-        checkpoint: The folder; it may come from anybody, and nothing in it runs code or opens another file. Or a record, or
-            what a cell is called: its name, or that in a table or in the lines of a run.
-        trust: What of it may, such as ``["mine.TinyNet"]``: full names of classes beside the networks of diffusers and qdexp,
-            and paths among their arguments.
-        backend: The arithmetic in which it runs: the name of one of qdexp's backends, or an instance of any. With another than
-            ``simulated`` class and outputs may be others, as the backend says.
+        checkpoint: The folder of a checkpoint, a record, or the name of a cell: its own, or that in a table or in the lines of
+            a run. A folder may come from anybody: nothing in it runs code or opens another file.
+        trust: Full names of the classes that it may build beside the networks of diffusers and qdexp, and paths among their
+            arguments, such as ``["mine.TinyNet"]``.
+        backend: The arithmetic in which the network runs: the name of one of qdexp's backends, or an instance of any. With
+            another than ``simulated``, class and outputs may differ, as the backend says.
         out: The output folder in which a cell is looked up.
 
     Returns:
         The network; with ``simulated`` it computes in floating point on the quantized grid.
 
     Raises:
-        qdexp.errors.UserError: The folder holds no whole checkpoint, or one that names what is not trusted; there is no such
+        qdexp.errors.UserError: The folder holds no whole checkpoint, or one with a class that is not trusted; there is no such
             cell, or more than one, or it is in full precision; or there is no such backend.
     """
     from qdexp.backends import choice  # torch takes seconds to load

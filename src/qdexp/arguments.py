@@ -12,7 +12,8 @@ _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
 class Parser(argparse.ArgumentParser):
-    """Its help is the module's docstring as it is laid out there; a slip is told in one line, with what was meant."""
+    """A parser whose help is the module's docstring as it stands there; a mistyped argument gives one line with the nearest
+    known one."""
 
     def __init__(self, prog: str, description: str | None = None, **more: object) -> None:
         text = (description or "").replace("``", "")  # marks code, for the pages made of docstrings
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Those of the commands below it too."""
+    """Yield the flags of the parser and of the commands below it."""
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""How a network is called, and what it predicts.
+"""Calls of a network, and the parameterisation of its prediction.
 
 It is called ``network(x_t, t, ...)``, or by the name ``timestep`` where that is not its second argument, as in transformers
 that take the text before it. What it predicts is up to ``model.schedule.prediction_type``: the noise (``epsilon``, the
@@ -23,12 +23,12 @@ FLOW = "flow_prediction"
 
 
 def call(network: nn.Module, x_t: Any, t: Any, named: Mapping[str, Any]) -> Any:
-    """What the network returns for noisy samples [n, ...] at the timesteps t [n], and for what else it is given by name."""
+    """Return the output of the network for noisy samples [n, ...] at the timesteps t [n] and named conditions."""
     return network(x_t, **{TIMESTEP: t}, **named) if _by_name(network) else network(x_t, t, **named)
 
 
 def estimate_of(returned: Any) -> Any:
-    """What is predicted, among what a network returns: of a tuple, a dict or a diffusers output, the first element."""
+    """Return the prediction in a network's output: the first element of a tuple, a dict or a diffusers output."""
     if isinstance(returned, torch.Tensor):
         return returned
     return next(iter(returned.values() if isinstance(returned, Mapping) else returned))

@@ -60,7 +60,7 @@ class Cell:
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
-        """These, and those that measure: the metrics by their names, and what they share."""
+        """The stages in ``made`` and those that measure: the metrics by their names, and the features that they share."""
         return self.made | measures_of(self.config, self.made)
 
     @cached_property
@@ -92,7 +92,7 @@ class Cell:
 
     @cached_property
     def steps(self) -> list[NamedStep]:
-        """Those of the method, in order; none in full precision."""
+        """The steps of the method, in order; empty in full precision."""
         return recipe.steps_of(self.config)
 
     @property
@@ -111,7 +111,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What a person calls the cell."""
+        """The cell's name for people."""
         return f"{self.method} {self.config.quant.label}" if self.quantized else self.method
 
     @property
@@ -121,7 +121,7 @@ class Cell:
 
     @property
     def record(self) -> Path:
-        """Where the record is, or will be."""
+        """The path of the record, written or not."""
         return Layout(self.out).record(self.name)
 
     def finished(self) -> Record | None:
@@ -169,7 +169,7 @@ class Cell:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """What it was made of, in the words of its record."""
+        """The axes of the cell, in the words of its record."""
         config = self.config
         return {
             "model": config.model.name,
@@ -203,7 +203,8 @@ class Cell:
         }
 
     def _results(self, folders: dict[str, Path]) -> Record:
-        """What the stages add, section by section; of full precision, where it is compared with, nothing."""
+        """Collect the results of the stages, section by section; the full-precision stages that a cell is compared with add
+        nothing."""
         results: Record = {}
         for role, folder in folders.items():
             if role != FULL_PRECISION:

@@ -102,7 +102,7 @@ def _parsed(name: str, path: Path, changed: int, size: int) -> Module:
 
 
 def plain(tree: ast.AST) -> str:
-    """What counts of a syntax tree, as text; the same for every version of Python."""
+    """The part of a syntax tree that counts, as text; the same for every version of Python."""
     return _plain(tree)
 
 
@@ -134,7 +134,7 @@ def _without_arguments(raised: ast.expr | None) -> ast.expr | None:
 
 
 def _names(tree: ast.AST, package: str) -> Iterator[str]:
-    """What a file imports, names of modules and of what is in them; what only a type checker imports is left out."""
+    """The imports of a file, names of modules and of objects in them; imports for type checkers alone are left out."""
     for node in _executed(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -205,7 +205,7 @@ def _in_library(package: str) -> bool:
 
 @cache
 def _version(package: str) -> str | None:
-    """Of an installed package; None of what is none, or tells none."""
+    """The version of an installed package; None for anything else, or a package without a version."""
     path = None if package == _ROOT or _in_library(package) else _found(package)
     if path is None or not is_installed(path):
         return None

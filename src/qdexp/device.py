@@ -49,7 +49,7 @@ def visible() -> list[str]:
 
 
 def make_repeatable() -> None:
-    """The same bits on every run of one machine: no TF32, no autotuned algorithms. To be called before CUDA starts."""
+    """Make results repeat bit for bit on one machine: no TF32, no autotuned algorithms. Must be called before CUDA starts."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in any order
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -90,7 +90,7 @@ def to_channels_last(network: torch.nn.Module) -> None:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What may change the bits of a result beside the options: part of every stage's key."""
+    """The environment that may change the bits of a result beside the options: part of every stage's key."""
     return {"device": device.type, "dtype": "float32", "torch": torch.__version__, "diffusers": _version("diffusers")}
 
 
@@ -99,7 +99,7 @@ _version = cache(version)
 
 
 def require_arithmetic(device: torch.device, precision: str, compiled: bool) -> None:
-    """Raises UserError where the device does not compute in ``precision`` itself, or lacks a compiler that is asked for.
+    """Raises UserError where the device does not compute in ``precision`` itself, or lacks a compiler that an option needs.
 
     What other machines have is found out there.
     """
@@ -116,7 +116,7 @@ def require_arithmetic(device: torch.device, precision: str, compiled: bool) -> 
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """In hardware: emulated it is slower than float32."""
+    """Whether bfloat16 exists in hardware: emulated it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

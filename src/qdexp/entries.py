@@ -75,8 +75,8 @@ def whole(folder: Path) -> dict[str, Any]:
 
 
 def check_part(part: Path) -> None:
-    """Likewise of the files in ``part``, if that is a folder within an entry of a store; of any other, and of one that is being
-    made, nothing is known."""
+    """Check the digests of the files in ``part``, if that is a folder within a finished entry of a store; other folders are not
+    checked."""
     folder = part.resolve().parent
     if not is_entry(folder):
         return

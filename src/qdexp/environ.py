@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 @contextlib.contextmanager
 def variables(ours: Mapping[str, str]) -> Iterator[None]:
-    """These are set within, for this process and those that it starts; afterwards they are what they were before."""
+    """Set environment variables for a while, for this process and those that it starts, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

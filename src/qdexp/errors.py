@@ -17,14 +17,14 @@ _PLACE = re.compile(r"In '(.*?)': ")
 
 
 class UserError(Exception):
-    """Bad input. Each of its arguments is one line that names an option and the fix; it is printed without a traceback."""
+    """Bad input. Each argument is one line that names an option and the fix; commands print it without a traceback."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
 
 
 def printable(text: str) -> str:
-    """In one line, and without what a terminal would obey: control characters, line breaks among them, become spaces."""
+    """Return the text in one line, with control characters, line breaks among them, as spaces."""
     return "".join(" " if unicodedata.category(one) in ("Cc", "Zl", "Zp") else one for one in text)
 
 
@@ -36,11 +36,11 @@ def did_you_mean(word: str, known: Sequence[str], told: Sequence[str] = ()) -> s
 
 
 class NothingToSplitError(UserError):
-    """Split shortcuts were asked of a network that has none: an ablation goes on without this method."""
+    """A network has no concatenation for split shortcuts: an ablation goes on without this method."""
 
 
 def of_writing(error: OSError) -> str | None:
-    """What a user does where nothing can be written; None where that is not it."""
+    """The advice for an error of writing; None for other errors."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space or choose another folder; finished stages are kept"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

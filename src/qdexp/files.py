@@ -102,7 +102,7 @@ def add_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError, or ValueError where it is none, or nested deeper than can be read."""
+    """Read a JSON file. Raises OSError, or ValueError where it is none, or nested deeper than can be read."""
     try:
         return json.loads(path.read_text())
     except RecursionError as error:
@@ -110,7 +110,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_as(path: Path, kind: type[_Kind]) -> _Kind:
-    """What a JSON file holds that somebody else may have written: a ``kind`` made of dataclasses, containers and plain values.
+    """Read a JSON file that somebody else may have written, as a ``kind`` made of dataclasses, containers and plain values.
 
     Raises OSError, or ValueError with one line where it is truncated, or anything else.
     """
@@ -136,7 +136,7 @@ def _adapter(kind: Any) -> "TypeAdapter[Any]":
 
 
 def read_arrays(path: Path, names: Collection[str], largest: int = 2**26) -> dict[str, "NDArray[Any]"]:
-    """Those of the arrays ``names`` that an ``.npz`` file holds.
+    """Read those of the arrays ``names`` that an ``.npz`` file holds.
 
     Raises ValueError where it cannot be read, or one of them takes more than ``largest`` bytes: a small file unpacks to a
     thousand times its size. Nothing in it is unpickled.
@@ -163,8 +163,8 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What ``write_sealed`` wrote; one that was written without a seal lacks ``SEAL``. Raises as ``read_json`` does, and
-    ValueError where it is no object, or not what was written."""
+    """Read a file of ``write_sealed``; a file without a seal lacks ``SEAL``. Raises as ``read_json`` does, and ValueError where
+    it is no object, or not what was written."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError("no JSON object")

@@ -44,7 +44,7 @@ def fold(network: nn.Module) -> None:
 
 
 def _forget_loading(module: nn.Module) -> None:
-    """Of spectral norm, torch (2.14) leaves behind what looks for its tensors in a state dict: it stands there wrapped."""
+    """Remove the hook that torch (2.14) leaves behind after spectral norm, which looks for its tensors in a state dict."""
     for key, hook in list(module._load_state_dict_pre_hooks.items()):
         if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
             del module._load_state_dict_pre_hooks[key]

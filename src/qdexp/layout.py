@@ -1,4 +1,4 @@
-"""Where things lie in an output folder. No other module knows its paths; what an entry holds is its stage's affair.
+"""Paths in an output folder. No other module knows them; the files within an entry are its stage's affair.
 
 executions.jsonl                one line for every entry that was really computed
 records/CELL.json               one record per cell
@@ -119,7 +119,7 @@ class Layout:
         return self._of_sweeps(_CELLS)
 
     def all_manifests(self) -> list[Path]:
-        """Likewise."""
+        """The manifests of all submitted sweeps."""
         return self._of_sweeps(MANIFEST)
 
     def _of_sweeps(self, name: str) -> list[Path]:
@@ -158,7 +158,7 @@ class Sweep:
 
     @property
     def layout(self) -> Layout:
-        """That of the output folder around it."""
+        """The layout of the output folder that the sweep lies in."""
         return Layout(self.folder.resolve().parents[1])
 
     def shell(self, name: str) -> Path:
@@ -186,7 +186,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def entry_name(stage: str, key: str) -> str:
-    """What the entry of a stage is called."""
+    """The name of a stage's entry."""
     return f"{stage}-{key}"
 
 

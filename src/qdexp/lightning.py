@@ -1,4 +1,4 @@
-"""How Lightning is told what to do. Who predicts or trains imports this late: Lightning takes seconds to load."""
+"""Lightning's trainers, set up for qdexp. Import this module late: Lightning takes seconds to load."""
 
 import contextlib
 import logging
@@ -24,7 +24,8 @@ PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 def predict(
     module: nn.Module, loader: DataLoader[Any], device: torch.device, write: Callable[[int, Any], object] | None = None
 ) -> list[Any]:
-    """What ``module`` returns for each batch, or nothing where ``write`` takes it, with the number of the batch."""
+    """Return the outputs of ``module`` for each batch, or nothing where ``write`` takes each one with the number of its
+    batch."""
     with progress.bar("batches", len(loader)) as bar, _trainer(device, [_Advance(bar, write)], {}) as trainer:
         return trainer.predict(_Prediction(module), loader, return_predictions=write is None) or []
 

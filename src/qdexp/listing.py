@@ -15,7 +15,7 @@ from qdexp.layout import Sweep, files_of
 
 @dataclass(frozen=True)
 class Line:
-    """What a person calls a cell, and the ``entries`` that it needs."""
+    """A cell's name for people, and the ``entries`` that it needs."""
 
     label: str
     entries: list[str]
@@ -44,7 +44,7 @@ def read(sweep: Sweep) -> dict[str, Line]:
 
 
 def of_run(path: Path) -> dict[str, Line]:
-    """What one file lists. Raises as ``read`` does."""
+    """Read the cells that one file lists. Raises as ``read`` does."""
     try:
         return files.read_as(path, dict[str, Line])
     except (OSError, ValueError) as error:

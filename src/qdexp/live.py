@@ -55,8 +55,8 @@ class Live(TorchDispatchMode):
 
 
 def own_bytes(network: nn.Module) -> int:
-    """Of the storages of a network's parameters and buffers, each once, and ``held_bytes`` of modules that say so: what they
-    keep in another form."""
+    """The bytes of a network's parameters and buffers, each storage once, and ``held_bytes`` of modules that keep these in
+    another form."""
     tensors = (*network.parameters(), *network.buffers())
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     held: list[int] = [getattr(module, "held_bytes", 0) for module in network.modules()]

@@ -1,4 +1,4 @@
-"""What a piece of work costs: wall-clock and peak memory."""
+"""The cost of a piece of work: wall-clock time and peak memory."""
 
 import contextlib
 import resource

@@ -17,22 +17,23 @@ Place = Literal["overview", "brief", "alone", "bars"]
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a record.
+    """One number of a record, and how it is shown.
 
     Attributes:
         key: Its name in ``metrics``.
-        title: What a column is called.
-        kind: ``quality`` of the images, alone or against real ones; ``fidelity`` to full precision; ``cost``, the abscissa of
-            Pareto figures where it is in the overview; ``share`` of a whole, told where a line has less than all of it;
-            ``floor``: what perfect images would score, told below a table.
-        shown: Where, beside the CSV, the page of a cell and W&B: ``overview``, the tables of a report and the page's first;
-            ``brief``, the table that a sweep ends with; ``alone``, the same where nothing is compared with real images;
-            ``bars``, figures.
-        factor: By which it is multiplied where it is shown.
-        digits: Behind the point; ``significant``: significant ones, of what spans orders of magnitude.
-        higher: Whether more of it is better.
-        differences: Whether differences to the baseline are taken, in pairs; distances to full precision are some already.
-        axis: What an axis is called, where the title is too short for it.
+        title: The heading of its column.
+        kind: ``quality`` of the images, alone or against real ones; ``fidelity`` to full precision; ``cost``, an abscissa of
+            Pareto figures where it is in the overview; ``share`` of a whole, shown where a line has less than all of it;
+            ``floor``: the score of perfect images, shown below a table.
+        shown: The places beside the CSV, the page of a cell and W&B: ``overview`` (the tables of a report and the page's
+            first), ``brief`` (the table that a sweep ends with), ``alone`` (the same where nothing is compared with real
+            images), ``bars`` (figures).
+        factor: The factor by which it is multiplied where it is shown.
+        digits: Digits behind the point, or significant ones.
+        significant: Whether ``digits`` are significant ones, for numbers that span orders of magnitude.
+        higher: Whether a larger number is better.
+        differences: Whether paired differences to the baseline are shown; distances to full precision are differences already.
+        axis: The label of an axis, where the title is too long for it.
     """
 
     key: str
@@ -47,13 +48,13 @@ class Number:
     axis: str = ""
 
     def described(self) -> dict[str, Any]:
-        """As a record holds it, under its key: what is not as it is by default."""
+        """The description as a record holds it under the number's key: only what differs from the defaults."""
         told = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
         return {name: list(value) if name == "shown" else value for name, value in told.items() if name != "key"}
 
     @classmethod
     def of(cls, key: str, described: Mapping[str, Any]) -> "Number":
-        """As a record describes it; what a later version says of it too is ignored."""
+        """Read a description from a record; unknown keys of later versions are ignored."""
         known = {one.name: described[one.name] for one in fields(cls) if one.name in described}
         return cls(key, **{"title": key} | known | ({"shown": tuple(known["shown"])} if "shown" in known else {}))
 
@@ -70,7 +71,7 @@ class Number:
 
 
 def numbers_of(records: Iterable[Mapping[str, Any]]) -> list[Number]:
-    """Those that the records hold, kind by kind, in the order of the record that holds most."""
+    """The numbers that the records hold, kind by kind, in the order of the record that holds most."""
     found: dict[str, Number] = {}
     for record in sorted(records, key=lambda one: -len(one.get("metrics", {}))):
         measures = record.get("measures", {}).values()

@@ -119,7 +119,7 @@ def _refuse_torn(given: Sequence[str]) -> None:
 
 
 def _what(argument: str, known: Mapping[str, Sequence[str]]) -> str:
-    """What to say of an argument that is no ``KEY=VALUE``; ``known``: the choices of each axis."""
+    """The message for an argument that is no ``KEY=VALUE``; ``known``: the choices of each axis."""
     key, equals, _ = argument.partition("=")
     if equals and key:
         try:
@@ -138,7 +138,7 @@ def _what(argument: str, known: Mapping[str, Sequence[str]]) -> str:
 
 
 def _schema(key: str) -> Mapping[str, Any]:
-    """What is known of an option that chooses no file. UserError where there is none of this name."""
+    """The schema of an option that chooses no file. UserError where there is none of this name."""
     if key.startswith("hydra."):
         name, known = key.split(".")[1], [field.name for field in fields(HydraConf)]
         if name not in known:
@@ -167,8 +167,9 @@ def completed(arguments: Sequence[str]) -> list[str]:
 
 
 def _forced(arguments: Sequence[str]) -> list[str]:
-    """As Hydra is to read them. Steps and their options may be new to it: whether they are possible is checked where the steps
-    are made. What is text is quoted where Hydra would read a number (2026_11_28 is 20261128), or nothing."""
+    """Return the arguments as Hydra is to read them. Steps and their options may be new to it: whether they are possible is
+    checked where the steps are made. What is text is quoted where Hydra would read a number (2026_11_28 is 20261128), or
+    nothing."""
     return [f"++{argument}" if argument.startswith(OPEN) else _quoted(argument) for argument in arguments]
 
 
@@ -186,7 +187,7 @@ def _quoted(argument: str) -> str:
 
 
 def _parse(argument: str) -> Override | None:
-    """None where it is none, or none that can be read."""
+    """Parse one override; None where the argument is none, or cannot be read."""
     return None if argument.startswith(("-", "=")) else _read(_quoted(argument) if "=" in argument else argument)
 
 

@@ -1,4 +1,4 @@
-"""Where qdexp's own files lie: the configs and the embedded models."""
+"""Places of qdexp's own files: the configs and the embedded models."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is imported stays as long as the process, so that looking for garbage in it, again and again, is wasted."""
+"""Imported modules stay as long as the process, so that garbage collection need not look through them again and again."""
 
 import contextlib
 import gc

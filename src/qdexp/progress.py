@@ -1,4 +1,4 @@
-"""What a person sees of work under way: on a terminal bars at its foot, all in one display; elsewhere nothing.
+"""Progress bars: on a terminal at its foot, all in one display; elsewhere nothing.
 
 Two live displays would draw over each other, so whatever has something to show shows it here. What is printed meanwhile
 appears above the bars.
@@ -16,7 +16,8 @@ _display: Progress | None = None
 
 
 class _TimeLeft(ProgressColumn):
-    """If the rest goes on like what is done. rich's own column looks at the last half minute, in which nothing may happen."""
+    """The time left if the rest goes on like what is done. rich's own column looks at the last half minute, in which nothing
+    may happen."""
 
     max_refresh = 1.0
 

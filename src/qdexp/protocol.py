@@ -1,4 +1,4 @@
-"""How the numbers of a cell are measured: what has to be equal where they are compared, as one value with a hash."""
+"""The protocol of a cell: everything that has to be equal where numbers are compared, as one value with a hash."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ def protocol_of(config: Config) -> dict[str, Any]:
 
 
 def measured_under(config: Config) -> dict[str, Any]:
-    """What the hash is of: only numbers of equal hash may be compared."""
+    """The content of the protocol's hash: only numbers of equal hash may be compared."""
     protocol = config.protocol
     return {
         "n": protocol.n,
@@ -39,7 +39,7 @@ def measured_under(config: Config) -> dict[str, Any]:
 
 
 def check(config: Config) -> None:
-    """Raises UserError where the model cannot be asked for what the protocol says, or its images cannot be compared with the
+    """Raises UserError where the model cannot have the conditions of the protocol, or its images cannot be compared with the
     reference."""
     conditions.check(config)
     protocol, instead = config.protocol, f"or measure fidelity to full precision alone: protocol.extractor={NO_EXTRACTOR}"
@@ -79,7 +79,7 @@ def _asked_with(config: Config) -> dict[str, Any]:
 
 
 def _remarks(config: Config) -> dict[str, Any]:
-    """How low FID can be (``floor``), or that scores mean nothing (``random_extractor``)."""
+    """Remarks on the scores: how low FID can be (``floor``), or that scores mean nothing (``random_extractor``)."""
     protocol = config.protocol
     if not protocol.scores:
         return {}

@@ -1,6 +1,7 @@
 """The record: one JSON file per cell, the only input of tables, pages and W&B. docs/record.md documents the format.
 
-Records are read here and nowhere else, so that nobody but this module knows of formats: what is handed out has the present one.
+Records are read here and nowhere else, so that nobody but this module knows of formats: records that it returns have the
+present one.
 """
 
 import math
@@ -48,7 +49,7 @@ def read(out: Path, cell: str) -> Record | None:
 
 
 def read_complete(out: Path, cell: str, keys: Mapping[str, str] = MappingProxyType({})) -> Record | None:
-    """The same, if it says that the cell succeeded, and holds what the stages with these ``keys`` have made."""
+    """Read a cell's record, if the cell has succeeded and the record holds what the stages with these ``keys`` have made."""
     record = read(out, cell)
     complete = record is not None and record.get("status") == "complete" and keys.items() <= record["keys"].items()
     return record if complete else None
@@ -88,7 +89,7 @@ def without(record: Record, names: Collection[str]) -> Record:
 
 
 def _total(costs: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What the cell costs from an empty store: seconds add up, memory peaks do not."""
+    """The cost of the cell from an empty store: seconds add up, memory peaks do not."""
     seconds = sum(cost["seconds"] for cost in costs.values())
     return {"seconds": round(seconds, 3), "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs.values())}
 
@@ -107,7 +108,7 @@ def read_records(source: Path | Iterable[Path]) -> list[Record]:
 
 
 def readable(paths: Iterable[Path]) -> list[Record]:
-    """Likewise, of the files that are records; of each that is none, or truncated, one line is printed."""
+    """Read the files that are records, as of the present format; one line is printed for each that is none, or truncated."""
     found = []
     for path in paths:
         try:
@@ -127,7 +128,7 @@ def flat(tree: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[s
 
 
 def _content(path: Path) -> Record:
-    """What was written, without what seals it."""
+    """The content of a record's file, without its seal."""
     record = files.read_sealed(path)
     record.pop(files.SEAL, None)
     return record

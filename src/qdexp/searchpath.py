@@ -21,7 +21,7 @@ def axes() -> set[str]:
 
 
 def choices(axis: str, own: Sequence[Traversable]) -> list[str]:
-    """What may be chosen along an axis, in our folder and the user's ``own``."""
+    """The choices along an axis, in our folder and the user's ``own``."""
     groups = [folder.joinpath(axis) for folder in (conf_folder(), *own)]
     return sorted({name for group in groups if group.is_dir() for name in _names(group, PurePosixPath())})
 

@@ -1,4 +1,4 @@
-"""What a record has to be to be read: the types of its parts, as far as anything reads them. What else it holds is ignored."""
+"""The types of a record's parts, as far as anything reads them; other keys are ignored. Docs show the meanings from here."""
 
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -32,6 +32,19 @@ Inside = Annotated[str, AfterValidator(_inside)]
 
 @dataclass
 class Axes:
+    """The axes of the cell: flat, to group by.
+
+    Attributes:
+        method: The method, or ``QUANTIZER-CALIB`` where none was named.
+        model: The model's name.
+        quant: The format, such as ``w4a8``, with what is out of the ordinary, such as ``w4a8+first_a16``.
+        quantizer: The choice of ``quantizer``; ``none`` in full precision.
+        calib: The calibration strategy; ``none`` where nothing is calibrated.
+        weight_bits: Bits of a weight; 32: unquantized.
+        act_bits: Bits of an activation; 32: unquantized.
+        seed: Moves calibration and learning.
+    """
+
     method: str
     model: str = ""
     quant: str = ""
@@ -44,12 +57,33 @@ class Axes:
 
 @dataclass
 class Floor:
+    """The FID of real images, which the best model would have.
+
+    Attributes:
+        fid: FID of held-out real images against the reference.
+        n: The number of images that it was measured on.
+    """
+
     fid: StrictInt | StrictFloat
     n: StrictInt
 
 
 @dataclass
 class Protocol:
+    """The protocol that the numbers were measured under. Conditional models add guidance and classes or the digest of the
+    prompts.
+
+    Attributes:
+        hash: Equal for protocols that are the same in everything; only numbers of one hash may be compared.
+        name: The choice of ``protocol``.
+        n: The number of images.
+        steps: Steps of the sampler.
+        scheduler: The scheduler with its options.
+        extractor: The feature extractor; ``none`` where images are compared with full precision alone.
+        extractor_digest: The SHA-256 of what the extractor computes with.
+        floor: The FID of real images, where the reference tells it.
+    """
+
     hash: Annotated[str, Field(min_length=1)]
     name: str
     n: StrictInt
@@ -62,7 +96,20 @@ class Protocol:
 
 @dataclass
 class Described:
-    """A number, see ``qdexp.numbers``."""
+    """The way in which a number is shown (``qdexp.numbers``): what differs from the defaults.
+
+    Attributes:
+        title: The heading of its column; by default its key.
+        kind: ``quality`` (default), ``fidelity`` to full precision, ``cost``, ``share`` of a whole, or ``floor``.
+        shown: Where: ``overview`` (tables and page), ``brief`` (the table that a sweep ends with), ``alone`` (the same where
+            nothing is compared with real images), ``bars`` (figures).
+        factor: The factor by which it is multiplied where it is shown.
+        digits: Digits behind the point, or significant ones.
+        significant: Whether ``digits`` are significant ones.
+        higher: Whether a larger number is better.
+        differences: Whether paired differences to the baseline are shown.
+        axis: The label of an axis, where the title is too long for it.
+    """
 
     title: str = ""
     kind: str = ""
@@ -77,6 +124,15 @@ class Described:
 
 @dataclass
 class Measure:
+    """One metric of the cell.
+
+    Attributes:
+        numbers: The description of each key in ``metrics`` that it gives.
+        made_with: What it measures with beside the protocol, such as versions; tables never mix two.
+        files: The path and the SHA-256 of each file that it reads, by the file's role.
+        features: The key of the features that it reads; null: none.
+    """
+
     numbers: dict[str, Described]
     made_with: dict[str, JsonValue] = field(default_factory=dict)
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -85,6 +141,14 @@ class Measure:
 
 @dataclass
 class Made:
+    """One stage of the cell. The git ``commit`` of the process that made it, and whether that was ``dirty``, stand beside.
+
+    Attributes:
+        key: The key of the stage.
+        machines: Digests of the machines that made it.
+        accepted: The keys that it had before ``python -m qdexp.store accept`` gave it this one.
+    """
+
     key: str
     machines: list[str] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
@@ -92,7 +156,36 @@ class Made:
 
 @dataclass
 class Shape:
-    """``metrics`` of a complete record are there, too (``check``)."""
+    """One cell. A record also has ``format``, 2, and where something was learned ``reconstruction``: by the slot of the step,
+    the relative squared error of each ``block`` on the held-out rows, ``before`` and as ``learned``, and whether it was
+    ``kept``.
+
+    Attributes:
+        cell: The cell's name, which is the name of the file.
+        status: Whether the cell is complete or has failed.
+        axes: What the cell was made of.
+        config: The whole config as it was run, frozen.
+        keys: The key of every stage, by its role; its result is ``store/STAGE-KEY``. ``heldout`` is a trajectory,
+            ``full_precision`` are images; the method's steps have the names of their slots, metrics their own names.
+        protocol: How the numbers were measured.
+        identity: Equal for cells that differ in nothing but their seed.
+        metrics: The numbers, by their keys; always there in a complete record. null: the number was not finite.
+        measures: The metrics by their names, with how their numbers are described.
+        curves: ``timestep``, ``teacher_forced``, ``free_running``: the relative squared error of the noise prediction at each
+            call of the sampler, from full-precision inputs and along the quantized network's own trajectory.
+        costs: ``seconds`` and ``peak_memory_mb`` of each stage when it was computed, and ``total`` from an empty store;
+            ``resumed`` where the seconds lack those of a process that was killed.
+        stages: By whom and from which code each stage was made.
+        files: The path and the SHA-256 of each file outside the store that the cell was made from, by the file's role.
+        artifacts: The folders ``samples`` and ``checkpoint``, relative to the output folder.
+        error: The ``stage``, ``type``, ``message`` and ``traceback`` of a cell that failed.
+        coverage: For quantized cells ``macs`` and ``parameters`` by bits (``w4a8``; ``a8a8``: products of two activations;
+            ``w1a16``, ``w16a16``: rotations and low-rank branches; ``full``) as shares of the whole; ``asked``: the share that
+            the bits ask for; ``quantized``: the share of that; ``left_out``: by ``kind`` the ``count``, first ``names``,
+            ``parameters`` and ``macs``; ``total``; ``weights_left_out``: parameters of products in full precision.
+        provenance: Time, command, git commit and whether dirty, versions, host, seeds; ``machine``: its digest, processor,
+            cores, threads, memory, torch build, and of a CUDA device name, memory, driver and version.
+    """
 
     cell: FileName
     status: Literal["complete", "failed"]

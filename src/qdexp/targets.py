@@ -1,4 +1,4 @@
-"""From a ``_target_`` in a config to an object of the kind that is asked for there, its options read strictly."""
+"""Objects from ``_target_`` in a config, of the kind that is asked for there, with their options checked."""
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def made(kind: type[T], node: Any, option: str, *, ours: str, without: Collection[str] = (), optional: bool = False) -> T:
-    """What a node makes, which has to be a dataclass that extends ``kind``.
+    """Make the object of a node, which has to be a dataclass that extends ``kind``.
 
     Args:
         kind: An abstract dataclass.

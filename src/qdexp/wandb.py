@@ -12,7 +12,7 @@ from qdexp.tracking.sync import check, report, runs_in, sync
 
 
 def main() -> int:
-    """Checks the runs, and sends those that are whole if it is asked to."""
+    """Checks the runs and, with ``sync``, sends those that are whole."""
     parser = Parser("python -m qdexp.wandb", __doc__)
     parser.add_argument("action", choices=["check", "sync"])
     parser.add_argument(

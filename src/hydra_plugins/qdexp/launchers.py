@@ -74,7 +74,7 @@ class CellLauncher(Launcher):
         return launch.dry(cells, self.room(launch, cells)) if self.dry else self.run(launch, cells)
 
     def room(self, launch: ModuleType, cells: "Sequence[Cell]") -> Any:
-        """Whose memory the cells have, a ``qdexp.footprint.places.Place``."""
+        """Return the memory that the cells will have, as a ``qdexp.footprint.places.Place``."""
         return launch.Here(jobs=1)
 
     @abstractmethod

@@ -1,8 +1,8 @@
-"""What a backend is: the arithmetic in which a quantized network runs.
+"""Backends: the arithmetic in which a quantized network runs.
 
 A method ends in a network whose layers round their weights and inputs to grids and compute in floating point between them.
-``lower`` takes it to another arithmetic: integer kernels, a compiler, another library. What a backend cannot take it leaves as
-it is, and says so.
+``lower`` takes it to another arithmetic: integer kernels, a compiler, another library. Modules that a backend cannot take stay
+as they are, and are reported.
 
 A backend of your own is a frozen dataclass that extends ``Backend``, in a file on the Python path; its fields are its options.
 """
@@ -21,12 +21,12 @@ from qdexp.config.checks import STRICT
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """A network as it runs.
+    """A network as it runs in a backend.
 
     Attributes:
-        network: Called as the original, in eval mode on its device. What goes by the name of a layer computes what that layer
-            does, so that it can be looked at alone.
-        left: The modules that compute as in ``simulated`` though the backend is for their kind, by their names, and why.
+        network: The network in eval mode on its device, called as the original. A submodule under the name of a layer computes
+            what that layer does, so that it can be run alone.
+        left: The modules that stay in simulated arithmetic although the backend is for their kind, by name, and why.
     """
 
     network: nn.Module
@@ -35,8 +35,11 @@ class Lowered:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend(ABC):
-    """An arithmetic. The options of a subclass are its fields: all are part of the key of what is computed with it, but for
-    those marked ``WITHOUT_EFFECT``. A mistake in them is raised as ValueError by ``__post_init__``."""
+    """Base class of backends. The options of a subclass are its fields.
+
+    All fields are part of the key of what is computed with the backend, except those marked ``WITHOUT_EFFECT``. A mistake in
+    them is raised as ValueError by ``__post_init__``.
+    """
 
     __pydantic_config__: ClassVar[Any] = STRICT
 
@@ -45,8 +48,8 @@ class Backend(ABC):
         """Make the network that runs.
 
         Args:
-            network: Quantized, in eval mode, on the device that it will run on; it may be changed in place. What depends on the
-                shapes of its inputs waits for the first call.
+            network: The quantized network in eval mode, on the device that it will run on; it may be changed in place. Work
+                that depends on the shapes of its inputs waits for the first call.
 
         Returns:
             The network, which computes the same up to the rounding of floating point.
@@ -56,11 +59,23 @@ class Backend(ABC):
         """
 
     def check(self, config: Config) -> None:
-        """Raises UserError or ValueError for what it cannot do in this cell: called before any work."""
+        """Check whether the backend can run in this cell. Called before any work.
+
+        Args:
+            config: The config of the cell.
+
+        Raises:
+            qdexp.errors.UserError: The backend cannot run; the message is one line that names the option and the fix.
+            ValueError: The same, about one of the backend's own options.
+        """
         return
 
     def files(self) -> dict[str, Path]:
-        """The files outside the store that it reads, by their roles; they count by content. ValueError where one is missing."""
+        """Return the files outside the store that the backend reads, by their roles; their content is part of the key.
+
+        Raises:
+            ValueError: A file is missing.
+        """
         return {}
 
 

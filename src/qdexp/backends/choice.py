@@ -1,4 +1,4 @@
-"""Which backend: of a cell, by its config; of a call of ``qdexp.load``, by a name or as an object."""
+"""The choice of a backend: for a cell by its config, for ``qdexp.load`` by a name or as an object."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
 
 
 def named(backend: str | Backend) -> Backend:
-    """One of our backends by its name, or one that was made already. Raises UserError where it is neither."""
+    """Return one of qdexp's backends by its name, or an object that is one already. Raises UserError where it is neither."""
     if isinstance(backend, Backend):
         return backend
     if backend not in names():
@@ -44,7 +44,7 @@ def named(backend: str | Backend) -> Backend:
 
 
 def names() -> list[str]:
-    """Those of our backends."""
+    """The names of qdexp's backends."""
     return sorted(path.stem for path in (conf_folder() / OPTION).glob("*.yaml"))
 
 

@@ -1,4 +1,4 @@
-"""From a strategy's positions to rows of a recorded trajectory.
+"""Selection of calibration rows: from a strategy's positions to rows of a recorded trajectory.
 
 A row is (position, sample): what the network saw of one starting noise at one step of the sampler.
 """

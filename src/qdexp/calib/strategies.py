@@ -1,4 +1,4 @@
-"""Which sampling steps the calibration rows come from.
+"""Strategies: the sampling steps that calibration rows come from.
 
 A strategy is a function ``(steps, timesteps, generator) -> positions``: ``timesteps`` positions in a sampler of ``steps``
 steps, 0 the first (pure noise) and ``steps - 1`` the last (nearest the image). Positions may repeat. A strategy of your own is

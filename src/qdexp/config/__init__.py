@@ -68,7 +68,29 @@ OmegaConf.register_new_resolver("zoo", lambda path: str(ZOO / path), replace=Tru
 
 @dataclass
 class Config:
-    """One cell."""
+    """The whole config of one cell.
+
+    Attributes:
+        model: The network, its weights and its noise schedule.
+        quant: The grids that the network computes with.
+        quantizer: How the constants of the grids are found.
+        calib: The calibration set.
+        recon: Options of the steps that learn block by block.
+        memory: Where the rows of block-wise learning lie.
+        backend: The arithmetic in which the quantized network runs.
+        protocol: How numbers are measured.
+        tracker: Where records are mirrored.
+        cluster: The cluster that jobs go to.
+        method: The method that ``quantizer`` and ``calib`` belong to.
+        trajectory: The full-precision trajectories that calibration rows are chosen from.
+        sampling: How the network is called.
+        inspection: How closely the insides of the networks are looked at.
+        out: The folder of the store, the records and the sweeps.
+        sweep: The name of the sweep.
+        seed: Moves calibration and rounding; the noise of the evaluation belongs to the protocol.
+        device: The device to compute on: ``auto``, ``cpu`` or ``cuda``.
+        metric: The metrics by their names, see ``qdexp.metrics.base``; null turns one off.
+    """
 
     __pydantic_config__: ClassVar[Any] = STRICT
 
@@ -95,7 +117,8 @@ class Config:
 
     @staticmethod
     def of(cfg: DictConfig) -> "Config":
-        """What Hydra composed, typed. Raises UserError with a line for each option of a wrong type, name or value."""
+        """Make a typed config of what Hydra composed. Raises UserError with a line for each option of a wrong type, name or
+        value."""
         try:
             plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
@@ -105,8 +128,8 @@ class Config:
 
     @classmethod
     def early(cls, cfg: DictConfig) -> "Config | None":
-        """Likewise, where all is there: None where something is left to the model's files (``model=folder``), which are read
-        when all is loaded that computes."""
+        """Make a typed config before the heavy libraries are loaded; None where something is left to the model's files
+        (``model=folder``), which are read later."""
         left = [*(f"model.{option}" for option in READ_FROM_FILES), "protocol.scheduler"]
         return None if any(OmegaConf.select(cfg, option) is None for option in left) else cls.of(cfg)
 

@@ -1,4 +1,5 @@
-"""How options are read: by types that hold their bounds, every mistake in one line; and words that stand for something else."""
+"""Reading of options by types that hold their bounds, with one line for every mistake, and words that stand for a
+``_target_``."""
 
 import json
 import re
@@ -50,7 +51,7 @@ def _target(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(text: str) -> str:
-    """What can be part of a file's name on every file system, one letter always the same bytes."""
+    """Check for a name that can be part of a file name on every file system."""
     text = normalize("NFC", text)
     if re.fullmatch(r"\w([\w .+-]*[\w+-])?", text) is None or len(text.encode()) > LONGEST_NAME:
         raise ValueError(
@@ -124,7 +125,7 @@ schema_of: Callable[[Any], dict[str, Any]] = cache(_schema_of)
 
 
 def schema_of_option(kind: type, option: str) -> dict[str, Any]:
-    """What the schema of ``kind`` says of an option in it; nothing of one in a mapping that takes any.
+    """The JSON schema of one option of ``kind``; empty for an option in a mapping that takes any.
 
     Raises UserError where there is none of this name.
     """
@@ -174,7 +175,7 @@ def _told(error: Mapping[str, Any], schema: dict[str, Any], option: str) -> tupl
 
 
 def _part(schema: dict[str, Any], names: Sequence[int | str]) -> tuple[dict[str, Any], int]:
-    """What a JSON schema says of the value at ``names``, or as far along these as it goes, and how far that is."""
+    """The part of a JSON schema at ``names``, or as far along these as it goes, and how far that is."""
     found, depth = schema, 0
     while True:
         while "$ref" in found or "anyOf" in found:  # the first of several: the others mostly say that it may be null

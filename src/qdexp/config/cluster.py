@@ -11,7 +11,14 @@ from qdexp.config.checks import Device, Finite, Name, Positive, Text
 
 @dataclass
 class Resources:
-    """What one job asks for; ``memory_gb`` null: what the cluster gives by itself."""
+    """The resources of one job.
+
+    Attributes:
+        minutes: The time limit.
+        gpus: The number of GPUs.
+        cpus: The number of CPU cores.
+        memory_gb: The host's memory; null: what the cluster gives by default.
+    """
 
     minutes: Annotated[Annotated[int, Ge(10)], Field(description="at least 10: loading the code alone takes some")] = 60
     gpus: Annotated[Annotated[int, Ge(0), Le(1)], Field(description="a job computes on one GPU at most")] = 0
@@ -21,13 +28,23 @@ class Resources:
 
 @dataclass
 class Cluster:
-    """Where jobs go. None of it changes a result, or its key.
+    """The cluster that jobs go to. No option changes a result, or its key.
 
-    ``device``: what its machines compute on. ``parts``: jobs that draw the images of one cell together. ``parallel``: jobs of
-    one kind that run at once. ``stages``: resources by stage; ``default`` is that of all others. ``restarts``: how often a job
-    is queued again that reached its time limit. ``gpu_memory_gb``: of one of its GPUs, null: not known. ``tflops``: 10^12
-    operations in float32 that one of its devices does in a second, two for a multiply-accumulate; null: not known.
-    ``options``: further options of sbatch.
+    Attributes:
+        name: The choice of ``cluster``.
+        device: The device that its machines compute on.
+        parts: The number of jobs that draw the images of one cell together.
+        parallel: The number of jobs of one kind that run at once.
+        restarts: How often a job that reached its time limit is queued again.
+        stages: Resources by stage; ``default`` is for all others.
+        gpu_memory_gb: The memory of one GPU; null: unknown.
+        tflops: The speed of one device in float32, $10^{12}$ operations per second, two per multiply-accumulate; null: unknown.
+        partition: The partition that jobs are submitted to.
+        account: The account that jobs are charged to.
+        qos: The quality of service.
+        constraint: The features that nodes must have.
+        setup: Lines of shell that each job runs first.
+        options: Further options of sbatch.
     """
 
     name: Name

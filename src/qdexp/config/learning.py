@@ -1,4 +1,4 @@
-"""How steps learn block by block: options that they share. The defaults are those of ``recon=fast``."""
+"""Options that steps which learn block by block share. The defaults are those of ``recon=fast``."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -11,16 +11,24 @@ from qdexp.config.memory import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class BlockWise:
-    """The last ``heldout`` rows of the calibration set are not learned from: they tell whether a block has become better than
-    it was, and one that has not stays as it was."""
+    """Learning judged by held-out rows: a block that has not become better on them stays as it was.
+
+    Attributes:
+        heldout: The last rows of the calibration set, which are not learned from.
+    """
 
     heldout: Positive = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learning(BlockWise):
-    """``batch``: rows of an iteration. ``precision``: what iterations compute in, and keep the rows in that they learn from.
-    ``compile``: whether torch.compile translates each kind of block for them."""
+    """Learning by iterations.
+
+    Attributes:
+        batch: Rows per iteration; ``auto``: by the model.
+        precision: The type that iterations compute in, and that the rows they read are kept in.
+        compile: Whether torch.compile translates each kind of block for the iterations.
+    """
 
     batch: Positive = 8
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -29,7 +37,12 @@ class Learning(BlockWise):
 
 @dataclass(frozen=True, kw_only=True)
 class Iterations(Learning):
-    """``iterations`` of Adam at ``rate`` for each block."""
+    """Iterations of Adam for each block.
+
+    Attributes:
+        iterations: The number of iterations per block.
+        rate: The learning rate.
+    """
 
     iterations: Positive
     rate: Annotated[float, Gt(0), Finite]
@@ -37,13 +50,17 @@ class Iterations(Learning):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOptions:
-    """After the fraction ``warmup`` of the iterations the regulariser sets in; its exponent falls from ``beta[0]`` to
-    ``beta[1]``.
+    """Options of learned rounding (AdaRound).
 
-    ``balanced``: the loss is relative to that of nearest rounding and ``regulariser`` weighs the mean over the weights, so that
-    one value fits blocks of every size; else it weighs the sum over the weights, beside an absolute loss, as in Q-Diffusion's
-    code.
-    ``start``: from the weights themselves, whose hard rounding is ``nearest``, or from what ``gptq`` gives.
+    Attributes:
+        start: Where learning starts: the weights themselves, whose hard rounding is ``nearest``, or what ``gptq`` gives.
+        iterations: The number of iterations per block.
+        rate: The learning rate.
+        regulariser: The weight of the regulariser, which drives each choice to up or down.
+        warmup: The fraction of the iterations without regulariser.
+        beta: The exponent of the regulariser at the start and at the end.
+        balanced: Whether the loss is relative to that of nearest rounding and the regulariser a mean over the weights, so that
+            one value fits blocks of every size; else both are sums, as in Q-Diffusion's code.
     """
 
     start: Literal["nearest", "gptq"] = "gptq"
@@ -61,13 +78,18 @@ class WeightOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLearning(WeightOptions, Iterations):
-    """How rounding is learned."""
+    """The options of learned rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
-    """The iterations are on log s, their rate falling to 0 as a cosine; the loss is the sum of |error|^``power`` over that of
-    |target|^``power``. 0 ``iterations``: nothing is learned, and the step is left out."""
+    """Options of learned activation scales.
+
+    Attributes:
+        iterations: The number of iterations on log s per block; 0: nothing is learned, and the step is left out.
+        rate: The learning rate at the start; it falls to 0 as a cosine.
+        power: The exponent p of the loss, the sum of |error|^p over that of |target|^p.
+    """
 
     iterations: Annotated[int, Ge(0)] = 50
     rate: Annotated[float, Gt(0), Finite] = 0.01
@@ -76,13 +98,19 @@ class ScaleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleLearning(ScaleOptions, Iterations):
-    """How scales are learned."""
+    """The options of learned scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recon(Learning):
-    """What the steps that learn block by block take for their options where nothing else is said. ``range_p``: the power of the
-    errors for which they have activation ranges searched."""
+    """Options of the steps that learn block by block, where the step itself says nothing else.
+
+    Attributes:
+        name: The choice of ``recon``.
+        range_p: The exponent of the errors for which activation ranges are searched.
+        weights: Options of learned rounding.
+        scales: Options of learned activation scales.
+    """
 
     name: Name
     batch: Batch = 8

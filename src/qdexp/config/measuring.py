@@ -12,7 +12,12 @@ from qdexp.config.memory import Batch
 
 @dataclass
 class Trajectory:
-    """``prompts``: a file of them for models that are asked so; None: those of the protocol, from the last one back."""
+    """The full-precision trajectories that calibration rows are chosen from.
+
+    Attributes:
+        samples: The number of starting noises.
+        prompts: A file of prompts, for models with prompts; null: those of the protocol, from the last one back.
+    """
 
     samples: Positive
     prompts: Text | None = None
@@ -20,7 +25,13 @@ class Trajectory:
 
 @dataclass(kw_only=True)
 class SamplerOptions:
-    """From noise to image: ``steps`` of a ``scheduler``, with classifier-free ``guidance`` (1: none)."""
+    """The sampler, from noise to image.
+
+    Attributes:
+        steps: The number of sampling steps.
+        scheduler: The scheduler with its options.
+        guidance: The scale of classifier-free guidance; 1: none.
+    """
 
     steps: Positive
     scheduler: Target
@@ -28,19 +39,28 @@ class SamplerOptions:
 
     @property
     def branches(self) -> int:
-        """How often the network is called at each of the sampler's calls: with guidance for the empty condition too."""
+        """The number of calls of the network per call of the sampler: two with guidance, for the unconditional branch too."""
         return 1 if self.guidance == 1 else 2
 
 
 @dataclass(kw_only=True)
 class Protocol(SamplerOptions):
-    """How a number is measured. Numbers of different protocols are never put into one comparison.
+    """The protocol of numbers. Numbers of different protocols are never put into one comparison.
 
-    ``pixels``: how an image becomes one of 8 bits, by ``round`` or by ``truncate``.
-    ``extractor``: of the features in which images are compared with ``reference``, a name, or a module of the user's own as
-    ``{_target_: CLASS, size: PIXELS}`` with its options; "none": they are not.
-    Of conditional models: ``classes`` (null: all) or the ``prompts`` in a file are drawn in turn, with ``guidance`` (1: none).
-    ``clip``: the folder of a CLIP model that scores how well images show their prompts; None: they are not scored.
+    Attributes:
+        name: The choice of ``protocol``.
+        n: The number of images; 1,000 and more give KID too.
+        noise_seed: The seed of the noise that images start from, the same in every cell.
+        heldout: The number of trajectories on which the error of each timestep is measured.
+        extractor: The extractor of the features in which images are compared with ``reference``: a name, or a module of your
+            own as ``{_target_: CLASS, size: PIXELS}`` with its options; ``none``: images are compared with full precision
+            alone.
+        reference: The file of the reference's statistics.
+        pixels: How pixels become 8 bits: ``round``, or ``truncate`` as latent diffusion's scripts do.
+        classes: The classes that are drawn in turn; null: all.
+        prompts: The file of the prompts that are drawn in turn: text, one per line, or COCO's captions (.json).
+        clip: The folder of a CLIP model that scores how well images show their prompts; null: they are not scored.
+        extractor_weights: The file of the extractor's weights; null: the place where they are usually kept.
     """
 
     name: Name
@@ -57,7 +77,7 @@ class Protocol(SamplerOptions):
 
     @property
     def sampler(self) -> SamplerOptions:
-        """What changes a trajectory."""
+        """The options that change a trajectory."""
         return SamplerOptions(steps=self.steps, scheduler=self.scheduler, guidance=self.guidance)
 
     @property
@@ -68,15 +88,24 @@ class Protocol(SamplerOptions):
 
 @dataclass
 class Sampling:
+    """The calls of the network.
+
+    Attributes:
+        batch: Rows of every forward pass of the sampler, exactly; another number may change an image's last bit.
+        channels_last: Whether images lie with their channels last in memory.
+    """
+
     batch: Batch
     channels_last: bool
 
 
 @dataclass
 class Inspection:
-    """On how many ``rows`` the insides of the networks are looked at; 0: not at all.
+    """The inspection of the insides of networks.
 
-    ``lpips``: the file of the backbone's weights with which LPIPS to full precision is measured; None: it is not.
+    Attributes:
+        rows: Held-out trajectories whose activations and layers are looked at; 0: none.
+        lpips: The file of the backbone's weights with which LPIPS to full precision is measured; null: it is not.
     """
 
     rows: Annotated[int, Ge(0), Field(description="0: none")]
@@ -85,6 +114,15 @@ class Inspection:
 
 @dataclass
 class Tracker:
+    """The place where records are mirrored.
+
+    Attributes:
+        name: The choice of ``tracker``.
+        project: The W&B project.
+        entity: The W&B entity; null: your default.
+        mode: Whether runs are written ``offline``, to be sent later, or ``online``.
+    """
+
     name: Name
     project: Annotated[Text, Field(pattern=r"^[^/\\#?%:]{0,128}$", description=r"as in W&B: none of / \ # ? % :")] = "qdexp"
     entity: Text | None = None

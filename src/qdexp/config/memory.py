@@ -16,10 +16,13 @@ GB = Annotated[Annotated[float, Ge(0), Finite] | Literal["auto"], Field(descript
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """How many GB (10^9 bytes) of rows lie in the device's memory and, beyond these, in the host's; the rest lies in files in
-    the folder ``scratch``. ``auto``: what is free, less a margin; the node's own temporary folder.
+    """The places of the rows of block-wise learning. No result depends on it.
 
-    On a CPU the device's memory is the host's: ``host_gb`` alone counts. No result depends on any of this.
+    Attributes:
+        device_gb: GB (10^9 bytes) of rows in the device's memory; on a CPU ``host_gb`` alone counts. ``auto``: what is free,
+            less a margin.
+        host_gb: GB of further rows in the host's memory. ``auto``: what is free, less a margin.
+        scratch: The folder for the rest, in files. ``auto``: the node's own temporary folder.
     """
 
     device_gb: GB = "auto"

@@ -13,8 +13,13 @@ from qdexp.config.checks import WITHOUT_EFFECT, Name, Positive, Target, Text
 class FirstStage:
     """The autoencoder of a latent model: images are ``network.decode(latents / scale + shift)``.
 
-    ``weights`` and ``subfolder`` as in ``Model``. A ``scale`` that contradicts the one in a CompVis checkpoint is refused;
-    where it is null, the checkpoint has to hold one.
+    Attributes:
+        weights: A file, a diffusers folder, a hub name, or ``random``.
+        network: The network's class with its arguments.
+        scale: The scale of the latents. One that contradicts a CompVis checkpoint is refused; null: the checkpoint has to hold
+            one.
+        shift: The shift of the latents.
+        subfolder: The place of the weights in a folder.
     """
 
     weights: Text = field(metadata=WITHOUT_EFFECT)  # what is in the files counts
@@ -26,14 +31,22 @@ class FirstStage:
 
 @dataclass
 class Model:
-    """``network`` builds the architecture, ``weights`` fill it, ``schedule`` is its diffusers noise schedule.
+    """The network, its weights and its noise schedule.
 
-    ``weights``: a file, a diffusers folder, a name on the Hugging Face hub, or ``random``; ``subfolder``: where they lie in a
-    folder; ``publisher``: where they can be had. ``shape`` is that of x_t: of latents where there is a first stage.
-    ``condition``: what the network is asked for beside x_t and t; null for an unconditional one. ``example``: the shape of one
-    row of each of its named inputs, [] of an integer: for networks of your own, which can then be described before any work.
-    ``guidance``, ``prompts``: what protocols take where they say nothing else; a file of prompts, which protocols with a
-    reference do not take, since they need those of its images.
+    Attributes:
+        name: The choice of ``model``.
+        weights: A file, a diffusers folder, a name on the Hugging Face hub, or ``random``.
+        shape: The shape of x_t, [channels, height, width]: of latents where there is a first stage.
+        network: The network's class with its arguments.
+        schedule: The noise schedule, as options of a diffusers scheduler, and what the network predicts.
+        subfolder: The place of the weights in a folder.
+        publisher: The place where the weights can be had.
+        first_stage: The autoencoder of a latent model.
+        condition: The condition that the network is called with, a ``qdexp.models.conditioning.Conditioning``; null: none.
+        example: The shape of one row of each conditional argument, without the batch, [] for an integer. It lets a network of
+            your own be described before any work.
+        guidance: The guidance of protocols that name none.
+        prompts: A file of prompts, for protocols without a reference that name none.
     """
 
     name: Name = field(metadata=WITHOUT_EFFECT)

@@ -45,10 +45,15 @@ ONLY_ACTIVATIONS = ("token", "dynamic", "groups")
 
 @dataclass
 class WeightGrid:
-    """Which weights share one scale: all of a layer (``per_tensor``), those of each output channel (``per_channel``), or each
-    ``group`` of neighbours along the input channels (``per_group``).
+    """The grids of weights.
 
-    ``number``: integers, or floating point numbers, which are symmetric. ``scale``: the type of the scales.
+    Attributes:
+        number: Integers, or floating point numbers, which are symmetric.
+        granularity: The weights that share a scale: all of a layer (``per_tensor``), those of an output channel
+            (``per_channel``), or neighbours along the input channels (``per_group``).
+        group: The number of elements of a group, with ``per_group``.
+        symmetric: Whether the zero point is 0.
+        scale: The type of the scales.
     """
 
     number: Number = "int"
@@ -62,17 +67,24 @@ class WeightGrid:
 
     @property
     def traits(self) -> list[str]:
-        """What the label says of it beside the bits."""
+        """The words of the label for this grid, beside the bits."""
         return _traits(self)
 
 
 @dataclass
 class ActGrid:
-    """Which activations share one scale: all of a tensor (``per_tensor``), those of each token or pixel (``per_token``), or
-    each ``group`` of neighbours along its features (``per_group``).
+    """The grids of activations.
 
-    ``number``, ``scale``: as of weights. ``time``: one and the same always (``static``), one of each sample's own, computed at
-    the call (``dynamic``), or one of each of ``groups`` groups of timesteps (``groups``); tokens and groups are dynamic.
+    Attributes:
+        number: Integers, or floating point numbers, which are symmetric.
+        granularity: The activations that share a scale: all of a tensor (``per_tensor``), those of a token or pixel
+            (``per_token``), or neighbours along the features (``per_group``). Tokens and groups are dynamic.
+        group: The number of elements of a group, with ``per_group``.
+        symmetric: Whether the zero point is 0.
+        scale: The type of the scales.
+        time: When a grid holds: always (``static``), for one sample at one call (``dynamic``), or for one of several groups of
+            timesteps (``groups``).
+        groups: The number of groups of timesteps, with ``time=groups``.
     """
 
     number: Number = "int"
@@ -94,7 +106,7 @@ class ActGrid:
 
     @property
     def traits(self) -> list[str]:
-        """What the label says of it beside the bits."""
+        """The words of the label for this grid, beside the bits."""
         return _traits(self) + ([] if self.time == "static" or self.granularity != "per_tensor" else [self.time])
 
 
@@ -129,11 +141,18 @@ _Bits = Annotated[dict[str, int], GetPydanticSchema(lambda _, handler: handler.g
 
 @dataclass
 class Quant:
-    """Which grids are computed with. ``layers`` maps a name pattern to ``{weight_bits, act_bits}``.
+    """The grids that the network computes with.
 
-    ``first_last_bits``: of the first and the last layer, where the others are quantized; null: as the others.
-    ``first_act_bits``: of what the first layer reads, x_t itself, where activations are quantized; null: as
-    ``first_last_bits`` says.
+    Attributes:
+        weight_bits: Bits of a weight; 32: unquantized.
+        act_bits: Bits of an activation; 32: unquantized.
+        softmax_bits: Bits of the softmax output, integers of [0, 1] in every format.
+        first_last_bits: Bits of the first and the last layer, where the others are quantized; null: as the others.
+        first_act_bits: Bits of x_t, the input of the first layer, where activations are quantized; null: as
+            ``first_last_bits``.
+        layers: Bits by layer name: a pattern and its ``{weight_bits, act_bits}``; later patterns win.
+        weight: The grids of weights.
+        act: The grids of activations.
     """
 
     weight_bits: WeightBits
@@ -168,13 +187,13 @@ class Quant:
 
     @property
     def by_layer(self) -> dict[str, Any]:
-        """What says the bits of each layer, as ``qdexp.quant.network.plan_bits`` takes it."""
+        """The arguments for ``qdexp.quant.network.plan_bits`` that set the bits of each layer."""
         names = ("weight_bits", "act_bits", "first_last_bits", "layers", "first_act_bits")
         return {name: getattr(self, name) for name in names}
 
     @property
     def touched(self) -> frozenset[str]:
-        """What is quantized at all: WEIGHTS, ACTIVATIONS."""
+        """The kinds of tensors that are quantized at all: WEIGHTS, ACTIVATIONS."""
         bits = {WEIGHTS: "weight_bits", ACTIVATIONS: "act_bits"}
         layers = list((self.layers or {}).values())
         return frozenset(
@@ -184,7 +203,7 @@ class Quant:
         )
 
     def only(self, what: Collection[str]) -> "Quant":
-        """The same where nothing but ``what`` (WEIGHTS, ACTIVATIONS) is quantized."""
+        """Return this format with everything but ``what`` (WEIGHTS, ACTIVATIONS) in full precision."""
         kept = self
         if WEIGHTS not in what:
             kept = replace(kept, weight_bits=UNTOUCHED, weight=WeightGrid(), layers=_without(kept.layers, "weight_bits"))
@@ -205,7 +224,7 @@ class Quant:
         return self.act.granularity != "per_tensor" and bool(others - {None, UNTOUCHED, self.act_bits})
 
     def at(self, time: Literal["static", "dynamic"]) -> "Quant":
-        """The same with activations whose grids are ``static`` or ``dynamic``."""
+        """Return this format with ``static`` or ``dynamic`` grids of activations."""
         return replace(self, act=replace(self.act, time=time, groups=ActGrid().groups))
 
 
@@ -216,10 +235,13 @@ def _without(layers: dict[str, dict[str, int]] | None, option: str) -> dict[str,
 
 @dataclass
 class Quantizer:
-    """How the constants of the grids are found: steps, by the names of their slots, each a ``_target_`` with its options.
+    """The steps that find the constants of the grids.
 
-    The slots of ``conf/quantizer/none.yaml`` come in its order, empty ones null; any other step names the slot that it stands
-    ``before`` ("end": after all). What a step may say is up to its class, see ``qdexp.methods``.
+    Attributes:
+        name: The choice of ``quantizer``.
+        steps: The steps by the names of their slots, each a ``_target_`` with its options. The slots of
+            ``conf/quantizer/none.yaml`` come in its order, empty ones null; a step in a slot of its own names the slot that it
+            stands ``before`` ("end": after all).
     """
 
     name: Name = field(metadata=WITHOUT_EFFECT)
@@ -238,7 +260,14 @@ class Quantizer:
 
 @dataclass
 class Calib:
-    """``rows`` samples at each of ``timesteps`` timesteps, chosen by ``strategy``."""
+    """The calibration set.
+
+    Attributes:
+        name: The choice of ``calib``.
+        timesteps: The number of timesteps that rows come from.
+        rows: The number of samples per timestep.
+        strategy: The function that chooses the timesteps.
+    """
 
     name: Name = field(metadata=WITHOUT_EFFECT)
     timesteps: Positive

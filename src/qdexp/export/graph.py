@@ -41,7 +41,7 @@ class _Called(nn.Module):
 
 
 def input_names(batch: Batch) -> list[str]:
-    """Those of all inputs, in order."""
+    """The names of all inputs, in order."""
     _, named = arguments(batch)
     paths: Any = pytree.tree_flatten_with_path(named)[0]
     return [SAMPLE, TIMESTEP, *(str(path[-1].key) for path, _ in paths)]

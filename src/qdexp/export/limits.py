@@ -1,5 +1,5 @@
-"""What ONNX's QuantizeLinear and DequantizeLinear hold of a network, and what they cannot: that is refused by the names of
-layers, before any work."""
+"""Limits of ONNX's QuantizeLinear and DequantizeLinear: networks that they cannot hold are refused by the names of layers,
+before any work."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

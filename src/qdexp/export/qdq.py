@@ -33,7 +33,7 @@ _BY_BITS = {(8, False): torch.uint8, (8, True): torch.int8, (16, False): torch.u
 
 
 def stored_bits(scheme: Scheme, narrowest: int = 8) -> int:
-    """Of the integers of ONNX that hold the levels of a grid: ``narrowest`` at least."""
+    """The bits of the ONNX integers that hold the levels of a grid: at least ``narrowest``."""
     return next(bits for bits in (narrowest, 8, 16) if bits >= scheme.bits)
 
 
@@ -55,7 +55,7 @@ def to_qdq(network: nn.Module, narrowest: int) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """How ONNX has the levels of one grid, or of one along an ``axis``, or in groups (``block``) along it.
+    """One grid as ONNX has it: for a tensor, along an ``axis``, or in groups (``block``) along it.
 
     ``bits``, ``signed``: its integers. Those of activations never have a sign, since ONNX Runtime takes it away, and then fails
     where a rounding was moved across a transposition: levels from -128 on are told from 0 on, with a zero point of 128.
@@ -76,14 +76,14 @@ class Grid:
         return _BY_BITS[max(self.bits, 8), self.signed]
 
     def rounded(self, x: Tensor, qparams: QParams) -> Tensor:
-        """What a pair of nodes makes of a tensor."""
+        """Return the tensor after a pair of QuantizeLinear and DequantizeLinear."""
         x = x.unsqueeze(0) if self.alone else x
         levels = self._node("QuantizeLinear", x, qparams, self.dtype)
         x = self._node("DequantizeLinear", levels, qparams, x.dtype)
         return x.squeeze(0) if self.alone else x
 
     def dequantized(self, codes: Tensor, qparams: QParams) -> Tensor:
-        """What integers stand for; where they are ``alone``, [1, ...]."""
+        """Return the values of integers; [1, ...] where these are ``alone``."""
         x = self._node("DequantizeLinear", codes, qparams, torch.float32)
         return x.squeeze(0) if self.alone else x
 
@@ -141,7 +141,7 @@ class Pairs(nn.Module):
         return self.grid.rounded(x, QParams(qparams.scale, self._kept(qparams.zero_point)))
 
     def _kept(self, zero_point: Tensor) -> Tensor:
-        """As ONNX has it."""
+        """The zero point as ONNX has it."""
         return (zero_point + self.offset).to(self.grid.dtype)
 
     @property
@@ -150,7 +150,7 @@ class Pairs(nn.Module):
         return self.scheme.bits < self.grid.bits
 
     def _reach(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
-        """What the lowest and the highest level stand for."""
+        """The values of the lowest and the highest level."""
         return scale * (self.scheme.qmin - zero_point), scale * (self.scheme.qmax - zero_point)
 
 

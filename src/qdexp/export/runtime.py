@@ -44,7 +44,7 @@ class Runtime:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, batch: Batch) -> Tensor:
-        """What the network predicts of a batch: x_t, t and named conditions."""
+        """Return the network's prediction for a batch: x_t, t and named conditions."""
         with _told():
             return torch.from_numpy(self._session.run(None, feeds(batch))[0])
 
@@ -62,14 +62,15 @@ def _told() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two outputs, in units of the first one's root mean square: ``mean`` of the magnitudes, and the ``largest``."""
+    """The difference between two outputs, in units of the first one's root mean square: the ``mean`` of its magnitude, and the
+    ``largest``."""
 
     mean: float
     largest: float
 
     @classmethod
     def between(cls, one: Tensor, other: Tensor) -> "Difference":
-        """Of two tensors of the same shape."""
+        """Compute the difference of two tensors of the same shape."""
         apart = (one - other).abs() / one.square().mean().sqrt()
         return cls(float(apart.mean()), float(apart.max()))
 

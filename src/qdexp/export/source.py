@@ -1,4 +1,4 @@
-"""What is exported: the network of a cell or a checkpoint, what it is called with, and where it comes from."""
+"""The source of an export: the network of a cell or a checkpoint, its example inputs, and its origin."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -34,7 +34,7 @@ class Source:
 
     @classmethod
     def of(cls, given: str, out: Path, trust: Collection[str]) -> "Source":
-        """What a user names, as ``qdexp.load`` takes it. Raises UserError where there is none."""
+        """Find what a user names, as ``qdexp.load`` does. Raises UserError where there is none."""
         folder, record = lookup.find(given, out)
         if record is not None and not {"shape", "network"} <= dict(record["config"].get("model") or {}).keys():
             raise UserError(f"{record['cell']}: its record does not tell its model; name the folder of its checkpoint")
@@ -42,7 +42,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Of the file that is made of it."""
+        """The name of the exported file."""
         folder = self.folder.absolute()
         return str(self.record["cell"]) if self.record else (folder.parent if folder.name == checkpoint.FOLDER else folder).name
 
@@ -73,7 +73,7 @@ class Source:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Where the network comes from, as JSON: what the record tells of the cell, and of this process."""
+        """The origin of the network as JSON: the cell by its record, and this process."""
         content = checkpoint.metadata(self.folder)
         told: dict[str, Any] = {name: self.record[name] for name in _OF_RECORD if name in self.record} if self.record else {}
         told |= {"architecture": content["architecture"], "checkpoint": content["digest"]}
@@ -87,7 +87,7 @@ class Source:
 
     @property
     def _shape(self) -> list[int]:
-        """Of x_t."""
+        """The shape of x_t."""
         if self.record is not None:
             return list(self._model["shape"])
         config: Any = getattr(self.network, "config", {})

@@ -1,4 +1,4 @@
-"""How many rows go through a network at once where the config says ``auto``: a power of two, by the model alone.
+"""The number of rows that go through a network at once where the config says ``auto``: a power of two, by the model alone.
 
 Neither the machine nor the method nor the bits have a say, so a model's cells have the same batches, and the same keys,
 wherever they are made. One full-precision pass is traced per model, and as many rows are taken as there is ``ROOM`` for.
@@ -47,7 +47,7 @@ def _model(cfg: DictConfig) -> Model:
 
 
 def chosen(model: Model, option: str) -> int:
-    """What ``auto`` stands for."""
+    """The value that ``auto`` stands for."""
     row, most = row_bytes(model), MOST[option]
     rows = most if row is None else min(most, int(ROOM / (PASSES[option] * row)))
     return 1 << max(rows.bit_length() - 1, 0)
@@ -55,7 +55,7 @@ def chosen(model: Model, option: str) -> int:
 
 @per_architecture
 def row_bytes(model: Model) -> float | None:
-    """What a row takes in a full-precision pass; None where the network cannot run on shapes alone."""
+    """The bytes of a row in a full-precision pass; None where the network cannot run on shapes alone."""
     rows = MOST[SAMPLING]
     found = passes.or_none(lambda: passes.pass_bytes(model, rows, 1, False, False))
     return None if found is None else found / rows

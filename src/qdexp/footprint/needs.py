@@ -1,5 +1,5 @@
-"""What each stage of a cell holds at once: on the device, in the host's memory, and as rows of a walk, which lie where there is
-room for them."""
+"""The memory that each stage of a cell holds at once: on the device, in the host's memory, and as rows of block-wise learning,
+which lie wherever there is room."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,8 @@ SAMPLING, LEARNING, ROWS, LOOKED_AT = "sampling.batch", "recon.batch", "calib.ro
 
 @dataclass(frozen=True)
 class Part:
-    """Of what there are how many bytes. ``option``: what makes them fewer, and its ``value``; None: nothing does."""
+    """A part of a stage's memory, by name, in bytes. ``option`` and its ``value``: the option that lowers it; None: none
+    does."""
 
     what: str
     bytes: int
@@ -57,12 +58,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage holds when it holds the most.
+    """The memory of a stage at its peak.
 
     Attributes:
         device: On the device that computes; on a CPU this is the host's memory too.
         host: In the host's memory, beside.
-        rows: Bytes of the rows of a walk: they lie on the device, in the host's memory or in files, wherever there is room.
+        rows: Bytes of the rows of block-wise learning: they lie on the device, in the host's memory or in files, wherever there
+            is room.
         unknown: What cannot be traced.
     """
 
@@ -100,7 +102,7 @@ class Planner:
         return copies * FLOAT * self.calls * (self.batch if rows is None else rows) * prod(self.model.shape)
 
     def network(self, quantized: bool = False) -> Need:
-        """On the device, once it has been loaded into the host's memory."""
+        """The network on the device, after it was loaded into the host's memory."""
         what = "quantized network" if quantized else "network"
         size = passes.network_bytes(self.model, quantized and self.rounded)
         loaded = (Part(f"{what}, as it is loaded", size),) if self.cuda else ()
@@ -126,7 +128,7 @@ _needs: dict[tuple[str, str], Need] = {}
 
 
 def need_of(stage: Stage, config: Config) -> Need:
-    """What the stage takes; what cannot be traced is among ``unknown``."""
+    """The memory that the stage takes; parts that cannot be traced are listed in ``unknown``."""
     key = stage.entry, stage.device.type
     if key not in _needs:
         try:
@@ -148,7 +150,7 @@ def _(stage: SizeStage, of: Planner) -> Need:
 
 @_need.register
 def _(stage: MetricStage, of: Planner) -> Need:
-    """Of numbers that lie in files already next to nothing."""
+    """Numbers that lie in files already take next to nothing."""
     in_files = {FEATURES, CURVES, COVERAGE, SIZE, NETWORK}
     return Need() if stage.inputs.keys() <= in_files else Need(unknown=("what it measures with",))
 
@@ -209,7 +211,7 @@ def _(stage: StepStage, of: Planner) -> Need:
 
 
 def _search(step: Smooth | LowRank, stage: StepStage, of: Planner) -> Part:
-    """Of what suits each layer, by passes of the first rows."""
+    """The search for what suits each layer, by passes of the first rows."""
     rows = of.config.calib.timesteps * of.config.calib.rows * of.branches
     first = rows if step.rows is None else max(step.rows, of.config.calib.timesteps * of.branches)
     count = min(of.batch, first, rows)
@@ -289,7 +291,7 @@ def _(stage: FeaturesStage, of: Planner) -> Need:
 
 @cache
 def _float_bytes(path: Path) -> int:
-    """What the numbers in a file take in float32; where it does not say how many they are, the file's own size."""
+    """The bytes of the numbers in a file in float32; the file's own size where it does not say how many there are."""
     try:
         with safe_open(path, framework="pt") as tensors:
             return sum(FLOAT * prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118

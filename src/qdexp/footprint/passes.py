@@ -91,7 +91,7 @@ def tracing(network: nn.Module | None = None, cuda: bool = False, option: str = 
 
 
 def _fused_rounding(quantizer: ActivationQuantizer, args: tuple[Tensor, ...], _: Tensor) -> None:
-    """Its output once more, and which of its elements are numbers: see ``qdexp.quant.affine.fused``."""
+    """The output of a fused rounding and its mask of finite elements: see ``qdexp.quant.affine.fused``."""
     if quantizer.mode == "on" and not args[0].requires_grad and not quantizer.scale.requires_grad:
         torch.empty(args[0].nbytes + args[0].numel(), dtype=torch.uint8, device="meta")
 
@@ -106,7 +106,7 @@ def full(model: Model) -> nn.Module:
 
 @per_architecture
 def network_bytes(model: Model, quantized: bool) -> int:
-    """Of parameters and buffers: quantized weights are there as integers too, and their grids."""
+    """The bytes of parameters and buffers; quantized weights count as floats, as integers, and with their grids."""
     return own_bytes(describe(model).network if quantized else full(model))
 
 
@@ -123,7 +123,7 @@ def batch_of(network: nn.Module, model: Model, rows: int) -> Batch:
 
 @per_architecture
 def row_bytes(model: Model) -> int:
-    """Of one row of the calibration set."""
+    """The bytes of one row of the calibration set."""
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(batch_of(full(model), model, 1)))
 
 
@@ -152,7 +152,8 @@ class Decoded:
 
 
 def decoded(model: Model, rows: int) -> Decoded:
-    """Of making images of ``rows`` latents, ``DECODED`` at a time. Raises UserError where it cannot run on shapes alone."""
+    """The memory of making images of ``rows`` latents, ``DECODED`` at a time. Raises UserError where it cannot run on shapes
+    alone."""
     assert model.first_stage is not None
     return _decoded(json.dumps(model.first_stage.network, sort_keys=True), tuple(model.shape), rows)
 
@@ -172,7 +173,7 @@ def _decoded(target: str, shape: tuple[int, ...], rows: int) -> Decoded:
 
 @cache
 def extractor_bytes(extractor: Extractor, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of an extractor, and of its features of a batch of images of this shape."""
+    """The bytes of an extractor, and of its features for a batch of images of this shape."""
     network = extractor.build().to("meta")
     with torch.no_grad(), Live() as live:
         network(torch.zeros(extractor.batch, *shape, dtype=torch.uint8, device="meta"))
@@ -180,7 +181,7 @@ def extractor_bytes(extractor: Extractor, shape: tuple[int, ...]) -> tuple[int, 
 
 
 def search_bytes(estimator: RangeEstimator, cuda: bool) -> int:
-    """What looking for a range of a large tensor takes beside it; next to nothing on a CPU, where it is seen in small pieces.
+    """The bytes that a range search of a large tensor takes beside it; next to nothing on a CPU, which sees it in small pieces.
 
     Raises Exception where the estimator needs values.
     """
@@ -197,7 +198,7 @@ def search_bytes(estimator: RangeEstimator, cuda: bool) -> int:
 
 
 def or_none(trace: Callable[[], int]) -> int | None:
-    """What is traced, or None where it cannot be."""
+    """The result of a trace, or None where it cannot be traced."""
     try:
         return trace()
     except Exception:  # of networks and estimators of anybody's

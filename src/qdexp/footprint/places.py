@@ -1,4 +1,4 @@
-"""Where stages run, and how much memory each has there: on this machine, which jobs may share, or in a job of a cluster."""
+"""Places where stages run, and the memory of each: this machine, which jobs may share, or a job of a cluster."""
 
 import subprocess
 import sys
@@ -30,27 +30,27 @@ class Share:
 
 @dataclass(frozen=True)
 class Room:
-    """What there is on the device and in the host's memory. On a CPU both are the host's."""
+    """The memory of the device and of the host. On a CPU both are the host's."""
 
     device: Share
     host: Share
 
 
 class Place(ABC):
-    """Where the stages of a sweep run."""
+    """A place where the stages of a sweep run."""
 
     @abstractmethod
     def room(self, device: torch.device, cluster: Cluster, kind: str) -> Room:
-        """What a job of this kind has."""
+        """The memory of a job of this kind."""
 
     @abstractmethod
     def told(self, device: torch.device, cluster: Cluster) -> str:
-        """What there is, in words."""
+        """The memory of this place, in words."""
 
 
 @dataclass(frozen=True)
 class Here(Place):
-    """This machine, as it is when it is first asked for.
+    """This machine, with the memory that is free when it is first asked for.
 
     ``jobs``: how many processes run at once, ``on_gpu`` how many of them on one GPU; each may take its part of what is free.
     None: this very process computes.

@@ -1,4 +1,4 @@
-"""What there is room for, and what is told where a stage has none."""
+"""The comparison of what stages need with the room that there is, and the message where a stage has none."""
 
 from collections.abc import Iterator, Sequence
 

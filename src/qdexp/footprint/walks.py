@@ -1,6 +1,6 @@
-"""Bytes of the walk from block to block: of its rows, of learning a block, of rounding a layer by second order.
+"""Bytes of block-wise learning: of its rows, of learning a block, of rounding a layer by second order.
 
-A dry walk on the meta device with one learning batch for all rows: at each block it looks at what the passes hold, and takes a
+A dry run on the meta device with one learning batch for all rows: at each block it looks at what the passes hold, and takes a
 training step with the batch.
 """
 
@@ -38,7 +38,7 @@ SMALL = 256
 
 @dataclass(frozen=True)
 class Walked:
-    """What the walk takes at most, at whichever block that is.
+    """The peak memory of block-wise learning, at whichever block that is.
 
     Attributes:
         row: Bytes that a row of the calibration set takes: what both networks' passes hold for it, and what is joined.
@@ -53,8 +53,8 @@ class Walked:
 
 @per_architecture
 def walked(model: Model, kind: str, batch: int, start: str | None) -> Walked:
-    """Of learning ``kind`` with ``batch`` rows at a time; ``start``: of the rounding, ``gptq`` or ``nearest``; None: by GPTQ
-    alone, nothing is learned."""
+    """The memory of learning ``kind`` with ``batch`` rows at a time; ``start`` of the rounding: ``gptq`` or ``nearest``; None:
+    GPTQ alone, nothing is learned."""
     network = rounded(model) if kind == WEIGHTS else describe(model).network
     set_activation_mode(network, "on")
     own, paired = blocks(model), kind == WEIGHTS and start != "nearest"
@@ -81,20 +81,20 @@ def walked(model: Model, kind: str, batch: int, start: str | None) -> Walked:
 
 
 def _bytes_of_rows(call: Call, has_rows: Sequence[bool]) -> int:
-    """Of what a block is called with for each row, as they are joined."""
+    """The bytes per row of the arguments that a block is called with, once they are joined."""
     leaves = zip(pytree.tree_leaves(call), has_rows, strict=True)
     return sum(leaf.nbytes for leaf, joined in leaves if joined)
 
 
 @per_architecture
 def blocks(model: Model) -> Mapping[str, Sequence[bool]]:
-    """Those that are learned one at a time, in execution order, see ``qdexp.quant.blocks.blocks_of``."""
+    """The blocks that are learned one at a time, in execution order, see ``qdexp.quant.blocks.blocks_of``."""
     return Adapter(full(model), batch_of(full(model), model, 1)).blocks
 
 
 @per_architecture
 def rounded(model: Model) -> nn.Module:
-    """With weights on grids and activations in full precision, as rounding is learned."""
+    """The network with weights on grids and activations in full precision, as rounding is learned."""
     network = models.skeleton(model).to("meta").requires_grad_(False)
     fold(network)
     convert(network, dict.fromkeys(describe(model).order, LayerBits(8, 32)))

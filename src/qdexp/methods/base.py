@@ -1,4 +1,4 @@
-"""What a step of a method is, and what it gets.
+"""Steps of methods: the base class, and the work that a step gets.
 
 A method is a list of steps (``quantizer.steps``). The first one gets the full-precision network, each further one the network
 as the step before left it; after the last one all is quantized that ``quant`` asks for. ``quant`` says which grids are computed
@@ -36,19 +36,21 @@ MADE = frozenset({ROTATIONS, BRANCHES})
 
 @dataclass(kw_only=True)
 class Work:
-    """What a step works on.
+    """The network and the data that a step works on.
 
     Attributes:
         network: The network as the step before left it, in eval mode on the device; to be changed in place.
-        quant: The bits and grids, but for those that the step's ``bits`` leave out.
-        model: What the network was built from.
+        quant: The bits and grids, without those that the step's ``bits`` leave out.
+        model: The config of the model.
         example: One row that the network can be called with.
-        batches: The calibration set, at most ``sampling.batch`` rows each; empty for a step that is not ``calibrated``.
-        least: Rows of which one at least is of each timestep and guidance branch: every prefix is stratified.
-        seed: Of all that is random; torch's global generator is seeded with it before the step.
-        memory: Where the rows of a step that learns block by block may lie.
-        folder: Where a long step keeps what it has finished, in hidden files: a killed one finds them there again.
-        build: Makes the full-precision network anew.
+        batches: The calibration set, in batches of at most ``sampling.batch`` rows; empty for a step that is not
+            ``calibrated``.
+        least: The number of rows among which one of each timestep and guidance branch is: every prefix of the set is
+            stratified.
+        seed: The seed of everything random; torch's global generator is seeded with it before the step.
+        memory: The places where the rows of a step that learns block by block may lie.
+        folder: The folder where a long step keeps finished parts, in hidden files; a killed step finds them there again.
+        build: A function that makes the full-precision network anew.
     """
 
     network: nn.Module
@@ -64,7 +66,7 @@ class Work:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """What there is to know about the network's architecture."""
+        """The adapter, which knows the network's architecture."""
         return Adapter(self.network, self.example)
 
     @cached_property
@@ -73,11 +75,15 @@ class Work:
         return plan_bits(self.network, self.adapter.layers, **self.quant.by_layer)
 
     def seed_of(self, layer: str) -> int:
-        """Of what is random in one layer: it depends on the seed and the layer's name alone."""
+        """The seed of what is random in one layer: it depends on the cell's seed and the layer's name alone."""
         return int.from_bytes(hashlib.sha256(f"{self.seed} {layer}".encode()).digest()[:4], "big")
 
     def first(self, rows: int | None) -> list[Batch]:
-        """The first ``rows`` of the calibration set (None: all), ``least`` at least."""
+        """Return the first rows of the calibration set, batch by batch.
+
+        Args:
+            rows: The number of rows, at least ``least``; None: all.
+        """
         left = None if rows is None else max(rows, self.least)
         found: list[Batch] = []
         for batch in self.batches:
@@ -90,17 +96,19 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Step(ABC):
-    """One step of a method. The options of a subclass are its fields: all are part of the key, but for those marked
-    ``WITHOUT_EFFECT``. A mistake in them is raised as ValueError by ``__post_init__``.
+    """Base class of the steps of a method. The options of a subclass are its fields.
+
+    All fields are part of the key, except those marked ``WITHOUT_EFFECT``. A mistake in them is raised as ValueError by
+    ``__post_init__``.
 
     Attributes:
-        bits: Whose bits and grids it depends on (WEIGHTS, ACTIVATIONS): cells that differ in others alone share its result, and
-            where none of these is quantized it is left out.
-        quantizes: What of the network is quantized, or made (ROTATIONS, BRANCHES), once it is done.
-        needs: What has to be quantized before it.
-        precedes: What must not be quantized, or made, before it.
+        bits: The bits and grids that the result depends on (WEIGHTS, ACTIVATIONS). Cells that differ in others alone share the
+            result; where none of these is quantized, the step is left out.
+        quantizes: The parts of the network that are quantized, or made (ROTATIONS, BRANCHES), after the step.
+        needs: The parts that have to be quantized before it.
+        precedes: The parts that must not be quantized, or made, before it.
         calibrated: Whether it reads the calibration set.
-        from_weights: Whether it starts from the weights of the model, where it is the first.
+        from_weights: Whether it starts from the weights of the model, where it is the first step.
         quick: Whether, on a cluster, it takes no job of its own.
     """
 
@@ -116,26 +124,46 @@ class Step(ABC):
 
     @abstractmethod
     def apply(self, work: Work) -> None:
-        """Changes ``work.network`` in place."""
+        """Change ``work.network`` in place.
+
+        Args:
+            work: The network, the calibration set and everything else that the step may use.
+        """
 
     def applies(self, quant: Quant) -> bool:
-        """Whether it does anything in such a cell; else it is left out."""
+        """Return whether the step does anything in cells with the format ``quant``; else it is left out."""
         return not self.bits or bool(self.bits & quant.touched)
 
     def depends_on(self, quant: Quant) -> Quant:
-        """What of ``quant`` its result depends on, the rest at values that are the same for all cells."""
+        """Return the part of ``quant`` that the result depends on, with the rest at values that are the same for all cells."""
         return quant.only(self.bits)
 
     def check(self, config: Config) -> None:
-        """Raises UserError or ValueError for what it cannot do in this cell: called before any work."""
+        """Check whether the step can be taken in this cell. Called before any work.
+
+        Args:
+            config: The config of the cell.
+
+        Raises:
+            qdexp.errors.UserError: The step cannot be taken; the message is one line that names the option and the fix.
+            ValueError: The same, about one of the step's own options.
+        """
         return
 
     def files(self, config: Config) -> dict[str, Path]:
-        """The files outside the store that it reads, by their roles. Raises ValueError where one is missing."""
+        """Return the files outside the store that the step reads, by their roles; their content is part of the key.
+
+        Raises:
+            ValueError: A file is missing.
+        """
         return {}
 
     def passes(self, rows: int) -> float:
-        """About how many rows go through the network, a backward pass counted twice; ``rows``: of the calibration set."""
+        """Estimate how many rows go through the network, with a backward pass counted twice.
+
+        Args:
+            rows: The number of rows of the calibration set.
+        """
         return float(rows if self.calibrated else 1)
 
 
@@ -153,12 +181,12 @@ class NamedStep:
 
 
 def norm_search() -> dict[str, Any]:
-    """The range estimator of steps that are told none: the one of Q-Diffusion's code."""
+    """The range estimator of steps that name none: the one of Q-Diffusion's code."""
     return {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.4}
 
 
 def instance_of(target: Mapping[str, Any], kind: type[Any], option: str) -> Any:
-    """What a ``_target_`` among a step's options makes. ValueError where it cannot be made, or is no ``kind``."""
+    """Make the object of a ``_target_`` among a step's options. ValueError where it cannot be made, or is no ``kind``."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 

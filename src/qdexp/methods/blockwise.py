@@ -73,15 +73,15 @@ class AdaRound(WeightLearning, WeightRounding):
 
 @dataclass(frozen=True, kw_only=True)
 class LearnScales(ScaleLearning, Step):
-    """The scales of all activations that have any beforehand, learned block by block from the observed ranges on (LSQ, Esser et
-    al. 2020, arXiv 1902.08153; in blocks as in Q-Diffusion, Li et al. 2023, arXiv 2302.04304). Where scales belong to tokens or
-    groups these are those of layers with other bits, such as the first and the last."""
+    """Learns the scales of static activation grids block by block, starting from the observed ranges (LSQ, Esser et al. 2020,
+    arXiv 1902.08153; in blocks as in Q-Diffusion, Li et al. 2023, arXiv 2302.04304). Where scales belong to tokens or groups,
+    only layers with other bits have static grids, such as the first and the last."""
 
     bits: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
     needs: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
 
     def applies(self, quant: Quant) -> bool:
-        """It is left out where nothing is learned, and where a format computes all of its scales at the call."""
+        """Whether anything is learned: not with 0 iterations, nor where a format computes all of its scales at the call."""
         kept = quant.keeps_grids or quant.act.granularity == "per_tensor"
         return self.iterations > 0 and super().applies(quant) and kept
 

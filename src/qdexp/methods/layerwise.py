@@ -1,5 +1,4 @@
-"""What the steps have in common that change layers one by one so that they are easier to round, and compute the same in full
-precision."""
+"""The base of steps that change layers one by one so that they are easier to round, and compute the same in full precision."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +19,11 @@ from qdexp.quant.network import LayerBits, first_and_last
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWise(Step):
-    """Changes every layer whose weight or input is quantized, but for convolutions of several groups, each of whose outputs
-    reads some of the channels only, and for the first and the last layer.
+    """Changes every layer whose weight or input is quantized, except convolutions of several groups, each of whose outputs
+    reads some of the channels only, and except the first and the last layer, which the published methods leave alone.
 
-    ``first_last``: those two as well. They are left alone as they are by the published methods, which keep them at more bits.
+    Attributes:
+        first_last: Whether the first and the last layer are changed too.
     """
 
     precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS, BRANCHES})
@@ -40,7 +40,7 @@ class LayerWise(Step):
             self._chosen(description.network, description.order, description.plan(config.quant))
 
     def layers(self, work: Work) -> dict[str, QuantizedLayer]:
-        """Those to be changed, in execution order."""
+        """The layers to be changed, in execution order."""
         names = self._chosen(work.network, work.adapter.layers, work.plan)
         return {name: to_quantized(work.network.get_submodule(name)) for name in names}
 

@@ -25,12 +25,15 @@ ROUND = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(LayerWise):
-    """Gives each layer whose weight is quantized a branch (SVDQuant, Li et al. 2024, arXiv 2411.05007).
+    """Gives each layer whose weight is quantized a branch (SVDQuant, Li et al. 2024, arXiv 2411.05007). All bits of activations
+    share it.
 
-    ``rank``: of the branch, or the largest one that the weight has, where that is less. ``rounds``: how often it is found anew
-    from what rounding to nearest leaves; of all the one is kept with the least error of the layer's output, for inputs in full
-    precision: all bits of activations share it. ``rows``: of the calibration set, that the error is taken from (null: all), but
-    one of each timestep and guidance branch at least.
+    Attributes:
+        rank: The rank of the branch, or the largest one that the weight has, where that is less.
+        rounds: How often the branch is found anew from what rounding to nearest leaves. The round with the least error of the
+            layer's output is kept, for inputs in full precision.
+        rows: The rows of the calibration set that the error is taken from (null: all), one of each timestep and guidance branch
+            at least.
     """
 
     bits: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
@@ -56,7 +59,7 @@ class LowRank(LayerWise):
             layer.branch = trials[name].best
 
     def give_grids(self, work: Work, layers: Iterable[str]) -> None:
-        """Of weights, as branches are judged by."""
+        """Give the weights the grids that branches are judged by."""
         give_weights_grids(work.network, {name: work.plan[name] for name in layers}, work.quant)
 
     def passes(self, rows: int) -> float:

@@ -29,8 +29,12 @@ def give_activations_grids(
 
 @dataclass(frozen=True, kw_only=True)
 class RangeEstimation(Step):
-    """Ranges of activations, estimated by ``range``, a ``_target_`` that extends ``qdexp.quant.ranges.RangeEstimator``, on the
-    first ``rows`` rows of the calibration set (null: all), but on one row of each timestep and guidance branch at least."""
+    """Ranges of activations, estimated on the calibration set.
+
+    Attributes:
+        range: The estimator, a ``_target_`` that extends ``qdexp.quant.ranges.RangeEstimator``.
+        rows: The rows of the calibration set that are used (null: all), one of each timestep and guidance branch at least.
+    """
 
     bits: ClassVar[frozenset[str]] = frozenset({ACTIVATIONS})
     quick: ClassVar[bool] = True

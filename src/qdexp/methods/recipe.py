@@ -1,4 +1,4 @@
-"""From ``quantizer.steps`` to the steps of a cell, in order, each checked: alone, beside the others and for the cell."""
+"""The steps of a cell from ``quantizer.steps``, in order, each checked: alone, beside the others and for the cell."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches

@@ -12,7 +12,11 @@ from qdexp.models import released
 
 @dataclass(frozen=True, kw_only=True)
 class Released(Step):
-    """All is as in ``file``, a checkpoint that Q-Diffusion's authors released (Li et al. 2023, arXiv 2302.04304)."""
+    """Takes the whole network from a checkpoint that Q-Diffusion's authors released (Li et al. 2023, arXiv 2302.04304).
+
+    Attributes:
+        file: The path of the checkpoint.
+    """
 
     quantizes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS})
     precedes: ClassVar[frozenset[str]] = frozenset({WEIGHTS, ACTIVATIONS})

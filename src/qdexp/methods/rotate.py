@@ -20,10 +20,11 @@ ANY = 8
 @dataclass(frozen=True, kw_only=True)
 class Rotate(LayerWise):
     """Gives the input channels of each layer other coordinates, by Hadamard matrices with random signs (QuaRot, Ashkboos et al.
-    2024, arXiv 2404.00456; in groups of channels: ConvRot, arXiv 2512.03673).
+    2024, arXiv 2404.00456; in groups of channels: ConvRot, arXiv 2512.03673). A layer that is quantized in parts is rotated
+    part by part.
 
-    ``size``: of the blocks, a power of two; null: one block of all channels, where there is such a matrix. Of a layer that is
-    quantized in parts, each part is rotated in itself.
+    Attributes:
+        size: The channels of a block, a power of two; null: one block of all channels, where there is such a matrix.
     """
 
     quantizes: ClassVar[frozenset[str]] = frozenset({ROTATIONS})
@@ -37,7 +38,7 @@ class Rotate(LayerWise):
             raise ValueError(f"size={self.size}: is no power of two; give 16, 32, 64 or another one, or null for all channels")
 
     def depends_on(self, quant: Quant) -> Quant:
-        """Which layers are quantized, not how."""
+        """The layers that are quantized; their bits do not matter."""
         weight_bits, act_bits = map(_any, (quant.weight_bits, quant.act_bits))
         own = {pattern: {option: _any(bits) for option, bits in one.items()} for pattern, one in (quant.layers or {}).items()}
         return replace(Quant(weight_bits, act_bits, softmax_bits=UNTOUCHED, first_last_bits=None), layers=own or None)

@@ -44,12 +44,14 @@ SEARCHED: Sequence[Exponents] = [
 
 @dataclass(frozen=True, kw_only=True)
 class Smooth(LayerWise):
-    """Divides the input channels of each layer by factors, and multiplies its weight with them.
+    """Divides the input channels of each layer by factors, and multiplies its weight by them.
 
-    ``alpha``: how much of the input's range moves to the weight, 0 to 1; or ``search``: of every layer its own exponents.
-    ``rows``: of the calibration set, that the ranges and errors are taken from (null: all), but one of each timestep and
-    guidance branch at least. ``rank``: of the branches that a later step puts beside the layers, which the search then counts
-    on, by the best approximation of each weight; null: there are none.
+    Attributes:
+        alpha: How much of the input's range moves to the weight, 0 to 1; ``search``: for each layer the exponents with the
+            least error.
+        rows: The rows of the calibration set that ranges and errors are taken from (null: all), one of each timestep and
+            guidance branch at least.
+        rank: The rank of the branches that a later step adds, which the search takes into account; null: there are none.
     """
 
     alpha: Annotated[float, Ge(0), Le(1)] | Literal["search"] = "search"
@@ -81,7 +83,7 @@ class Smooth(LayerWise):
             layer.transforms.append(chosen[name])
 
     def give_grids(self, work: Work, layers: Iterable[str]) -> None:
-        """Of weights and inputs, as errors are judged by."""
+        """Give weights and inputs the grids that errors are judged by."""
         plan = {name: work.plan[name] for name in layers}
         give_weights_grids(work.network, plan, work.quant)
         give_activations_grids(work.network, plan, work.quant)
@@ -99,7 +101,7 @@ def factors(read: Tensor, weight: Tensor, exponents: Exponents) -> Tensor:
 
 
 def smoothing(layer: QuantizedLayer, ends: Tensor, exponents: Exponents) -> Smoothing:
-    """What is done to the input of a layer. ends: its smallest and largest value of each channel, [2, channels]."""
+    """The smoothing of a layer's input. ends: its smallest and largest value of each channel, [2, channels]."""
     weight = layer.transformed_weight(layer.weight).abs().movedim(1, 0).flatten(1).amax(1)
     return Smoothing.by(factors(ends.abs().amax(0), weight.float(), exponents), layer.channel_dim)
 

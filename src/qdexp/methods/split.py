@@ -12,11 +12,12 @@ from qdexp.quant.shortcuts import chosen_sizes
 
 @dataclass(frozen=True, kw_only=True)
 class SplitShortcuts(Step):
-    """Convolutions that read a concatenation get a grid for each of its parts, for weights and activations (Q-Diffusion, Li et
-    al. 2023, arXiv 2302.04304, section 3.3).
+    """Gives convolutions that read a concatenation a grid for each of its parts, for weights and activations (Q-Diffusion, Li
+    et al. 2023, arXiv 2302.04304, section 3.3).
 
-    ``scope``: those that read it directly (skip), also those that read it through norms and nonlinearities (skip+conv1), or
-    none (off).
+    Attributes:
+        scope: The convolutions that are split: those that read a concatenation directly (``skip``), also those that read it
+            through norms and nonlinearities (``skip+conv1``), or none (``off``).
     """
 
     bits: ClassVar[frozenset[str]] = frozenset()

@@ -27,7 +27,8 @@ def give_weights_grids(network: nn.Module, plan: Mapping[str, LayerBits], quant:
 class WeightRounding(Step):
     """Finds the range of every weight's grid, and rounds to it.
 
-    ``range``: the estimator of the ranges, a ``_target_`` that extends ``qdexp.quant.ranges.RangeEstimator``.
+    Attributes:
+        range: The estimator of the ranges, a ``_target_`` that extends ``qdexp.quant.ranges.RangeEstimator``.
     """
 
     bits: ClassVar[frozenset[str]] = frozenset({WEIGHTS})
@@ -52,7 +53,8 @@ class WeightRounding(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest(WeightRounding):
-    """Each weight to the nearest level. A rounding of your own that looks at one weight at a time overrides ``integers``."""
+    """Rounds each weight to the nearest level. A rounding of your own that looks at one weight at a time overrides
+    ``integers``."""
 
     calibrated: ClassVar[bool] = False
     quick: ClassVar[bool] = True

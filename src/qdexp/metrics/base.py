@@ -1,9 +1,9 @@
-"""What a metric is, and what it gets.
+"""Metrics: the base class, and the material that a metric gets.
 
-A metric measures the images of a cell, or what made them, once these are in the store. It is one entry of ``metric`` in the
-config: a class with its options. It declares what it needs, the numbers that it gives, and how each of them is shown. What it
-finds is kept like the result of any stage, under a key of its own options, code, files and inputs: one metric more computes
-that metric alone, and none is a part of what a cell is.
+A metric measures the images of a cell, or the network that made them, once these are in the store. It is one entry of
+``metric`` in the config: a class with its options. It declares what it needs, the numbers that it gives, and how each of them
+is shown. Its result is kept like that of any stage, under a key of its own options, code, files and inputs: one metric more
+computes that metric alone, and none is a part of what a cell is.
 
 A metric of your own is a frozen dataclass that extends ``Metric``, in a file on the Python path; its fields are its options.
 """
@@ -56,13 +56,13 @@ with an interval too; or a plain number."""
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a metric measures.
+    """The material that a metric measures.
 
     Attributes:
-        device: Where to compute.
-        folders: Those of the stages that the metric needs, by the need.
-        values: What it needs beside.
-        files: Its own, by their roles.
+        device: The device to compute on.
+        folders: The folders of the stages that the metric needs, by the need.
+        values: Further needs, such as prompts.
+        files: The metric's own files, by their roles.
     """
 
     device: torch.device
@@ -71,44 +71,46 @@ class Material:
     files: Mapping[str, Path]
 
     def images(self) -> Iterator[Tensor]:
-        """The cell's images, uint8 [rows, c, h, w], part by part: all at once may not fit in memory."""
+        """Yield the cell's images, uint8 [rows, c, h, w], part by part: all at once may not fit in memory."""
         return read_shards(self.folders[SAMPLES], "images")
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Both images of every noise, the cell's and that of full precision, likewise."""
+        """Yield both images of every noise, the cell's and that of full precision, uint8 [rows, c, h, w] each, part by part."""
         return zip(*(read_shards(self.folders[role], "images") for role in (SAMPLES, FULL_PRECISION)), strict=True)
 
     def prompted(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """The cell's images, likewise, with the prompt of each."""
+        """Yield the cell's images, uint8 [rows, c, h, w], part by part, with the prompt of each image."""
         numbers, prompts = count(), self.values[PROMPTS]
         for images in self.images():
             yield images, [prompts[next(numbers) % len(prompts)] for _ in images]
 
     def features(self) -> Features:
-        """Of all images, by the metric's extractor."""
+        """Return the features of all images, by the metric's extractor."""
         return Features(**load_file(self.folders[FEATURES] / "features.safetensors"))
 
     def running(self) -> "Running":
-        """The network, and what it can be called with."""
+        """Return the network as the cell runs it, with example inputs."""
         running: Running = self.values[RUNNING]
         return running
 
     def read(self, stage: str) -> Any:
-        """What ``CURVES``, ``COVERAGE`` or ``SIZE`` holds."""
+        """Return the content of ``CURVES``, ``COVERAGE`` or ``SIZE``."""
         return files.read_json(self.folders[stage] / f"{stage}.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):
-    """One metric. The options of a subclass are its fields: all are part of the key, but for those marked ``WITHOUT_EFFECT``. A
-    mistake in them is raised as ValueError by ``__post_init__``.
+    """Base class of metrics. The options of a subclass are its fields.
+
+    All fields are part of the key, except those marked ``WITHOUT_EFFECT``. A mistake in them is raised as ValueError by
+    ``__post_init__``.
 
     Attributes:
-        numbers: Those that it may give, and how they are shown.
-        needs: What it needs. It is left out of a cell that has not all of it: full precision has no pairs, an unconditional
-            model no prompts.
-        quick: Whether, on a cluster, it takes no job of its own: the one that ends the cell makes it.
-        portable: Whether its numbers are the same whichever machine of a kind measures them.
+        numbers: The numbers that it may give, and how they are shown.
+        needs: The things that it needs. The metric is left out of cells that lack one: full precision has no pairs, an
+            unconditional model no prompts.
+        quick: Whether, on a cluster, it takes no job of its own: the job that ends the cell measures it.
+        portable: Whether its numbers are the same on all machines of a kind.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -120,31 +122,52 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(self, material: Material) -> Mapping[str, Result]:
-        """Its numbers, by their keys; those may be left out that there are none of."""
+        """Measure the cell.
+
+        Args:
+            material: The images, and everything else that the metric needs.
+
+        Returns:
+            The numbers by their keys; keys without a value may be left out. A statistic with jackknife replicates
+            (``Estimate``) or a value per image, [n], whose mean is the number, has an interval; a float has none.
+        """
 
     def applies(self, config: Config) -> bool:
-        """Whether it is measured in such a cell."""
+        """Return whether the metric is measured in such a cell."""
         return True
 
     def needs_of(self, config: Config) -> Collection[str]:
-        """What it needs in such a cell, where that is not the same in all."""
+        """Return the needs in such a cell, where they are not the same in all."""
         return self.needs
 
     def extractor(self, config: Config) -> Extractor | None:
-        """Whose features of the images it needs. They are extracted once for all metrics that need the same."""
+        """Return the extractor of the image features that the metric needs, or None. Features are extracted once for all
+        metrics that need the same."""
         return None
 
     def files(self, config: Config) -> dict[str, Path]:
-        """The files outside the store that it reads, by their roles. Raises UserError or ValueError where one is missing."""
+        """Return the files outside the store that the metric reads, by their roles; their content is part of the key.
+
+        Raises:
+            qdexp.errors.UserError: A file is missing.
+            ValueError: The same, about one of the metric's own options.
+        """
         return {}
 
     def check(self, config: Config) -> None:
-        """Raises UserError or ValueError for what it cannot do in this cell: called before any work."""
+        """Check whether the metric can be measured in this cell. Called before any work.
+
+        Raises:
+            qdexp.errors.UserError: It cannot be measured; the message is one line that names the option and the fix.
+            ValueError: The same, about one of the metric's own options.
+        """
         return
 
     def identity(self, config: Config) -> dict[str, str]:
-        """What it measures with, beside the protocol: versions, digests of weights. It is said with the numbers, and numbers
-        that were measured with other things are refused in one table."""
+        """Return the things that it measures with beside the protocol: versions, digests of weights.
+
+        They are shown with the numbers, and numbers that were measured with other things are refused in one table.
+        """
         return {}
 
 

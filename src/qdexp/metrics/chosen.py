@@ -1,4 +1,4 @@
-"""From ``metric`` in the config to the metrics of a cell, each checked."""
+"""The metrics of a cell from ``metric`` in the config, each checked."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from qdexp.targets import TARGET, made
 
 
 def metrics_of(config: Config) -> list[NamedMetric]:
-    """Those that apply, in the order of the config; null turns one off.
+    """The metrics that apply, in the order of the config; null turns one off.
 
     Raises UserError, one line with the option, where a metric or an option of one is not there or not possible, or where two
     give the same number.

@@ -29,7 +29,8 @@ PIECE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ClipScore(Metric):
-    """With the model that ``protocol.clip`` names: it is a part of the protocol, with the version of transformers."""
+    """CLIP score with the model that ``protocol.clip`` names, which is a part of the protocol, with the version of
+    transformers."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("clip", "CLIP", shown=("overview", "brief", "alone"), higher=True, differences=True),
@@ -69,7 +70,8 @@ def _loaded(option: str, found: Mapping[str, Path], device: torch.device) -> "Cl
 
 
 class ClipScorer:
-    """By ``model``, ``tokenizer`` and ``processor``: transformers' CLIPModel, CLIPTokenizer and CLIPImageProcessor."""
+    """CLIP score by ``model``, ``tokenizer`` and ``processor``: transformers' CLIPModel, CLIPTokenizer and
+    CLIPImageProcessor."""
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any, device: torch.device) -> None:
         self.model, self.tokenizer, self.processor, self.device = model.to(device), tokenizer, processor, device

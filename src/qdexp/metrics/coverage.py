@@ -1,4 +1,4 @@
-"""How much of what the bits ask for is really quantized."""
+"""The share of what the bits ask for that is really quantized."""
 
 from dataclasses import dataclass
 from typing import ClassVar

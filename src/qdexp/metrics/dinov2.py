@@ -30,7 +30,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class DinoV2(Extractor):
-    """Of grey images, which are repeated to RGB, and RGB ones of any size."""
+    """DINOv2 features of RGB images of any size, and of grey ones, which are repeated to RGB."""
 
     batch: int = 32
     width: int = 1024

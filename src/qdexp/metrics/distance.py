@@ -1,4 +1,4 @@
-"""How far images are from the full-precision ones of the same noise, image by image: mean squared distance, and PSNR.
+"""Distances of images to the full-precision ones of the same noise, image by image: mean squared distance, and PSNR.
 
 With pixels in [0, 1]: distance_i = mean (a_i - b_i)^2, PSNR_i = -10 log10 distance_i.
 """

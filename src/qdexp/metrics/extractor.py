@@ -1,4 +1,4 @@
-"""What a feature extractor is: which of its outputs the metrics read, and where its weights come from.
+"""Feature extractors: the outputs that metrics read, and the origin of the weights.
 
 Weights are compared with a pinned SHA-256 before they are used, since every number depends on their last bit, and since
 torch-fidelity unpickles them, which runs whatever code they name. What is used are the very bytes that were compared.
@@ -46,12 +46,12 @@ class Extractor(ABC):
 
     @property
     def option(self) -> str:
-        """How a message calls it."""
+        """The option's name in messages."""
         return f"protocol.extractor={self.name}"
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The names of what it is asked for, by what ``Features`` call them."""
+        """The names of the outputs that metrics read, by what ``Features`` call them."""
         named = {"pool": self.pool, "logits": self.logits, "spatial": self.spatial}
         return {field: output for field, output in named.items() if output is not None}
 

@@ -63,7 +63,7 @@ class FashionExtractor(FeatureExtractorBase):
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """What ``metric`` ("isc", "fid", "kid" or "prc") reads."""
+        """The layer that ``metric`` ("isc", "fid", "kid" or "prc") reads."""
         return FASHION_CNN.outputs["logits" if metric == "isc" else "pool"]
 
 
@@ -108,16 +108,16 @@ class InceptionExtractor(FeatureExtractorBase):
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """What ``metric`` ("isc", "fid", "kid" or "prc") reads."""
+        """The layer that ``metric`` ("isc", "fid", "kid" or "prc") reads."""
         name: str = FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(metric)
         return name
 
 
 class _Untrained(FeatureExtractorInceptionV3):
-    """With seeded random weights, of a size that lets features neither die nor grow from layer to layer."""
+    """An extractor with seeded random weights, of a size that lets features neither vanish nor grow from layer to layer."""
 
     def load_state_dict(self, *_: Any, **__: Any) -> None:
-        """In place of what the constructor ends with."""
+        """Replace the loading of weights that the constructor ends with."""
         generator = torch.Generator().manual_seed(0)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -126,10 +126,11 @@ class _Untrained(FeatureExtractorInceptionV3):
 
 
 class RandomInceptionExtractor(InceptionExtractor):
-    """The same network and work as ``InceptionExtractor``, of images with any channels; what it says of them means nothing."""
+    """The network and the work of ``InceptionExtractor`` with random weights, for images with any channels; its scores mean
+    nothing."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Likewise; of other channels than three these are repeated, or some left out."""
+        """Extract features of images; other than three channels are repeated, or some left out."""
         channels = images.shape[1]
         return super().forward(images[:, [channel % channels for channel in range(3)]])
 

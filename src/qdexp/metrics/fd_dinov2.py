@@ -26,7 +26,8 @@ OPTION = "metric.fd_dinov2.reference"
 
 @dataclass(frozen=True, kw_only=True)
 class FdDinov2(Metric):
-    """Of ViT-L/14, against ``reference``, a file that ``python -m qdexp.metrics.build --extractor dinov2-vit-l-14`` makes.
+    """FD-DINOv2 by ViT-L/14, against ``reference``, a file that ``python -m qdexp.metrics.build --extractor dinov2-vit-l-14``
+    makes.
 
     ``weights``: the published file; null: where torch.hub keeps it; ``random``: seeded random ones, to rehearse, with which
     ``reference`` may be ``random`` too. ``digest``: the SHA-256 of another file than the published one.

@@ -13,7 +13,7 @@ from qdexp.metrics.extractor import Extractor
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor says of n images, in their order: ``pool`` [n, d] and, where it has these too, ``logits`` [n, k] and
+    """The features of n images, in their order: ``pool`` [n, d] and, where the extractor has these, ``logits`` [n, k] and
     ``spatial`` [n, s]; float32 on the CPU."""
 
     pool: Tensor

@@ -28,7 +28,7 @@ def formats() -> frozenset[str]:
 
 @cache
 def endings() -> frozenset[str]:
-    """What the names of such files end in: ``.png`` and so on, in lower case."""
+    """The endings of image files' names: ``.png`` and so on, in lower case."""
     Image.init()
     return frozenset({ending for ending, name in Image.registered_extensions().items() if name in formats()} | {".mpo"})
 
@@ -120,7 +120,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    """As its EXIF orientation says; ``file`` itself where that says nothing, or cannot be read."""
+    """Turn an image as its EXIF orientation says; ``file`` itself where that says nothing, or cannot be read."""
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # viewers show such an image as it is

@@ -1,4 +1,4 @@
-"""What goes on inside a network: ranges and histograms of what its layers read, and what quantizing each layer does.
+"""Inspection of a network: ranges and histograms of what its layers read, and the effect of quantizing each layer alone.
 
 All of it is observed by hooks on forward passes of the full-precision network, so any architecture will do. The hooks add up
 on the device: it is waited for once a layer, not once a call.
@@ -32,7 +32,7 @@ class Ranges:
 
     @classmethod
     def of(cls, ends: Sequence[Tensor], batches: Sequence[int]) -> "Ranges":
-        """Of the ends, [2], of what was read batch by batch; ``batches``: how many of each step."""
+        """Make ranges of the ends, [2], of what was read batch by batch; ``batches``: how many belong to each step."""
         low, high = torch.stack(list(ends)).cpu().unbind(1)
         sizes = list(batches)
         return cls([part.min().item() for part in low.split(sizes)], [part.max().item() for part in high.split(sizes)])
@@ -113,7 +113,7 @@ class LayerError:
 
 @torch.inference_mode()
 def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: Sequence[Batch]) -> dict[str, LayerError]:
-    """What each of the ``quantized`` layers, put alone in its place in the full-precision ``network``, does to ``batches``.
+    """The effect on ``batches`` of each of the ``quantized`` layers, put alone in its place in the full-precision ``network``.
 
     One forward pass a layer and batch.
     """
@@ -136,7 +136,7 @@ def layer_errors(network: nn.Module, quantized: dict[str, nn.Module], batches: S
 
 
 class _Swap:
-    """Answers in a layer's place with another layer, and adds up how far the two are apart."""
+    """Runs another layer in a layer's place, and adds up how far the two are apart."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -150,7 +150,7 @@ class _Swap:
 
 
 def _estimate(network: nn.Module, batch: Batch) -> Tensor:
-    """The noise estimate alone: a variance that the network answers with it is not what the sampler reads."""
+    """The noise estimate alone: a variance that the network predicts beside it is left out."""
     answer: Tensor = estimate_of(call(network, batch))
     return answer[:, : batch[0].shape[1]]
 

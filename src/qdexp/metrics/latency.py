@@ -1,4 +1,4 @@
-"""How long one forward pass of the network takes, as the cell runs it: through its backend, or in full precision.
+"""Latency: the time of one forward pass of the network as the cell runs it, through its backend or in full precision.
 
 One pass is one call of the network: with classifier-free guidance a step of the sampler takes two, and a whole image as many as
 the sampler has calls, the first stage and text encoders aside. The clock runs between two points at which the device has
@@ -55,7 +55,7 @@ class Latency(Metric):
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Between two points at which ``device`` has nothing left to do."""
+    """The seconds of ``work`` between two points at which ``device`` has nothing left to do."""
     if device.type != "cuda":
         start = time.perf_counter()
         work()

@@ -1,4 +1,4 @@
-"""What memory one forward pass of the network takes beside the network, as the cell runs it.
+"""The memory that one forward pass of the network takes beside the network, as the cell runs it.
 
 On CUDA: how far the allocator's peak lies above what was taken before the pass. On a CPU, where torch keeps no such count: the
 most bytes that tensors hold which the pass has made (``qdexp.live``). The input counts with neither.

@@ -17,7 +17,7 @@ from qdexp.sampling.sampler import timesteps_of
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseError(Metric):
-    """From what the stage ``curves`` measures on held-out trajectories."""
+    """The noise error, from what the stage ``curves`` measures on held-out trajectories."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
         Number(
@@ -33,7 +33,7 @@ class NoiseError(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({CURVES})
 
     def identity(self, config: Config) -> dict[str, str]:
-        """Which steps are left out, where any are."""
+        """The steps that are left out, where any are."""
         timesteps = timesteps_of(config.model, config.protocol)
         counted = len(_counted(timesteps))
         return {} if counted == len(timesteps) else {"mean over": f"{counted} of {len(timesteps)} steps, without t = 0"}

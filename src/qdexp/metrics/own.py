@@ -47,7 +47,7 @@ class OwnExtractor(Extractor):
 
     @property
     def library(self) -> str:
-        """What resizes the images."""
+        """The library that resizes the images."""
         return f"torch {version('torch')}"
 
     def takes(self, shape: Sequence[int]) -> bool:
@@ -117,7 +117,7 @@ def _made(plain: str, weights: Path, _: str) -> OwnExtractor:
 
 
 def _fault(features: Any) -> str | None:
-    """What is wrong with the features of two images; None where nothing is."""
+    """The fault in the features of two images; None where there is none."""
     if not isinstance(features, Tensor):
         return f"a {type(features).__name__}"
     if features.ndim != 2 or len(features) != 2 or features.dtype != torch.float32:

@@ -136,7 +136,7 @@ class Perceptual:
 
 
 def _network(backbone: Backbone) -> nn.Module:
-    """Of the package: the backbone random, the weights of its channels learned."""
+    """The LPIPS network of the package: the backbone random, the weights of its channels learned."""
     import lpips  # takes seconds, and only few ask for it
 
     with warnings.catch_warnings():

@@ -19,8 +19,8 @@ from qdexp.numbers import Number
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionRecall(Score):
-    """Of the first min(n, m) of n samples and m reference features, since the balls shrink as the sets grow; nothing where the
-    reference has no features."""
+    """Precision and recall of the first min(n, m) of n samples and m reference features, since the balls shrink as the sets
+    grow; nothing where the reference has no features."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("precision", "precision", shown=(), digits=3, higher=True),

@@ -1,4 +1,4 @@
-"""From image files to the images of a reference: crop and resize, by names that stand for one exact procedure.
+"""Preparation of image files for a reference: crop and resize, by names that stand for one exact procedure each.
 
 Another crop or filter moves FID by more than quantization does, so a reference says in its name how its images were prepared.
 """
@@ -31,12 +31,12 @@ def none(image: Image.Image, size: int) -> Image.Image:
 
 
 def ldm(image: Image.Image, size: int) -> Image.Image:
-    """As latent diffusion reads LSUN: the square in the middle, then bicubic to ``size``."""
+    """Crop as latent diffusion reads LSUN: the square in the middle, then bicubic to ``size``."""
     return _square(image).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def adm(image: Image.Image, size: int) -> Image.Image:
-    """As ADM reads images: halved by means of 2x2 pixels while twice too large, then bicubic to the shorter side, then the
+    """Crop as ADM reads images: halved by means of 2x2 pixels while twice too large, then bicubic to the shorter side, then the
     square in the middle."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -83,7 +83,7 @@ class ImageFolder(Dataset[Tensor]):
 
     @property
     def account(self) -> str:
-        """How many images of which format and mode were read so far, and what was left out and why."""
+        """The counts of images read so far by format and mode, and of what was left out and why."""
         left_out = f"; left out: {_counted(self.left_out)}" if self.left_out else ""
         return f"{_counted(Counter(self._kinds.values()))}{left_out}"
 

@@ -82,7 +82,7 @@ class Reference:
 
     @classmethod
     def standard_normal(cls, extractor: Extractor, features: int, spatial: int | None = None) -> "Reference":
-        """Of as many features as ``extractor`` has: for rehearsals."""
+        """Make a standard normal reference with as many features as ``extractor`` has: for rehearsals."""
         moments = [(None, None) if d is None else (torch.zeros(d).double(), torch.eye(d).double()) for d in (features, spatial)]
         (mu, sigma), (mu_s, sigma_s) = moments
         assert mu is not None and sigma is not None

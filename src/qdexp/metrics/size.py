@@ -1,4 +1,4 @@
-"""What a network costs: bytes, as papers print them and as they are stored, and bit operations of one image and step."""
+"""The cost of a network: bytes, as papers print them and as they are stored, and bit operations of one image and step."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

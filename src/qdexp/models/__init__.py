@@ -38,7 +38,7 @@ def files(model: Model, fetch: bool = True) -> dict[str, Path]:
 
 
 def first_stage_files(model: Model) -> dict[str, Path]:
-    """Likewise the first stage; nothing where there is none."""
+    """The files of the first stage; nothing where there is none."""
     stage = model.first_stage
     if stage is None:
         return {}
@@ -51,7 +51,7 @@ def opened(model: Model) -> WeightFiles:
 
 
 def first_stage_opened(model: Model, stage: FirstStage) -> WeightFiles:
-    """Likewise the first stage's."""
+    """Open the weight files of the first stage."""
     return WeightFiles(first_stage_files(model).values(), f"model.first_stage.weights={stage.weights}")
 
 
@@ -69,7 +69,7 @@ def build(model: Model, channels_last: bool) -> torch.nn.Module:
 
 
 def first_stage(model: Model) -> Decoder | None:
-    """What makes images of the latents, in full precision; None where the model's x_0 is an image itself."""
+    """The decoder that makes images of latents, in full precision; None where the model's x_0 is an image itself."""
     stage = model.first_stage
     if stage is None:
         return None
@@ -93,7 +93,7 @@ def skeleton(model: Model) -> torch.nn.Module:
 
 
 def parameters(model: Model) -> int:
-    """How many numbers the network learned."""
+    """The number of parameters of the network."""
     return sum(value.numel() for value in skeleton(model).parameters())
 
 
@@ -105,7 +105,7 @@ def stored_bytes(model: Model) -> int:
 
 
 def skeleton_of(target: Mapping[str, Any], option: str) -> torch.nn.Module:
-    """Likewise of any network that ``option`` describes."""
+    """Build any network that ``option`` describes, on the meta device."""
     try:
         with torch.device("meta"):
             return _architecture(target, option)

@@ -129,7 +129,8 @@ def _make(value: Any, trust: Collection[str]) -> Any:
 
 
 def imported(name: str, trust: Collection[str] = ()) -> Any:
-    """What ``name`` stands for: of what is only listed, a class of networks that is defined where it says; else UserError."""
+    """Import the class or function ``name``; a name that is only listed must be a class of networks defined where it says, else
+    UserError."""
     try:
         found = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -159,7 +160,7 @@ class _Budget(TorchDispatchMode):
 
 
 def _shadow(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """What an operation would return, without memory; nothing where that depends on values."""
+    """The result of an operation, without memory; empty where it depends on values."""
     if any(argument.name == "device" for argument in func._schema.arguments):
         kwargs = {**kwargs, "device": "meta"}
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))

@@ -185,12 +185,12 @@ def _is_added(network: nn.Module, buffer: str) -> bool:
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
-    """Of the parameters, or of the quantized weights where no other parameter is left."""
+    """The dtype of the parameters, or of the quantized weights where no other parameter is left."""
     return next(chain(network.parameters(), (layer.weight for _, layer in quantized_layers(network)))).dtype
 
 
 def _site_schemes(site: QuantizedSite) -> dict[str, Scheme | None]:
-    """By their names in checkpoint.json, where a softmax with a grid of its own, kept like any other, goes by another name. The
+    """The schemes of a site by their names in checkpoint.json, where a softmax with a grid of its own has another name. The
     axis of groups, which is that of each factor's place, is left out."""
     found: dict[str, list[nn.Module]] = {ACT: [], PROBABILITY: []}
     for kind, quantizer in site.quantizers():
@@ -211,7 +211,8 @@ def _act_scheme(quantizer: nn.Module) -> Scheme | None:
 
 
 def _beside(layer: QuantizedLayer) -> dict[str, Any]:
-    """What its schemes do not say of a layer: its parts, what is done to its input, the rank of its branch."""
+    """The properties of a layer that its schemes do not hold: its parts, the transforms of its input, the rank of its
+    branch."""
     transforms = [to_dict(cast("Transform", transform)) for transform in layer.transforms]
     return {"parts": layer.parts, "transforms": transforms, "rank": layer.branch and layer.branch.rank}
 
@@ -254,7 +255,7 @@ def _ungrouped(groups: Iterable[Mapping[str, Any]]) -> Iterable[Described]:
 
 
 def _full_bytes(tensors: Mapping[str, Tensor], layers: Mapping[str, Mapping[str, Scheme | None]]) -> int:
-    """What all tensors take in full precision, at most."""
+    """The bytes of all tensors in full precision, at most."""
     bits = [scheme.bits for schemes in layers.values() if (scheme := schemes["weight"]) is not None]
     packed = len(tensors.get(WEIGHT, ()))
     others = sum(value.numel() * max(4, value.element_size()) for value in tensors.values())
@@ -292,7 +293,7 @@ def _check_fit(layer: nn.Module, schemes: Mapping[str, Scheme | None]) -> None:
 def _constructed(
     architecture: Mapping[str, Any], dtype: torch.dtype, trust: Collection[str], stored: int, count: int
 ) -> nn.Module:
-    """In eval mode, its weights folded; whatever the constructor draws, it draws the same every time."""
+    """Construct the network in eval mode, with its weights folded; random draws of the constructor are the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = architectures.build(architecture, trust, stored, count)

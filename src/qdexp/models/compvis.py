@@ -62,7 +62,8 @@ def unet_origins(network: nn.Module, keys: Iterable[str]) -> tuple[dict[str, Ori
 
 
 def first_stage_origins(network: nn.Module, keys: Iterable[str]) -> tuple[dict[str, Origin], set[str]]:
-    """Likewise of an autoencoder, ``diffusers.VQModel`` or ``AutoencoderKL``. What its training loss held is not needed."""
+    """The origins of an autoencoder's tensors, ``diffusers.VQModel`` or ``AutoencoderKL``. Tensors of its training loss are not
+    needed."""
     levels = levels_of(network)
     wanted = {key for key in keys if key.startswith(FIRST_STAGE) and not key.startswith(f"{FIRST_STAGE}loss.")}
     return {name: Origin(FIRST_STAGE + pixel_name(name, levels)) for name in network.state_dict()}, wanted
@@ -87,7 +88,7 @@ def unet_origin(name: str, network: nn.Module) -> Origin:
 
 
 def unet_name(name: str, network: nn.Module) -> str:
-    """What the original's UNetModel calls the tensor ``name`` of diffusers' U-Net ``network``."""
+    """The original UNetModel's name for the tensor ``name`` of diffusers' U-Net ``network``."""
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
         place = 1 if match[1] == "attentions" else 2 * int(match[2])
         return f"middle_block.{place}.{_layer(match[3], match[1])}"

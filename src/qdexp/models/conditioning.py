@@ -1,7 +1,7 @@
-"""What a conditional model is asked for: by class here, by prompt in ``qdexp.models.prompts``.
+"""Conditions of a model: classes here, prompts in ``qdexp.models.prompts``.
 
-``model.condition`` names a subclass of ``Conditioning``. Sample i of a noise stream is asked for entry i of what the stream
-wants, modulo their number, in every cell.
+``model.condition`` names a subclass of ``Conditioning``. Sample i of a noise stream has entry i of the stream's conditions,
+modulo their number, in every cell.
 """
 
 from abc import ABC, abstractmethod
@@ -23,35 +23,75 @@ CALIBRATION = "calibration"
 
 
 class Conditioning(ABC):
-    """A way to ask a model for something."""
+    """Base class of conditions: how a model is given classes, prompts or other conditions."""
 
     @abstractmethod
     def check(self, config: Config) -> None:
-        """Raises UserError where the model cannot be asked for what the config asks for."""
+        """Check whether the model can be given the conditions of the config. Called before any work.
+
+        Raises:
+            qdexp.errors.UserError: It cannot; the message is one line that names the option and the fix.
+        """
 
     @abstractmethod
     def wanted(self, config: Config, stream: str, samples: int) -> Sequence[Any]:
-        """What the first ``samples`` of a noise stream are asked for in turn; fewer where they begin anew."""
+        """Return the conditions of a noise stream.
+
+        Args:
+            config: The config of the cell.
+            stream: The name of the stream; ``CALIBRATION`` is the one that quantizers learn from.
+            samples: The number of samples in it.
+
+        Returns:
+            The conditions of the first samples, in turn; fewer where they repeat: sample i has entry i modulo their number.
+        """
 
     @abstractmethod
     def named(self, config: Config, stream: str, samples: int) -> dict[str, Any]:
-        """The same, as keys and protocols name it."""
+        """Return the same conditions as keys and protocols name them.
+
+        Args:
+            config: The config of the cell.
+            stream: The name of the stream.
+            samples: The number of samples in it.
+        """
 
     @abstractmethod
     def identity(self, model: Model) -> dict[str, Any]:
-        """What of this object and the model, beside the files, changes the conditions."""
+        """Return the properties of this object and the model, beside the files, that change the conditions."""
 
     def files(self, model: Model) -> dict[str, Path]:
-        """The files that ``encode`` reads, by their roles; what the hub has is fetched. UserError where they are missing."""
+        """Return the files that ``encode`` reads, by their roles; files on the hub are fetched.
+
+        Raises:
+            qdexp.errors.UserError: A file is missing.
+        """
         return {}
 
     @abstractmethod
     def encode(self, wanted: Sequence[Any], model: Model, device: torch.device) -> Condition:
-        """What the network is called with, on the CPU: a row for each entry of ``wanted``."""
+        """Encode conditions.
+
+        Args:
+            wanted: Entries of ``wanted``.
+            model: The config of the model.
+            device: The device to compute on.
+
+        Returns:
+            The network's conditional arguments by name, tensors on the CPU with a row per entry.
+        """
 
     @abstractmethod
     def nothing(self, model: Model, device: torch.device) -> Condition:
-        """Likewise, one row that asks for nothing; an empty dict where the model knows none."""
+        """Encode the unconditional branch.
+
+        Args:
+            model: The config of the model.
+            device: The device to compute on.
+
+        Returns:
+            The network's arguments for it, one row; an empty dict where the model has no unconditional branch.
+        """
 
 
 @dataclass(frozen=True)

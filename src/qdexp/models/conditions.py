@@ -1,4 +1,4 @@
-"""What a network is called with beside x_t and t, as tensors of the right shapes and no meaning."""
+"""Example conditions: tensors of the right shapes and no meaning, for calls of a network beside x_t and t."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a diffusers folder declares of its networks and their noise schedule, beside what ``model`` says of them.
+"""The declarations of a diffusers folder about its networks and their noise schedule, compared with ``model``.
 
 A folder's weights fit many networks: heads, activations, groups and epsilons have no shapes, and what the network predicts,
 under which noise, is in no tensor at all. Its JSON files tell, so whatever contradicts them is refused. Only what a file says
@@ -102,7 +102,7 @@ class Said:
 
 
 def read(weights: str, subfolder: str, option: str, fetch: bool = True) -> Said:
-    """What lies around the weights of a network.
+    """Read the declarations around the weights of a network.
 
     The class that ``model_index.json`` gives the network stands in for one that ``config.json`` lacks. Raises
     FileNotFoundError where there are no weights, UserError where a file is truncated.
@@ -133,21 +133,22 @@ def read(weights: str, subfolder: str, option: str, fetch: bool = True) -> Said:
 
 
 def class_name(said: Mapping[str, Any]) -> str | None:
-    """What diffusers calls a network today; None where the file does not say."""
+    """The current name in diffusers of a network's class; None where the file does not say."""
     name = said.get("_class_name")
     plain = None if name is None else str(name).removeprefix("Flax")
     return _RENAMED.get(str(said.get("norm_type")), plain) if plain == "Transformer2DModel" else plain
 
 
 def scheduler_class(said: Mapping[str, Any]) -> type:
-    """That of diffusers; DDPM's where it has none of this name, or one whose requirements are not installed."""
+    """The scheduler class of diffusers; DDPM's where there is none of this name, or one whose requirements are not
+    installed."""
     kind = getattr(diffusers, str(said.get("_class_name")).removeprefix("Flax"), None)
     own = isinstance(kind, type) and kind.__module__.startswith("diffusers.schedulers")
     return kind if isinstance(kind, type) and own else DDPMScheduler
 
 
 def declared(place: str, name: str, option: str, fetch: bool = True) -> Mapping[str, Any]:
-    """What the JSON file ``name`` says in a folder or a repository of the hub; nothing where there is none."""
+    """The JSON file ``name`` in a folder or a repository of the hub; empty where there is none."""
     try:
         (path,) = find_in(place, [name], fetch)
     except FileNotFoundError:
@@ -168,7 +169,7 @@ def _json(path: Path, option: str) -> Mapping[str, Any]:
 def _of_network(
     file: str, said: Mapping[str, Any], network: nn.Module, target: Target, option: str, build: Build
 ) -> Iterator[Contradiction]:
-    """Of a network of diffusers, or a class derived from one; of any other nothing is known."""
+    """Contradictions for a network of diffusers or a class derived from one; nothing is known of any other."""
     kinds = [kind for kind in type(network).__mro__ if issubclass(kind, ModelMixin) and kind is not ModelMixin]
     own = [kind.__name__ for kind in kinds if kind.__module__.startswith("diffusers.models.")]
     if not own:

@@ -1,4 +1,4 @@
-"""What a model is made of and what it costs at each bit-width, read off its architecture alone, on the meta device.
+"""Description of a model and its cost at each bit-width, from its architecture alone, on the meta device.
 
 A multiply-accumulate (MAC) of a b_w-bit weight and a b_a-bit activation counts as b_w b_a bit operations (BOPs); so do the two
 products of an attention, Q K^T with both at the activations' bits and P V with P at the softmax's. Values that are not
@@ -70,7 +70,7 @@ class Description:
 
     @property
     def macs(self) -> int:
-        """Of one forward pass of one sample."""
+        """The MACs of one forward pass of one sample."""
         return sum(product.macs for product in self.products)
 
     def plan(self, quant: Quant) -> dict[str, LayerBits]:
@@ -78,12 +78,13 @@ class Description:
         return networks.plan_bits(self.network, self.order, **quant.by_layer)
 
     def coverage(self, quant: Quant) -> Coverage:
-        """What is quantized, what stays in full precision, and the bit operations of one forward pass of one sample."""
+        """The coverage: what is quantized, what stays in full precision, and the bit operations of one forward pass of one
+        sample."""
         wanted = Wanted(self.plan(quant), self.sites, LayerBits(quant.weight_bits, quant.act_bits), quant.softmax_bits)
         return Coverage(self.network, self.products, self._known(quant), wanted)
 
     def stored_bytes(self, quant: Quant) -> int:
-        """Of the tensors of a quantized checkpoint; their names and schemes, some kilobytes, come on top."""
+        """The bytes of the tensors of a quantized checkpoint; their names and schemes, some kilobytes, come on top."""
         packed = weights(self.network)
         kept = (value for name, value in self.network.state_dict().items() if name not in packed)
         total = sum(value.numel() * value.element_size() for value in kept)
@@ -123,7 +124,7 @@ class Description:
 
 
 def description_of(model: Model) -> Description | None:
-    """None where the network asks for values, or for conditions of its own: only a stage itself can tell then."""
+    """Describe a model; None where the network needs values, or conditions of its own: only a stage itself can tell then."""
     try:
         return describe(model)
     except UserError:

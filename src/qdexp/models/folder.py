@@ -92,7 +92,7 @@ def _sampler(model: Any) -> str:
 
 @dataclass(frozen=True)
 class _Network:
-    """What the JSON file ``file`` says of a network of diffusers, a ``kind``."""
+    """A network of diffusers as its JSON file ``file`` declares it, a ``kind``."""
 
     file: str
     said: Mapping[str, Any]
@@ -100,7 +100,7 @@ class _Network:
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
-        """Of all that its constructor takes."""
+        """The defaults of all arguments of its constructor."""
         return {name: taken.default for name, taken in inspect.signature(self.kind).parameters.items()}
 
     def __getitem__(self, option: str) -> Any:
@@ -108,7 +108,7 @@ class _Network:
 
     @property
     def target(self) -> dict[str, Any]:
-        """As ``model.network`` names it."""
+        """The network as ``model.network`` names it."""
         name = (
             "qdexp.models.networks.PixArtModel" if self.kind is PixArtTransformer2DModel else f"diffusers.{self.kind.__name__}"
         )
@@ -169,7 +169,7 @@ class _Reader:
         return network
 
     def _tell_of_unknown(self, network: _Network) -> None:
-        """As diffusers does: options of another version than this one."""
+        """Warn of options of another version, as diffusers does."""
         ignored = {"norm_type", *network.defaults}  # the first says which kind a network is that was one of several
         said = {key for key, value in network.said.items() if key[:1] != "_" and value not in (None, False)}
         if odd := sorted(said - ignored):
@@ -228,7 +228,7 @@ class _Reader:
                               f"scheduler.save_pretrained")  # fmt: skip
 
     def _shape(self, network: _Network) -> list[int]:
-        """Of x_t: what is given, if the network takes it."""
+        """The shape of x_t: the one given, if the network takes it."""
         size, channels, returned = (network[key] for key in ("sample_size", "in_channels", "out_channels"))
         if returned is not None and returned not in (channels, 2 * (channels or 0)):  # twice: of a variance too
             raise self._wrong(f"{network.file} says in_channels={channels} and out_channels={returned}, so it is called with "

@@ -1,4 +1,5 @@
-"""From files of weights into a network: every name has one origin in the file, and nothing in the file is left over."""
+"""Loading of weights from files into a network: every tensor has one origin in the file, and nothing in the file is left
+over."""
 
 from collections.abc import Mapping
 from math import isclose

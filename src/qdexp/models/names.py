@@ -1,4 +1,4 @@
-"""What a network's tensors are called in the file that they come from.
+"""Names of a network's tensors in the files that they come from.
 
     own       as in the network; diffusers' attentions of before 2023 say query, key, value and proj_attn
     compvis   checkpoints of CompVis' latent-diffusion and stable-diffusion, see `compvis`
@@ -22,7 +22,7 @@ _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor comes from. ``part``: which of the three projections that ``key`` holds for each of ``heads`` heads."""
+    """The origin of a tensor. ``part``: which of the three projections that ``key`` holds for each of ``heads`` heads."""
 
     key: str
     part: int | None = None
@@ -56,14 +56,14 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def own_origins(network: nn.Module, keys: Iterable[str]) -> dict[str, Origin]:
-    """Of all tensors, in a file that has the names of diffusers, or older ones where it lacks those."""
+    """The origins of all tensors in a file that has the names of diffusers, or older ones where it lacks those."""
     found = set(keys)
     older = {name: renamed(name, _OLD_ATTENTION) for name in network.state_dict() if name not in found}
     return {name: Origin(older[name] if older.get(name) in found else name) for name in network.state_dict()}
 
 
 def pixel_name(name: str, levels: int) -> str:
-    """What the DDPM and VQGAN authors call a tensor of a U-Net, an encoder or a decoder of ``levels`` levels."""
+    """The name that the DDPM and VQGAN authors give a tensor of a U-Net, an encoder or a decoder of ``levels`` levels."""
     if match := re.fullmatch(r"(|encoder\.|decoder\.)mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
         block = "attn_1" if match[2] == "attentions" else f"block_{int(match[3]) + 1}"
         return f"{match[1]}mid.{block}.{_pixel_layer(match[4])}"

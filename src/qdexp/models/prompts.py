@@ -1,4 +1,4 @@
-"""Models that are asked for by prompts: files of prompts, and what the text encoders of each family make of them.
+"""Prompts as conditions: files of prompts, and what the text encoders of each family make of them.
 
 Sample i of the evaluation shows prompt i, modulo their number. Calibration has prompts of its own (``trajectory.prompts``), or
 takes those of the protocol from the last one back, so that it sees others wherever there are enough.
@@ -112,15 +112,15 @@ class Prompts(Conditioning):
 
     @abstractmethod
     def encoded(self, texts: Sequence[str]) -> Condition:
-        """What the network is called with, a row a text; the encoders are loaded."""
+        """Encode texts into the network's conditional arguments, a row per text; the encoders must be loaded."""
 
     @abstractmethod
     def widths(self, configs: Sequence[Any]) -> dict[str, int]:
-        """Of what ``encoded`` gives, by the encoders' own configs."""
+        """The widths of what ``encoded`` gives, by the encoders' own configs."""
 
 
 class StableDiffusionPrompts(Prompts):
-    """Of Stable Diffusion 1 and 2: the last states of one CLIP text encoder, [n, 77, d]."""
+    """Prompts of Stable Diffusion 1 and 2: the last states of one CLIP text encoder, [n, 77, d]."""
 
     encoders = (TextEncoder(),)
 
@@ -133,11 +133,11 @@ class StableDiffusionPrompts(Prompts):
 
 
 class XLPrompts(Prompts):
-    """Of Stable Diffusion XL (Podell et al., arXiv 2307.01952, section 2): the last states but one of two CLIP text encoders
-    side by side [n, 77, d], the second's pooled and projected state, and the image's size.
+    """Prompts of Stable Diffusion XL (Podell et al., arXiv 2307.01952, section 2): the penultimate states of two CLIP text
+    encoders side by side [n, 77, d], the second's pooled and projected state, and the image's size.
 
-    size: pixels of an edge; the network is told that the original was as large and nothing was cropped. The condition that
-    asks for nothing has zeros in place of states, as the base model's pipeline has.
+    size: pixels of an edge; the network gets it as the original size, with no crop. The condition that asks for nothing has
+    zeros in place of states, as the base model's pipeline has.
     """
 
     encoders = (TextEncoder(), TextEncoder("CLIPTextModelWithProjection", "text_encoder_2", "tokenizer_2"))
@@ -178,7 +178,8 @@ class XLPrompts(Prompts):
 
 
 class PixArtPrompts(Prompts):
-    """Of PixArt-alpha (Chen et al., arXiv 2310.00426): the last states of a T5 encoder [n, 120, d], and which are no padding.
+    """Prompts of PixArt-alpha (Chen et al., arXiv 2310.00426): the last states of a T5 encoder [n, 120, d], and the mask of
+    tokens that are no padding.
 
     Prompts are lower-cased and stripped, as its pipeline does; web addresses and mark-up in them stay.
     """
@@ -211,7 +212,7 @@ def read(path: Path, option: str) -> list[str]:
 
 @cache
 def _read(path: Path, changed: int) -> tuple[str, ...]:
-    """As of the time that the file ``changed``: captions are parsed once a process, not once a stage."""
+    """Read prompts as of the time at which the file ``changed``: captions are parsed once a process, not once a stage."""
     text = read_text(path).replace("\ufeff", "")  # where files were joined, the marks of the later ones lie within
     if path.suffix.lower() == ".json":
         captions = sorted(json.loads(text)["annotations"], key=lambda entry: (entry["image_id"], entry["id"]), reverse=True)

@@ -60,7 +60,7 @@ def fill(network: nn.Module, file: Path, quant: Quant) -> None:
 
 
 class _Import:
-    """One file on its way into one network; ``left`` are the keys that nothing has asked for yet."""
+    """One file on its way into one network; ``left`` are the keys that nothing has used yet."""
 
     def __init__(self, network: nn.Module, file: Path, quant: Quant) -> None:
         self.network, self.quant, self.acts = network, quant, quant.act_bits != UNTOUCHED

@@ -27,7 +27,8 @@ _BESIDE_VOCABULARY = ("special_tokens_map.json", "added_tokens.json")
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """One of a pipeline's: ``folder`` and ``tokenizer`` are its places there, ``kind`` is its class in transformers.
+    """A text encoder of a pipeline: ``folder`` and ``tokenizer`` are its places there, ``kind`` is its class in transformers.
+    tokens: how many a prompt has; shorter ones are padded, longer ones cut.
 
     tokens: how many a prompt has; shorter ones are padded, longer ones cut.
     """
@@ -42,7 +43,7 @@ class TextEncoder:
         return self.kind.startswith("CLIP")
 
     def files(self, weights: str) -> Files:
-        """In a folder or a repository of the hub. Raises FileNotFoundError, see ``find_in``."""
+        """Find the encoder's files in a folder or a repository of the hub. Raises FileNotFoundError, see ``find_in``."""
         parts = find_in(weights, [f"{self.folder}/{name}" for name in ENCODER_NAMES])
         config = find_in(weights, [f"{self.folder}/config.json"])
         found = {f"{self.folder}/{path.name}": path for path in (*config, *parts)}
@@ -74,7 +75,7 @@ class TextEncoder:
                             f"the same pipeline")  # fmt: skip
 
     def load(self, files: Files, option: str, device: torch.device) -> "LoadedEncoder":
-        """On ``device``, in float32. UserError where it cannot be loaded whole."""
+        """Load the encoder onto ``device``, in float32. UserError where it cannot be loaded whole."""
         tokenizer = self._load_tokenizer(files, option)
         network = load_network(getattr(transformers, self.kind), self._weights(files)[0].parent, option)
         return LoadedEncoder(tokenizer, network.to(device), self.tokens)
@@ -106,7 +107,8 @@ class LoadedEncoder:
 
 
 def tokenizer_files(weights: str, place: str = "") -> Files:
-    """Of the tokenizer at ``place`` ("tokenizer/") in a folder or a repository of the hub. Raises as ``find_in`` does."""
+    """Find the files of the tokenizer at ``place`` ("tokenizer/") in a folder or a repository of the hub. Raises as ``find_in``
+    does."""
 
     def find(*names: str) -> Path:
         return find_in(weights, [place + name for name in names])[0]
@@ -121,7 +123,8 @@ def tokenizer_files(weights: str, place: str = "") -> Files:
 
 
 def clip_files(weights: str) -> Files:
-    """Of a CLIP model in a folder or a repository of the hub, text and image side together. Raises as ``find_in`` does."""
+    """Find the files of a CLIP model in a folder or a repository of the hub, text and image side together. Raises as
+    ``find_in`` does."""
     parts = find_in(weights, ENCODER_NAMES)
     found = {"weights" if number == 0 else f"weights-{number}": path for number, path in enumerate(parts)}
     for names in (["config.json"], ["preprocessor_config.json", "processor_config.json"]):
@@ -178,7 +181,7 @@ def _of_bounded_size() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loading(what: str) -> Iterator[None]:
-    """Without transformers' reports and progress bars; what it raises becomes one line."""
+    """Load without transformers' reports and progress bars; its errors become one line."""
     log = transformers.utils.logging
     level, shown = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)

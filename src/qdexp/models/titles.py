@@ -1,4 +1,4 @@
-"""What a model is called that has no YAML: by the folder, or the name on the hub, of its weights."""
+"""Names for models without a YAML file: from the folder, or the name on the hub, of their weights."""
 
 import os
 import re

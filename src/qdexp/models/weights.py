@@ -129,7 +129,7 @@ def _parts(file: Path) -> list[str]:
 
 
 def _first_word(file: Path) -> str:
-    """In lower case; "" where the file is no text."""
+    """The first word in lower case; "" where the file is no text."""
     try:
         return "".join(read_text(file).lower().split()[:1])
     except ValueError:
@@ -247,6 +247,6 @@ class WeightFiles:
 
 
 def _bytes(part: Any) -> int:
-    """Of a tensor in a safetensors file, whose dtype is called F16, BF16, F8_E4M3, I64, BOOL."""
+    """The bytes of a tensor in a safetensors file, whose dtype is called F16, BF16, F8_E4M3, I64, BOOL."""
     bits = re.search(r"\d+", part.get_dtype())
     return math.prod(part.get_shape()) * (int(bits[0]) if bits else 8) // 8

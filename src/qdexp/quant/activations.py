@@ -88,7 +88,8 @@ class ActivationQuantizer(Exact):
         return x
 
     def qparams(self, x: Tensor) -> QParams:
-        """Of the grids that are kept that of this call: [groups] where all rows have the same one, else [len(x), groups]."""
+        """The grids of this call, among those that are kept: [groups] where all rows have the same one, else [len(x),
+        groups]."""
         if self.scheme.time == "static":
             return QParams(self.scale, self.zero_point)
         index = self._time_groups(x)
@@ -123,7 +124,7 @@ class ActivationQuantizer(Exact):
         self.zero_point.copy_(qparams.zero_point)
 
     def extra_repr(self) -> str:
-        """What `print(network)` shows."""
+        """The text that `print(network)` shows."""
         return f"{self.scheme}, {self.mode}"
 
 

@@ -12,7 +12,7 @@ from qdexp.quant.shortcuts import Concatenation, concatenations
 
 
 class Adapter:
-    """What is looked at is found when it is first asked for, of quantized networks too.
+    """Knowledge of a network's architecture, found when it is first asked for, also for quantized networks.
 
     Args:
         network: Any module; its class says nothing here.
@@ -29,7 +29,7 @@ class Adapter:
 
     @cached_property
     def sites(self) -> Mapping[str, Site]:
-        """The modules that multiply activations. Of one that is quantized already it is not told how."""
+        """The modules that multiply activations. For quantized modules it does not say how."""
         return attention_sites(self.network, self.example, self.layers)
 
     @cached_property
@@ -39,5 +39,5 @@ class Adapter:
 
     @cached_property
     def concatenations(self) -> Mapping[str, Concatenation]:
-        """What convolutions read of the concatenations in it."""
+        """The concatenations that convolutions read."""
         return concatenations(self.network, self.example)

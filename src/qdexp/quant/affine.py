@@ -27,8 +27,8 @@ from qdexp.quant.scheme import POWERS, TWO_LEVELS, PerTensor, Scheme, Split
 
 
 class QParams(NamedTuple):
-    """What a scheme leaves open. scale: float32 [groups], positive. zero_point: int32 [groups], 0 where the grid is symmetric.
-    Both are [rows, groups] where the grid differs from row to row of a tensor."""
+    """The constants that a scheme leaves open. scale: float32 [groups], positive. zero_point: int32 [groups], 0 where the grid
+    is symmetric. Both are [rows, groups] where the grid differs from row to row of a tensor."""
 
     scale: Tensor
     zero_point: Tensor
@@ -46,7 +46,7 @@ def qparams_from_range(lo: Tensor, hi: Tensor, scheme: Scheme) -> QParams:
 
 
 def grid_of(lo: Tensor, hi: Tensor, scheme: Scheme) -> QParams:
-    """Likewise, with zero points in float32."""
+    """The grid of a range as ``qparams_from_range`` gives it, with zero points in float32."""
     lo, hi = lo.float().clamp_max(0), hi.float().clamp_min(0)
     if not scheme.symmetric:
         scale = scales.rounded((hi - lo) / (scheme.qmax - scheme.qmin), scheme.scale)
@@ -89,7 +89,7 @@ def level_below(v: Tensor, scheme: Scheme) -> Tensor:
 
 
 def next_level(levels: Tensor, scheme: Scheme) -> Tensor:
-    """The lowest level above each of these; likewise."""
+    """The lowest level above each of these, as if the grid had no ends."""
     return levels + (1 if scheme.is_integer else _float(scheme).gap(levels))
 
 
@@ -198,7 +198,7 @@ def fake_quantize_learned(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor
 
 
 def _nearest(v: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    """Likewise, as if the grid had no ends."""
+    """The level nearest to each value, as if the grid had no ends; v is overwritten."""
     return v.round_().add_(zero_point) if scheme.is_integer else _float(scheme).round_(v)
 
 

@@ -36,7 +36,7 @@ class Reader:
         return self._thread.submit(self._done, work)
 
     def take(self, begun: "Future[T]") -> T:
-        """What came of it: to be used by the current stream."""
+        """The result of a read that was begun; to be used by the current stream."""
         result = begun.result()
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)

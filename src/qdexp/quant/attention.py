@@ -90,7 +90,7 @@ def attention_sites(network: nn.Module, example: Batch, layers: Sequence[str]) -
 
 
 class _Opening(TorchFunctionMode):
-    """Hands each product that torch's functions are asked for to ``multiply``."""
+    """Passes each product that torch's functions compute to ``multiply``."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -168,7 +168,7 @@ class _Multiplying(_Opening):
 
 
 class QuantizedSite(Unpickled):
-    """What every site has beside its own class: ``products``, and a module with the quantizers of each."""
+    """The attributes that every site has beside its own class: ``products``, and a module with the quantizers of each."""
 
     products: tuple[Product, ...]
     quantized_products: nn.ModuleList
@@ -180,8 +180,8 @@ class QuantizedSite(Unpickled):
 
     @property
     def quantized_as(self) -> str:
-        """In words, e.g. ``A8, softmax 8 bits``: the bits of what is multiplied, and when the grids of activations hold, where
-        that is not always."""
+        """The quantization of the site in words, e.g. ``A8, softmax 8 bits``: the bits of the factors, and when the grids of
+        activations hold, where that is not always."""
         schemes: dict[str, Scheme | None] = {kind: getattr(one, "scheme", None) for kind, one in self.quantizers()}
         bits = {kind: scheme.bits if scheme else 32 for kind, scheme in schemes.items()}
         told = [text.format(bits[kind]) for kind, text in ((ACT, "A{}"), (PROBABILITY, "softmax {} bits")) if kind in bits]
@@ -189,7 +189,7 @@ class QuantizedSite(Unpickled):
         return ", ".join([*told, *(act.timing if act else ())])
 
     def extra_repr(self) -> str:
-        """What `print(network)` shows: what its own class does, and how it is quantized."""
+        """The text that `print(network)` shows: that of its own class, and how it is quantized."""
         return ", ".join(filter(None, (super().extra_repr(), self.quantized_as)))
 
     def require(self, ok: bool) -> None:
@@ -201,7 +201,8 @@ class QuantizedSite(Unpickled):
 
 @cache
 def _quantized_class(own: type[nn.Module]) -> type[QuantizedSite]:
-    """Of sites of class `own`, of which it stays a subclass, whose forward has the same signature."""
+    """The class of quantized sites whose own class is `own`; it stays a subclass of it, whose forward has the same
+    signature."""
 
     original = own.forward  # looked up here: a compiler does not look up what a class has
 
@@ -246,7 +247,7 @@ def quantize_attention(
 
 
 def quantized_sites(network: nn.Module) -> dict[str, QuantizedSite]:
-    """Those whose products are quantized, by name, in definition order."""
+    """The attention sites whose products are quantized, by name, in definition order."""
     return {name: module for name, module in network.named_modules() if isinstance(module, QuantizedSite)}
 
 

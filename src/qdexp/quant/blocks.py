@@ -2,8 +2,8 @@
 
 A block is a residual block, a transformer block or an attention, or else a layer that lies in none (BRECQ, Li et al. 2021,
 arXiv 2102.05426, section 3.2). They are known by their place: an innermost member of a list of modules that has several layers,
-and is called once, with the rows of the network's batch. A block's *call* is what the network hands to it; the calls of several
-batches are joined to rows, so that a batch of any of them can be run again.
+and is called once, with the rows of the network's batch. A block's *call* is the arguments that the network gives it; the calls
+of several batches are joined to rows, so that a batch of any of them can be run again.
 """
 
 from collections import defaultdict
@@ -31,13 +31,13 @@ Batch = Sequence[Any]
 
 
 def arguments(batch: Batch) -> Call:
-    """How a network is called with a batch."""
+    """The arguments for calling a network with a batch."""
     named = batch[-1] if isinstance(batch[-1], Mapping) else {}
     return tuple(part for part in batch if part is not named), dict(named)
 
 
 def call(network: nn.Module, batch: Batch) -> Any:
-    """What the network answers to a batch."""
+    """Return the network's output for a batch."""
     args, kwargs = arguments(batch)
     return calling.call(network, *args, kwargs) if len(args) == 2 else network(*args, **kwargs)
 
@@ -100,7 +100,7 @@ def _holds_another(name: str, found: Sequence[str]) -> bool:
 
 @torch.no_grad()
 def _lengths(network: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, list[list[int | None]]]:
-    """Of every leaf of every call of the modules, how many entries it has, None where it is no tensor with any."""
+    """The number of entries of every leaf of every call of the modules, None where it is no tensor with any."""
     lengths: dict[str, list[list[int | None]]] = defaultdict(list)
     with ExitStack() as stack:
         for name in names:
@@ -118,7 +118,7 @@ def _length(leaf: Any) -> int | None:
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
-    """What a block is measured on: all floating-point tensors of its result."""
+    """The tensors that a block is measured on: all floating-point tensors of its result."""
     return tuple(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point())
 
 
@@ -154,7 +154,7 @@ class Rows:
 
     @property
     def stored(self) -> list[Stored]:
-        """What has an entry a row."""
+        """The tensors that have an entry per row."""
         return [leaf for leaf in (*self._leaves, *self._known) if isinstance(leaf, Stored)]
 
     def take(self, rows: Tensor | slice) -> Call:
@@ -165,12 +165,12 @@ class Rows:
         return call
 
     def state(self, rows: Tensor | slice) -> CallState:
-        """What a network would know of these rows, if it were called with them."""
+        """The call state that a network would have, if it were called with these rows."""
         return CallState(*(None if values is None else values[rows] for values in self._known))
 
 
 def _shared(column: Sequence[Any], cache: RowCache) -> Any:
-    """What all batches hand over; a copy of it, if it is a tensor, which stays when theirs are parked."""
+    """A value that all batches share; a copy of it, if it is a tensor, which stays when theirs are parked."""
     first = column[0]
     if any(_differ(leaf, first, cache) for leaf in column[1:] if leaf is not first):
         raise ValueError("is called with values that differ between batches but have no entry for each of their rows")
@@ -181,7 +181,7 @@ def _shared(column: Sequence[Any], cache: RowCache) -> Any:
 
 
 def _joined(parts: Sequence[Tensor | None], cache: RowCache, rows: slice) -> Stored | None:
-    """What is known of the rows of every batch; nothing, if it is not known of them all."""
+    """The joined state of the rows of every batch; None, if it is not known for them all."""
     known = [part for part in parts if part is not None]
     return cache.join(known, rows) if len(known) == len(parts) else None
 

@@ -1,4 +1,4 @@
-"""The row cache: what calibration rows hold while blocks are walked, in three tiers: the device's memory, the host's, scratch
+"""The row cache: what calibration rows hold while blocks are learned, in three tiers: the device's memory, the host's, scratch
 space on a disk. Each takes what has no room in the one before it. On a CPU the first two are the same memory: one tier.
 
 The joined rows of the block at hand are read in every iteration; what passes hold at an entrance (see `pending`) is read when
@@ -87,7 +87,7 @@ class RowCache:
             self._pending.see(turn, tree)
 
     def keep(self, *tree: object) -> None:
-        """These tensors stay where they are."""
+        """Keep these tensors where they are."""
         if self.bounded:
             self._pending.keep(tree)
 
@@ -121,7 +121,7 @@ class RowCache:
         return stored
 
     def _cut(self, parts: Sequence[Tensor], rows: slice) -> Iterator[Tensor]:
-        """What of each part is among these rows of them all; lent until the next."""
+        """Yield the part of each tensor that lies among these rows of all; lent until the next."""
         first, last, _ = rows.indices(sum(len(part) for part in parts))
         for part in parts:
             own = slice(max(0, first), max(0, min(last, len(part))))

@@ -5,8 +5,8 @@ network set from the arguments of each call and clear at its end, so that a read
 what it has to know. It is a plain object: it survives `torch.compile(fullgraph=True)`, which a `ContextVar` does not, and a
 deep copy of a network has a context of its own. A network that runs in two threads at once is not provided for; two copies are.
 
-The timestep is the network's second argument or the one named `timestep`. The branch is what `cache_context` was told, with
-which pipelines and qdexp's sampler name each call under guidance ("cond", "uncond").
+The timestep is the network's second argument or the one named `timestep`. The branch comes from `cache_context`, with which
+pipelines and qdexp's sampler name each call under guidance ("cond", "uncond").
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +25,8 @@ BRANCHES = {"cond": True, "uncond": False}
 
 
 class CallState(NamedTuple):
-    """What is known of the rows of a call; None: nothing. timestep: [rows], any dtype, in the network's own units; branch: bool
-    [rows], True in the conditional one. A tensor whose stride is 0 says that all rows have one value."""
+    """The state of a call's rows, as far as it is known; None: unknown. timestep: [rows], any dtype, in the network's own
+    units; branch: bool [rows], True in the conditional one. A tensor whose stride is 0 says that all rows have one value."""
 
     timestep: Tensor | None = None
     branch: Tensor | None = None
@@ -36,7 +36,7 @@ UNKNOWN = CallState()
 
 
 class CallContext:
-    """What the readers of one network know of the call that runs: `timestep` and `branch`, as in `CallState`."""
+    """The context that the readers of one network share about the running call: `timestep` and `branch`, as in `CallState`."""
 
     def __init__(self) -> None:
         self.timestep: Tensor | None = None
@@ -47,7 +47,7 @@ class CallContext:
 
     @property
     def state(self) -> CallState:
-        """All of it."""
+        """The whole state."""
         return CallState(self.timestep, self.branch)
 
     def know(self, state: CallState) -> None:
@@ -78,7 +78,7 @@ class CallContext:
         return self._groups[time.edges]
 
     def conditional(self) -> Tensor:
-        """Which rows are in the conditional branch, bool [rows].
+        """The rows in the conditional branch, bool [rows].
 
         Raises:
             UserError: It is not known.
@@ -90,7 +90,7 @@ class CallContext:
 
 
 def seen(args: Sequence[Any], kwargs: Mapping[str, Any], branch: bool | None = None) -> CallState:
-    """What the arguments of a network tell. Its rows are those of its first tensor of two or more dimensions."""
+    """Read the state off the arguments of a network. Its rows are those of the first tensor of two or more dimensions."""
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1)
     x = next(inputs, None)
     if x is None:
@@ -128,7 +128,7 @@ def readers(module: nn.Module) -> Iterator[Any]:
 
 
 def contexts(module: nn.Module) -> list[CallContext]:
-    """Those that readers inside have: one, in a network that shares it."""
+    """The contexts of the readers inside a module: one, in a network that shares it."""
     found = {id(reader.context): reader.context for reader in readers(module)}
     return list(found.values())
 
@@ -152,7 +152,7 @@ def share(network: nn.Module) -> None:
 
 @contextmanager
 def _cache_context(network: nn.Module, context: CallContext, name: str, **details: Any) -> Iterator[None]:
-    """What pipelines open around each call of a network, which may have such a method itself."""
+    """Set the branch as pipelines do around each call of a network, which may have such a method itself."""
     method = getattr(type(network), "cache_context", None)
     before, context.told = context.told, BRANCHES.get(name)
     try:

@@ -45,7 +45,7 @@ class Wanted:
     softmax: int
 
     def of(self, product: Product) -> LayerBits:
-        """Of the factors of a product, where it is one of two activations their ``act``."""
+        """The bits of a product's factors; a product of two activations has their ``act``."""
         if product.weight is not None:
             return self.plan.get(_layer(product.weight.name), self.rest)
         site = self.sites.get(product.module)
@@ -62,7 +62,7 @@ class Wanted:
 
 @dataclass
 class Kind:
-    """Some of what stays in full precision."""
+    """Parameters and MACs of one kind that stay in full precision."""
 
     names: dict[str, None] = field(default_factory=dict)
     parameters: int = 0
@@ -74,7 +74,7 @@ class Kind:
 
 
 class Coverage:
-    """Of a converted ``network`` whose ``products`` were counted.
+    """Coverage of a converted ``network`` whose ``products`` were counted.
 
     ``known``: the bits of its quantized weights and of its activation quantizers, as ``known_bits`` gives them. ``macs`` and
     ``parameters`` are by bits: ``w4a8``, ``a8a8`` (products of two activations), ``full``. ``asked``: those of either that are
@@ -109,11 +109,11 @@ class Coverage:
 
     @property
     def left_out(self) -> dict[str, Kind]:
-        """What stays in full precision by its kind, what is multiplied most first."""
+        """The parts that stay in full precision by their kind, those with the most MACs first."""
         return dict(sorted(self._kinds.items(), key=lambda item: (-item[1].macs, -item[1].parameters, item[0])))
 
     def share(self, what: str) -> float:
-        """Of the ``macs`` or ``parameters`` that are asked for, the quantized ones."""
+        """The quantized share of the ``macs`` or ``parameters`` that are asked for."""
         return self.quantized[what] / self.asked[what] if self.asked[what] else 1.0
 
     def require_any(self, label: str) -> None:
@@ -137,7 +137,7 @@ class Coverage:
         return "; ".join(f"{kind}: {found}" for kind, found in self.left_out.items() if found.macs) or "it multiplies nothing"
 
     def content(self) -> dict[str, Any]:
-        """As JSON. Shares of all MACs and all parameters, but for ``quantized``: of those asked for."""
+        """The coverage as JSON. Shares are of all MACs and all parameters; ``quantized`` is of those asked for."""
         totals = {"macs": self.macs.total(), "parameters": self.parameters.total()}
         left_out = [
             {"kind": kind, "count": len(found.names), "parameters": found.parameters, "macs": found.macs,
@@ -166,7 +166,7 @@ class Coverage:
         return sum(self._sizes[name] for name in names)
 
     def _label(self, name: str) -> str:
-        """Of a parameter, which goes by the bits of its layer."""
+        """The bits of a parameter, which are those of its layer."""
         act = self._known.get(f"{_layer(name)}.input_quantizer", FULL)
         return "full" if self._is_full(name) else f"w{self._known[name]}a{act}"
 
@@ -195,7 +195,8 @@ class Coverage:
 
 
 def known_bits(network: nn.Module) -> dict[str, int]:
-    """Of the weights and activation quantizers of a converted network, by name, and of what stands beside its layers."""
+    """The bits of the weights and activation quantizers of a converted network, by name, and of what stands beside its
+    layers."""
     known = {f"{name}.weight": layer.weight_scheme.bits for name, layer in quantized_layers(network) if layer.weight_scheme}
     known |= {name: quantizer.scheme.bits for name, quantizer in activation_quantizers(network)}
     for name, module in network.named_modules():
@@ -205,7 +206,7 @@ def known_bits(network: nn.Module) -> dict[str, int]:
 
 
 def _bits(product: Product, known: Mapping[str, int]) -> tuple[int, int]:
-    """Those of the weight first, if it has one."""
+    """The bits of both factors, those of the weight first, if there is one."""
     first, second = product.bits(known)
     return (second, first) if product.weight is not None and product.weight is product.factors[1] else (first, second)
 
@@ -220,14 +221,14 @@ def _layer(name: str) -> str:
 
 
 def _class(network: nn.Module, name: str) -> str:
-    """Of a module, as it was before it was quantized."""
+    """The class of a module, as it was before it was quantized."""
     module = network.get_submodule(name)
     kind = type(module).__name__
     return kind.removeprefix("Quantized") if isinstance(module, QuantizedLayer | QuantizedSite) else kind
 
 
 def _kind(network: nn.Module, product: Product) -> tuple[str, str]:
-    """What a product in full precision is of, and a name for it."""
+    """The kind of a product in full precision, and a name for it."""
     weight, runs = product.weight, _class(network, product.module)
     if product.operator:
         return f"{UNSEEN} {product.operator}", product.module or runs
@@ -244,7 +245,7 @@ def _kind(network: nn.Module, product: Product) -> tuple[str, str]:
 
 
 def _owner(network: nn.Module, name: str, multiplied: bool) -> tuple[str, str]:
-    """What a parameter in full precision is of, which no product in full precision has told of, and a name for it."""
+    """The kind of a parameter in full precision that belongs to no counted product, and a name for it."""
     owner, _, own = name.rpartition(".")
     kind, module = _class(network, owner), network.get_submodule(owner)
     if own == "bias" and "Norm" not in kind:

@@ -44,7 +44,7 @@ def quantize_dynamic(x: Tensor, scheme: Scheme) -> Tensor:
 
 
 def by_row(scheme: Scheme) -> Scheme:
-    """The same with one grid a row, or one for each of its parts. A scale that belongs to groups becomes a float32."""
+    """The scheme with one grid per row, or one for each of its parts. A scale that belongs to groups becomes a float32."""
     split, whole_tensor = scheme.granularity, PerTensor()
     granularity = replace(split, within=whole_tensor) if isinstance(split, Split) else whole_tensor
     return replace(scheme, granularity=granularity, scale="float32" if scheme.scale == TWO_LEVELS else scheme.scale)

@@ -33,12 +33,13 @@ class Float:
     """Torch's, where it computes with it."""
 
     def spacing(self, v: Tensor) -> Tensor:
-        """How far numbers lie apart at float32 values, 0 included; just beyond them where they are powers of two."""
+        """The distance between neighbouring numbers at float32 values, 0 included; just beyond them where they are powers of
+        two."""
         power = (v.view(torch.int32) & _EXPONENT).view(torch.float32)  # of infinities and NaN: infinite
         return power.clamp_(2.0**self.lowest, _LARGEST_POWER).mul_(2.0**-self.mantissa)
 
     def gap(self, number: Tensor) -> Tensor:
-        """From numbers of this kind to the next one above."""
+        """The distance from numbers of this kind to the next one above."""
         return self.spacing(torch.where(number < 0, number * (1 - 2.0**-12), number))
 
     def round_(self, v: Tensor, rounding: Callable[[Tensor], Tensor] = Tensor.round_) -> Tensor:

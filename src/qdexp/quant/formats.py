@@ -23,7 +23,7 @@ FLOAT = 32
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """Of weights. ``bits``: its own, None for any.
+    """The format of weights. ``bits``: its own, None for any.
 
     ``group``: the elements that share a scale, with the granularity ``per_group``; ``number`` and ``scale``: see ``Scheme``.
     """
@@ -36,8 +36,8 @@ class WeightFormat:
     scale: str = "float32"
 
     def scheme(self, bits: int, layer: Any, sizes: tuple[int, ...] | None = None) -> Scheme | None:
-        """Of a layer's weight; None for one that is left in floating point. sizes: the input channels of its parts, if it has
-        any."""
+        """The scheme of a layer's weight; None for one that is left in floating point. sizes: the input channels of its parts,
+        if it has any."""
         if bits == FLOAT:
             return None
         grouped = min(sizes or [layer.weight.shape[1]]) >= LEAST and getattr(layer, "groups", 1) == 1
@@ -51,7 +51,7 @@ class WeightFormat:
 
 @dataclass(frozen=True)
 class ActFormat:
-    """Of activations. ``bits``: its own, None for any.
+    """The format of activations. ``bits``: its own, None for any.
 
     ``time``: when grids hold; where they follow groups of timesteps they are static until these are known, see ``timegroups``.
     """
@@ -66,8 +66,8 @@ class ActFormat:
     groups: int = 1
 
     def scheme(self, bits: int, axis: int = -1, sizes: tuple[int, ...] | None = None) -> Scheme | None:
-        """Of an activation; None for one that is left in floating point. axis: that along which its product sums up; sizes: the
-        numbers of channels, dimension 1, of its parts, if it has any."""
+        """The scheme of an activation; None for one that is left in floating point. axis: that along which its product sums up;
+        sizes: the numbers of channels, dimension 1, of its parts, if it has any."""
         if bits == FLOAT:
             return None
         per_tensor = self.granularity == "per_tensor"
@@ -81,7 +81,7 @@ class ActFormat:
 
 
 def along(scheme: Scheme | None, axis: int) -> Scheme | None:
-    """The same with groups along another axis, if it has any."""
+    """The scheme with groups along another axis, if it has any."""
     if scheme is None or not isinstance(whole(scheme.granularity), PerGroup):
         return scheme
     assert isinstance(scheme.granularity, PerGroup)

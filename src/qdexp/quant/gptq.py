@@ -79,7 +79,7 @@ class InputMoments:
             self.shift = self.shift + lost @ one.mT
 
     def _chosen(self, rows: int, outputs: int, count: int) -> Tensor:
-        """Which output values of each row are taken, int64 [rows, count]."""
+        """The output values of each row that are taken, int64 [rows, count]."""
         device = self._generator.device
         if count == outputs:
             return torch.arange(outputs, device=device).expand(rows, -1)

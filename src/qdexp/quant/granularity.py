@@ -1,8 +1,8 @@
-"""Which elements of a tensor share one scale: a *group*.
+"""Granularity: the elements of a tensor that share one scale, a *group*.
 
 A granularity may cut a tensor into *pieces*, whose sizes differ; the groups of one piece are of equal size. Every granularity
-answers three questions, so that each quantizing function has a single path: how many groups the pieces of a shape have, how
-a tensor's pieces are arranged as [groups, n], and how one value a group is laid out to broadcast against the tensor. The last
+defines three things, so that each quantizing function has a single path: how many groups the pieces of a shape have, how a
+tensor's pieces are arranged as [groups, n], and how one value a group is laid out to broadcast against the tensor. The last
 also for grids that differ from row to row, one value a row and group: rows lie along the tensor's first dimension.
 """
 
@@ -97,11 +97,11 @@ class PerGroup:
         return torch.cat(parts, -1).movedim(-1, self.axis)
 
     def length(self, length: int) -> int:
-        """Of a group that is not short, along an axis of this length."""
+        """The length of a group that is not short, along an axis of this length."""
         return self.size or length
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """How far the groups reach that are not short, along an axis of this length, and the length of the last one that is."""
+        """The length that full groups cover along an axis of this length, and the length of the short last group."""
         rest = length % self.length(length)
         return length - rest, rest
 
@@ -150,7 +150,7 @@ class Split:
         return torch.cat(parts, self.axis)
 
     def _shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
-        """Of the parts of a tensor of this shape."""
+        """The shapes of the parts of a tensor of this shape."""
         return [(*shape[: self.axis], size, *shape[self.axis + 1 :]) for size in self.sizes]
 
     def __str__(self) -> str:
@@ -161,5 +161,5 @@ Granularity = Whole | Split
 
 
 def whole(granularity: Granularity) -> Whole:
-    """Of each part, where a tensor is quantized in parts."""
+    """The granularity of each part, where a tensor is quantized in parts."""
     return granularity.within if isinstance(granularity, Split) else granularity

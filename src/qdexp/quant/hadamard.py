@@ -41,7 +41,7 @@ def matrices(order: int) -> tuple[Tensor, ...]:
 
 
 def additions(order: int) -> int:
-    """Of a fast transform, for each value: log2 of the power of two, and the order of the rest."""
+    """The additions per value of a fast transform: log2 of the power of two, and the order of the rest."""
     if order == 1:
         return 0
     found = _power_and_rest(order)
@@ -71,7 +71,7 @@ def _is_prime(number: int) -> bool:
 
 
 def _of_power(power: int) -> Tensor:
-    """Of order 2^power."""
+    """A Hadamard matrix of order 2^power."""
     found = torch.ones(1, 1, dtype=torch.int64)
     for factor in [FOUR] * (power // 2) + [TWO] * (power % 2):
         found = torch.kron(found, factor)

@@ -1,4 +1,4 @@
-"""What a quantized network is to those who save, load, copy and cast it as any other network of torch.
+"""Behaviour of a quantized network when it is saved, loaded, copied or cast like any other network of torch.
 
 state_dict          the dequantized weights under the names that they had, in the coordinates of the network that was
                     quantized and with what runs beside them, and nothing else of quantization

@@ -23,7 +23,7 @@ from qdexp.quant.transforms import Smoothing, Transform
 
 
 class QuantizedLayer(WithIntegers):
-    """What every quantized layer has beside its torch class.
+    """The attributes that every quantized layer has beside its torch class.
 
     `weight` is the float parameter until `set_weight` replaces it by a buffer with the dequantized values, which lie in the
     coordinates of the `transforms` and lack the `branch`; `weight_int` and `weight_qparams` are None until then, and for ever
@@ -47,7 +47,7 @@ class QuantizedLayer(WithIntegers):
         return self.computed(input, self.multiplied_weight())
 
     def computed(self, input: Tensor, weight: Tensor) -> Tensor:
-        """The same with another weight in the place of `multiplied_weight()`."""
+        """The layer's output with another weight in the place of `multiplied_weight()`."""
         x = self.transformed(input)
         y = arithmetic(self.kind, self, self.input_quantizer(x), weight)
         return y if self.branch is None else y + self.branch(x, self)
@@ -59,7 +59,7 @@ class QuantizedLayer(WithIntegers):
         return input
 
     def quantized_input(self, input: Tensor) -> Tensor:
-        """What the weight meets of an input."""
+        """The input that the weight multiplies."""
         x: Tensor = self.input_quantizer(self.transformed(input))
         return x
 
@@ -86,7 +86,7 @@ class QuantizedLayer(WithIntegers):
         return original
 
     def own_weight(self, original: Tensor) -> Tensor:
-        """What the levels of the weight stand for, from the full-precision weight: without what the branch computes."""
+        """The full-precision weight in the layer's coordinates, without what the branch computes: the target of rounding."""
         weight = self.transformed_weight(original)
         return weight if self.branch is None else weight - self.branch.product()
 
@@ -122,9 +122,9 @@ class QuantizedLayer(WithIntegers):
 
     @property
     def quantized_as(self) -> str:
-        """In words, e.g. ``W4A8, per channel, parts 48+48``: the bits of weight and input, the groups of the weight (or else of
-        the input) that have a grid each, when the input's grid holds, where that is not always, and what is done before or
-        beside."""
+        """The quantization of the layer in words, e.g. ``W4A8, per channel, parts 48+48``: the bits of weight and input, the
+        groups of the weight (or else of the input) that have a grid each, when the input's grid holds, where that is not
+        always, and the transforms and branches."""
         weight, act = self.weight_scheme, getattr(self.input_quantizer, "scheme", None)
         bits = "".join(f"{kind}{scheme.bits if scheme else 32}" for kind, scheme in (("W", weight), ("A", act)))
         one, other = (weight, act) if weight else (act, None)
@@ -133,7 +133,7 @@ class QuantizedLayer(WithIntegers):
         return ", ".join([bits, *(one.traits if one else ()), *(other.timing if other else ()), *before, *beside])
 
     def extra_repr(self) -> str:
-        """What `print(layer)` shows: what torch does of its class, and how it is quantized."""
+        """The text that `print(layer)` shows: torch's, and how the layer is quantized."""
         return f"{super().extra_repr()}, {self.quantized_as}"
 
 
@@ -165,7 +165,7 @@ _METHODS = ("forward", "_conv_forward")
 
 
 def arithmetic(kind: Any, layer: Any, x: Tensor, weight: Tensor, *, biased: bool = True) -> Tensor:
-    """What a layer of torch's class `kind` with the options, and the bias, of `layer` computes from `x` with `weight`."""
+    """Compute a layer of torch's class `kind` with the options and the bias of `layer` from `x` and `weight`."""
     bias = layer.bias if biased else None
     if kind is nn.Linear:
         return nn.functional.linear(x, weight, bias)
@@ -221,7 +221,7 @@ _subclasses: dict[type[nn.Module], type[QuantizedLayer]] = {}
 
 
 def _quantized_class(own: type[nn.Module], kind: type[nn.Module]) -> type[QuantizedLayer]:
-    """Of layers of class `own`, which is `kind` or a subclass, and which it stays a subclass of."""
+    """The class of quantized layers whose own class is `own`, which is `kind` or a subclass and stays their base."""
     if own is kind:
         return QUANTIZED[kind]
     if own not in _subclasses:

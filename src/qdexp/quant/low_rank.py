@@ -42,7 +42,7 @@ class LowRank(Exact):
 
     @classmethod
     def empty(cls, weight: Tensor, rank: int) -> "LowRank":
-        """Of this rank beside a weight, still to be filled."""
+        """Make an unfilled branch of this rank beside a weight."""
         return cls(weight.new_zeros(len(weight), rank), weight.new_zeros(rank, *weight.shape[1:]))
 
     @property
@@ -55,7 +55,7 @@ class LowRank(Exact):
         return product.view(-1, *self.down.shape[1:])
 
     def forward(self, x: Tensor, layer: Any) -> Tensor:
-        """What it adds to the layer's output, for the input in the layer's coordinates."""
+        """The branch's output, for the input in the layer's coordinates."""
         narrow: Tensor
         up, down = self.up.to(x.dtype), self.down.to(x.dtype)
         if isinstance(layer, nn.Linear):

@@ -48,7 +48,7 @@ TORCH = {"aten", "prim", "prims"}
 
 @dataclass(frozen=True)
 class Source:
-    """What a factor is made of.
+    """The origin of a factor.
 
     ``names``: the parameters and buffers that it is computed from, none for a constant; or one activation quantizer.
     ``exact``: it has the very values of the one that is named. ``activation``: it depends on the network's input.
@@ -60,7 +60,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Whose values it has; empty where it is computed."""
+        """The name of the tensor whose values it has; empty where it is computed."""
         return next(iter(self.names)) if self.exact else ""
 
 
@@ -86,8 +86,8 @@ class Product:
         return next((one for one in reversed(self.factors) if one is not None and not one.activation), None)
 
     def bits(self, known: Mapping[str, int]) -> tuple[int, int]:
-        """Of both factors. ``known``: those of weights and of activation quantizers by their names, and of modules that read
-        what nobody has rounded, and multiply it, in other than ``FULL`` bits."""
+        """The bits of both factors. ``known``: those of weights and of activation quantizers by their names, and of modules
+        that read what nobody has rounded, and multiply it, in other than ``FULL`` bits."""
         rest = known.get(self.module, FULL)
         first, second = (rest if one is None else known.get(one.name, rest) for one in self.factors)
         return first, second
@@ -99,7 +99,7 @@ def bit_operations(products: Sequence[Product], known: Mapping[str, int]) -> int
 
 
 def macs_by_module(products: Sequence[Product]) -> Counter[str]:
-    """By the innermost module that runs."""
+    """The MACs by the innermost module that runs."""
     macs = Counter[str]()
     for product in products:
         macs[product.module] += product.macs
@@ -133,13 +133,13 @@ class Tracer(TorchDispatchMode):
 
     @property
     def products(self) -> list[Product]:
-        """In the order in which they first happened."""
+        """The products in the order in which they first happened."""
         own = [Product(module, factors, macs) for (module, factors), macs in self._macs.items()]
         return own + [Product(module, (None, None), 0, operator) for module, operator in self._foreign]
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While the network runs: which of its modules does, and what activation quantizers hand out."""
+        """While the network runs: which of its modules does, and what activation quantizers return."""
 
         def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
             self.modules.pop()
@@ -203,7 +203,7 @@ class Tracer(TorchDispatchMode):
             self._mark(tensor, source)
 
     def source(self, tensor: Tensor) -> Source | None:
-        """What it is made of; None: of activations."""
+        """The origin of a tensor; None: activations."""
         reference, source = self._sources.get(id_of(tensor), (None, None))
         return None if reference is None or reference.expired() else source
 
@@ -215,11 +215,11 @@ class Tracer(TorchDispatchMode):
 
 
 def _factors(given: Any) -> list[Tensor]:
-    """What an operator that nobody knows may multiply."""
+    """The tensors that an unknown operator may multiply."""
     return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def id_of(tensor: Tensor) -> int:
-    """Of its storage; as long as a weak reference is kept no other one gets the same."""
+    """The identity of a tensor's storage; no other tensor gets it while a weak reference is kept."""
     identity: int = tensor.untyped_storage()._cdata
     return identity

@@ -116,7 +116,7 @@ def plan_bits(
 
 
 def first_and_last(network: nn.Module, order: Sequence[str]) -> tuple[str, ...]:
-    """Of layers in execution order: the first convolution, or else the first layer, and the last layer."""
+    """The ends of layers in execution order: the first convolution, or else the first layer, and the last layer."""
     if not order:
         return ()
     return next((name for name in order if not isinstance(network.get_submodule(name), nn.Linear)), order[0]), order[-1]

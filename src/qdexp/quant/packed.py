@@ -1,4 +1,4 @@
-"""What quantization adds to a network, joined into a few tensors: an entry of its own in a file would cost each of them about a
+"""Tensors that quantization adds to a network, joined into a few: an entry of its own in a file would cost each of them about a
 hundred bytes.
 
     quantized.weight             uint8, every layer's codes (integers less qmin), packed at that layer's bits, layer after layer
@@ -42,7 +42,7 @@ ZERO_POINT_BYTES = 1
 
 
 def packed_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """What quantization has added to a network, by the names in a checkpoint."""
+    """The tensors that quantization has added to a network, by their names in a checkpoint."""
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for name, layer in quantized_layers(network):
         for kind, one in _added(layer):
@@ -66,7 +66,7 @@ def packed_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _packed_grid(qparams: QParams, scheme: Scheme) -> dict[str, Tensor]:
-    """What is stored of the grid of one weight."""
+    """The stored tensors of one weight's grid."""
     if _is_plain(scheme):
         return {"scale": qparams.scale, "zero_point": qparams.zero_point}
     codes, tensor = scales.encode(qparams.scale, scheme.scale)
@@ -79,7 +79,7 @@ def _packed_grid(qparams: QParams, scheme: Scheme) -> dict[str, Tensor]:
 
 
 def grid_bytes(scheme: Scheme, shape: Sequence[int]) -> int:
-    """What is stored of the grid of a weight of this shape."""
+    """The stored bytes of the grid of a weight of this shape."""
     groups = sum(scheme.granularity.groups(shape))
     scale_bytes = groups * scales.BITS[scheme.scale] // 8
     if _is_plain(scheme):
@@ -89,7 +89,7 @@ def grid_bytes(scheme: Scheme, shape: Sequence[int]) -> int:
 
 
 def group_bytes(weights: Iterable[tuple[Scheme | None, Sequence[int]]]) -> int:
-    """What is stored of the grids of those among weights of these schemes and shapes that have groups."""
+    """The stored bytes of the grids of those among weights of these schemes and shapes that have groups."""
     found = ((scheme, shape) for scheme, shape in weights if scheme is not None)
     return sum(grid_bytes(scheme, shape) for scheme, shape in found if isinstance(whole(scheme.granularity), PerGroup))
 
@@ -114,7 +114,7 @@ def _lowest(scheme: Scheme) -> int:
 
 
 def _added(layer: QuantizedLayer) -> Iterator[tuple[str, Any]]:
-    """What is done to the input of a layer and beside it, and the tensor that has its numbers."""
+    """Yield the transforms and the branch of a layer, each with the tensor that holds its numbers."""
     for transform in cast("Iterable[Transform]", layer.transforms):
         yield transform.tensor, transform
     if layer.branch is not None:
@@ -122,7 +122,7 @@ def _added(layer: QuantizedLayer) -> Iterator[tuple[str, Any]]:
 
 
 def added_bytes(network: nn.Module) -> int:
-    """Of what is done to the inputs of layers and beside them, as a checkpoint has it."""
+    """The bytes of transforms and branches, as a checkpoint has them."""
     return sum(one.kept().nbytes for _, layer in quantized_layers(network) for _, one in _added(layer))
 
 

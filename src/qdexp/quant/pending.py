@@ -1,4 +1,4 @@
-"""What the passes of streams hold while they stand at an entrance: pending shortcuts, calls, outputs.
+"""Tensors that the passes of streams hold while they stand at an entrance: pending shortcuts, calls, outputs.
 
 It moves at entrances alone: what a pass has parked is brought back before it goes on. A parked tensor keeps its identity, shape
 and aliases; its storage alone is emptied, and filled again. Nothing else may read it meanwhile, so what a pass shares is never
@@ -66,7 +66,7 @@ class Pending:
                 self._share(known)
 
     def keep(self, tree: Any) -> None:
-        """These tensors are not the passes' own."""
+        """Mark tensors that are not the passes' own."""
         for storage in _storages(tree, self._device):
             self._share(self._known.get(id(storage)) or self._new(storage, None))
 
@@ -88,12 +88,12 @@ class Pending:
         self._drop(self._known.pop(key))
 
     def begin(self, turn: Turn, reader: Reader) -> None:
-        """What the pass has parked starts to come back."""
+        """Begin to bring back what the pass has parked."""
         if turn.coming is None:
             turn.coming = reader.begin(partial(self._restored, list(turn.held)))
 
     def arrive(self, turn: Turn, reader: Reader) -> None:
-        """It has come."""
+        """Finish bringing back what the pass has parked."""
         assert turn.coming is not None
         reader.take(turn.coming)
         turn.coming = None
@@ -107,7 +107,7 @@ class Pending:
         self._last = turn
 
     def restore_all(self) -> None:
-        """What outlives the passes is for others to read."""
+        """Bring back everything that outlives the passes, for others to read."""
         self._restored(self._known.values())
         for held in self._known.values():
             self._drop(held)
@@ -150,7 +150,7 @@ class Pending:
                 _empty(held)
 
     def leave_host(self, excess: int) -> None:
-        """Of what is parked in the host's memory, move at least so many bytes to scratch space."""
+        """Move at least so many bytes of what is parked in the host's memory to scratch space."""
         for held in self._all():
             if excess > 0 and isinstance(held.parked, Tensor):
                 excess -= held.size
@@ -182,7 +182,7 @@ class Pending:
         return start
 
     def _drop(self, held: Held) -> None:
-        """Its copy is done with."""
+        """Release the copy of a tensor."""
         if isinstance(held.parked, int):
             self._scratch.give(held.parked, held.size)
         held.parked = None
@@ -194,7 +194,7 @@ def in_host(size: int, device: torch.device) -> Tensor:
 
 
 def _wait(device: torch.device) -> None:
-    """Until what was copied to the host is there."""
+    """Wait until what was copied to the host is there."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 

@@ -71,7 +71,7 @@ class PercentileStream(RangeStream):
             self._counts = counts if self._counts is None else self._counts.add_(counts)
 
     def _count(self, keys: Tensor) -> Tensor:
-        """Of the numbers that have the bits found so far, how many have which bits next."""
+        """Count the next bits of the numbers that have the bits found so far."""
         groups, size = len(keys), 2**self.bits
         bins = torch.arange(groups, device=keys.device)[:, None] * size + ((keys >> (self._left - self.bits)) & (size - 1))
         counted = [bins.flatten()] if self._found is None else [bins[keys >> self._left == one[:, None]] for one in self._found]

@@ -46,7 +46,7 @@ SLICE = 2**28
 
 
 def factors_of(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """What is multiplied, as it was handed over."""
+    """The factors of a product, as they were given."""
     first, names = PRODUCTS[func]
     if func is torch.einsum:
         return list(args[1] if isinstance(args[1], list | tuple) else args[1:])
@@ -68,7 +68,7 @@ def _exchanged(func: Any, args: Any, kwargs: Any, factors: Sequence[Tensor]) -> 
 
 
 class QuantizedProduct(nn.Module):
-    """Both factors of a product by hand, each with a quantizer: ``left`` and ``right``."""
+    """A product written by hand, with a quantizer for each factor: ``left`` and ``right``."""
 
     def __init__(self, kinds: Product, act: Scheme | None, softmax: Scheme | None, known: bool) -> None:
         super().__init__()
@@ -109,7 +109,8 @@ class QuantizedAttention(nn.Module):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """As ``torch.nn.functional.scaled_dot_product_attention``: [..., heads, tokens, d] -> the same shape."""
+        """Compute attention as ``torch.nn.functional.scaled_dot_product_attention`` does: [..., heads, tokens, d] -> the same
+        shape."""
         query, key, value = self.query(query), self.key(key), self.value(value)
         if enable_gqa:
             key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
@@ -140,8 +141,8 @@ class QuantizedAttention(nn.Module):
 
 
 def _softmax(products: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """As in fused kernels: in float32 at least; a query that may attend to nothing attends with zeros. The products are
-    overwritten."""
+    """The softmax as in fused kernels: in float32 at least; a query that may attend to nothing attends with zeros. The products
+    are overwritten."""
     scores, precise = products.mul_(scale), torch.promote_types(products.dtype, torch.float32)
     if mask is None:
         return scores.softmax(-1, precise)
@@ -159,7 +160,7 @@ def _summed(equation: str) -> tuple[int, int]:
 
 
 def _place(term: str, letter: str) -> int:
-    """Of a letter, from the end where dimensions without letters lie before it."""
+    """The dimension of a letter, from the end where dimensions without letters lie before it."""
     place = term.index(letter)
     return place - len(term) if "." in term[:place] else place
 

@@ -2,7 +2,7 @@
 
 Weights and activations go through the same two objects. A *range estimator* is configuration: a small frozen dataclass, made by
 Hydra from its `_target_`. For each piece of a tensor (most have one) it starts a *range stream*, which is shown the values,
-arranged [groups, n], in any number of parts and in as many passes as it asks for, and then tells one range a group.
+arranged [groups, n], in any number of parts and in as many passes as it needs, and then gives one range per group.
 
 An estimator of your own needs one file on the Python path and its `_target_` in a quantizer's YAML. docs/extending.md has
 standard deviations as an example.
@@ -21,28 +21,48 @@ from qdexp.quant.scheme import Scheme
 
 
 class RangeStream(ABC):
-    """The values of one piece of a tensor, seen part by part. `passes` is how often the whole stream must be shown."""
+    """The values of one piece of a tensor, seen part by part.
+
+    Attributes:
+        passes: How often the whole stream must be shown.
+    """
 
     passes: int = 1
 
     @abstractmethod
     def observe(self, x: Tensor) -> None:
-        """Take in one part of the values, [groups, n] with n > 0."""
+        """Take in one part of the values.
+
+        Args:
+            x: The values, [groups, n] with n > 0.
+        """
 
     def end_pass(self) -> None:  # noqa: B027 - optional
-        """Told after each pass over all the values."""
+        """End a pass over all the values."""
 
     @abstractmethod
     def range(self) -> tuple[Tensor, Tensor]:
-        """(lo, hi), each [groups]. Called once, after the last pass. The range need not contain zero: the grid will."""
+        """Return the range, once, after the last pass.
+
+        Returns:
+            (lo, hi), each [groups]. The range need not contain zero: the grid will.
+        """
 
 
 class RangeEstimator(ABC):
-    """How ranges are found. Subclasses are frozen dataclasses holding the options."""
+    """Base class of range estimators: frozen dataclasses whose fields are their options."""
 
     @abstractmethod
     def start(self, scheme: Scheme, groups: int) -> RangeStream:
-        """A fresh stream for one piece, of `groups` groups, of a tensor that will be quantized with `scheme`."""
+        """Start the estimation for one piece of a tensor.
+
+        Args:
+            scheme: The scheme that the tensor will be quantized with.
+            groups: The number of groups in the piece.
+
+        Returns:
+            A fresh stream, which is shown the values.
+        """
 
 
 class Observer:
@@ -60,7 +80,7 @@ class Observer:
             stream.observe(piece)
 
     def end_pass(self) -> None:
-        """To be told after each pass over all the values."""
+        """End a pass; must be called after each pass over all the values."""
         for stream in self.streams:
             stream.end_pass()
 
@@ -89,7 +109,7 @@ class GroupedObserver:
             self.observers[number].observe(x if len(numbers) == 1 else x[groups == number])
 
     def end_pass(self) -> None:
-        """To be told after each pass over all the values."""
+        """End a pass; must be called after each pass over all the values."""
         for number in self._seen:
             self.observers[number].end_pass()
 
@@ -114,7 +134,7 @@ def estimate(x: Tensor, scheme: Scheme, estimator: RangeEstimator) -> tuple[Tens
 
 @dataclass(frozen=True)
 class MinMax(RangeEstimator):
-    """lo = min x, hi = max x."""
+    """The range from the smallest to the largest value."""
 
     def start(self, scheme: Scheme, groups: int) -> "MinMaxStream":
         """A stream of one pass."""
@@ -146,16 +166,18 @@ class NormSearch(RangeEstimator):
     """The shrunk min-max range that loses least: of r * [lo, hi], the one with the least sum of |x - x_hat|^p.
 
     [lo, hi] is the min-max range extended to contain zero; for a symmetric scheme it is [-m, m], so the ranges searched are
-    those that the grid can have. r runs over 1.00, 0.99, ... 0.21 and p is 2.4 in Q-Diffusion (Li et al. 2023,
-    arXiv 2302.04304); p = 2 is the least mean squared error (MSE). Two passes: the extremes, then the sums of all candidates
-    at once.
+    those that the grid can have. Two passes: the extremes, then the sums of all candidates at once.
+
+    Attributes:
+        p: The exponent: 2.4 in Q-Diffusion (Li et al. 2023, arXiv 2302.04304), 2 for the least mean squared error (MSE).
+        candidates: The factors r that are tried.
     """
 
     p: float = 2.4
     candidates: tuple[float, ...] = tuple(percent / 100 for percent in range(100, 20, -1))
 
     def __post_init__(self) -> None:
-        """Raises ValueError where no least error can be told."""
+        """Raises ValueError where the options define no least error."""
         if not 0 < self.p < math.inf or not self.candidates or min(self.candidates) <= 0:
             raise ValueError(f"p={self.p} and candidates={list(self.candidates)} must be above 0")
 
@@ -183,7 +205,7 @@ class NormSearchStream(RangeStream):
             self._errors += norm_errors(x, *self._ranges, self.scheme, self.p)
 
     def end_pass(self) -> None:
-        """After the first pass, lay out the candidates."""
+        """Lay out the candidates after the first pass."""
         if self._ranges is None:
             lo, hi = self._extremes.range()
             lo, hi = lo.clamp_max(0), hi.clamp_min(0)

@@ -59,7 +59,7 @@ class TwoLevels(NamedTuple):
 
     @property
     def reciprocal(self) -> Tensor:
-        """What values are multiplied by, rounded as it is in torchao's kernels: else ties would fall otherwise."""
+        """The factor by which values are multiplied, rounded as in torchao's kernels: else ties would fall otherwise."""
         return self.tensor.reciprocal() / self.share
 
 
@@ -71,7 +71,7 @@ def two_levels(magnitude: Tensor, number: Float, top: Tensor) -> TwoLevels:
 
 
 def levels_of(scale: Tensor) -> TwoLevels:
-    """From all scales in e4m3 of one tensor, [groups], the two levels whose products they are.
+    """Split all scales of one tensor in e4m3, [groups], into the two levels whose products they are.
 
     The largest scale is 448 times that of the tensor, rounded; or the latter is the least one that there is. Waits for nothing.
     """
@@ -84,7 +84,7 @@ def levels_of(scale: Tensor) -> TwoLevels:
 
 
 def encode(scale: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
-    """What is stored of one tensor's scales [groups]: codes, and in e4m3 the tensor's own float32, [1]."""
+    """The stored form of one tensor's scales [groups]: codes, and in e4m3 the tensor's own float32, [1]."""
     if kind == "e8m0":
         return (scale.view(torch.int32) >> 23).to(torch.uint8), None
     if kind == "e4m3":

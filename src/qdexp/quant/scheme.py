@@ -119,7 +119,7 @@ class Scheme:
 
     @property
     def traits(self) -> list[str]:
-        """In words, what it is beside its bits: e.g. ``["per tensor, parts 48+48", "symmetric", "4 timestep groups"]``, or
+        """The scheme beside its bits, in words: e.g. ``["per tensor, parts 48+48", "symmetric", "4 timestep groups"]``, or
         ``["E2M1", "groups of 32", "scales in E8M0", "dynamic"]``."""
         number = [] if self.is_integer else [self.number.upper()]
         scale = [] if self.scale == "float32" else [f"scales in {self.scale.replace('e', 'E').replace('m', 'M')}"]
@@ -128,7 +128,7 @@ class Scheme:
 
     @property
     def timing(self) -> list[str]:
-        """In words, when it holds, where that is not always."""
+        """When the scheme holds, in words, where that is not always."""
         return [] if self.time == "static" else [str(self.time)]
 
     @property

@@ -40,7 +40,7 @@ class Scratch:
         self._file = None
 
     def take(self, size: int) -> int:
-        """Where `size` bytes may be written."""
+        """The place where `size` bytes may be written."""
         while self._given:
             self._join(*self._given.popleft())
         for number, (start, room) in enumerate(self._free):
@@ -51,7 +51,7 @@ class Scratch:
         return start
 
     def give(self, start: int, size: int) -> None:
-        """These bytes are done with."""
+        """Give back bytes that are no longer needed."""
         self._given.append((start, size))
 
     def _join(self, start: int, size: int) -> None:
@@ -72,7 +72,7 @@ class Scratch:
                 data, start = data[done:], start + done
 
     def read(self, start: int, into: memoryview) -> None:
-        """What was written there. Raises UserError where the disk fails."""
+        """Read what was written there. Raises UserError where the disk fails."""
         with self._reported():
             file = self._opened()
             while into:

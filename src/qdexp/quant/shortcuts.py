@@ -47,7 +47,8 @@ class Concatenation:
 
 
 def concatenations(network: nn.Module, example: Batch) -> dict[str, Concatenation]:
-    """What the Conv1d and Conv2d layers of a network read, by the layers' names in the order in which they run.
+    """The concatenations that the Conv1d and Conv2d layers of a network read, by the layers' names in the order in which they
+    run.
 
     Layers that read no concatenation along the channels are left out; so are those that read another one, or none, when they
     run again, and those of several groups, whose weights have no input channel of their own for each channel. Runs on the meta
@@ -109,7 +110,8 @@ class _Tracer(TorchFunctionMode):
         return made
 
     def _concatenation(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Concatenation | None:
-        """What the result of `func(*args, **kwargs)` is. An operation of none of the three kinds ends the trail."""
+        """The concatenation in the result of `func(*args, **kwargs)`. An operation of none of the three kinds ends the
+        trail."""
         if func in CONCATENATE:
             return self._joined(*args, **kwargs)
         if not args or func not in TRANSPARENT:

@@ -42,11 +42,11 @@ class Stored(ABC):
 
     @abstractmethod
     def __getitem__(self, rows: Rows) -> Tensor:
-        """These rows, on the device. No wait for the device: what is copied to it comes from pinned memory."""
+        """Return these rows, on the device. It does not wait for the device: what is copied to it comes from pinned memory."""
 
 
 class OnDevice(Stored):
-    """In the device's memory."""
+    """A tensor in the device's memory."""
 
     elsewhere = False
 
@@ -65,8 +65,8 @@ class OnDevice(Stored):
 
 
 class InHost(OnDevice):
-    """In the host's memory, from which a batch is gathered in pinned memory: pinned as a whole, rows would take up to twice the
-    room, since pinned memory is handed out in powers of two."""
+    """A tensor in the host's memory, from which a batch is gathered in pinned memory: pinned as a whole, rows would take up to
+    twice the room, since pinned memory is allocated in powers of two."""
 
     elsewhere = True
 
@@ -82,7 +82,7 @@ class InHost(OnDevice):
 
 
 class InScratch(Stored):
-    """In scratch space, from which a batch is read row by row."""
+    """A tensor in scratch space, from which a batch is read row by row."""
 
     def __init__(self, whole: Tensor, device: torch.device, scratch: Scratch) -> None:
         super().__init__(whole, device)

@@ -105,7 +105,7 @@ class Stream:
 
     @property
     def states(self) -> list[CallState]:
-        """What the network knows of every batch's rows; nothing, if none of its layers wants to know."""
+        """The call state of every batch's rows; empty, if no layer of the network needs it."""
         return [each.states[0] if each.states else UNKNOWN for each in self._passes]
 
     def advance(self, collect: bool = True) -> list[tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""Which timesteps share a grid: contiguous groups, found from the ranges that activations have at each timestep.
+"""Groups of timesteps that share a grid: contiguous, found from the ranges that activations have at each timestep.
 
 A group's grid has to span all ranges of the group, so that a tensor whose own range at t has the width w(t) loses
 
@@ -69,7 +69,8 @@ def _check_count(count: int, timesteps: int) -> None:
 
 
 def _lost_bits(lo: Tensor, hi: Tensor) -> Tensor:
-    """Of each segment, float64 [first, last], summed over its timesteps and all quantizers; infinite where last < first."""
+    """The lost bits of each segment, float64 [first, last], summed over its timesteps and all quantizers; infinite where last <
+    first."""
     steps = len(lo)
     width = hi - lo
     width = torch.maximum(width, NARROWEST * width.amax(0)).clamp_min(torch.finfo(torch.float64).tiny)

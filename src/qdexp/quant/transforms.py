@@ -56,7 +56,7 @@ class Transform(Exact):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is kept beside the numbers, as JSON."""
+        """The options that are kept beside the numbers, as JSON."""
         return {}
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Smoothing(Transform):
 
     @classmethod
     def by(cls, factors: Tensor, dim: int) -> "Smoothing":
-        """Of these factors, [channels], positive and finite; they are rounded to bfloat16."""
+        """Make a smoothing by these factors, [channels], positive and finite; they are rounded to bfloat16."""
         made = cls(len(factors), dim).to(factors.device)
         made.fill(factors.to(torch.bfloat16))
         return made
@@ -136,7 +136,7 @@ class Rotation(Transform):
 
     @classmethod
     def drawn(cls, runs: Sequence[tuple[int, int]], dim: int, seed: int) -> "Rotation":
-        """With random signs."""
+        """Draw a rotation with random signs."""
         made = cls(runs, dim)
         generator = torch.Generator().manual_seed(seed)
         made.signs.copy_(2 * torch.randint(2, made.signs.shape, generator=generator) - 1)
@@ -178,7 +178,8 @@ class Rotation(Transform):
         return blocks.flatten(-3, -2)
 
     def additions(self, x: Tensor) -> int:
-        """Of a fast transform of an input: log2 n for each of its values; of a matrix that is no power of two its order."""
+        """The additions of a fast transform of an input: log2 n for each of its values; for a matrix that is no power of two
+        its order."""
         return x.numel() // self.channels * sum(channels * additions(order) for channels, order in self.runs)
 
     @property
@@ -203,7 +204,7 @@ KINDS: Mapping[str, type[Transform]] = {kind.kind: kind for kind in (Smoothing, 
 
 
 def to_dict(transform: Transform) -> dict[str, Any]:
-    """What a checkpoint's JSON has of it."""
+    """The transform as a checkpoint's JSON holds it."""
     return {"kind": transform.kind, **transform.options}
 
 
@@ -220,7 +221,7 @@ def from_dict(values: Mapping[str, Any], channels: int, dim: int) -> Transform:
 
 
 def runs_of(parts: Sequence[int], size: int | None) -> list[tuple[int, int]]:
-    """How the channels of a layer are rotated, within each of its ``parts``: (channels, order) each.
+    """The blocks in which the channels of a layer are rotated, within each of its ``parts``: (channels, order) each.
 
     size: of the blocks, a power of two, or the largest one below it that divides the part. None: the whole part, if it has a
     Hadamard matrix; else blocks of the largest power of two that divides it.
@@ -236,6 +237,6 @@ def _along(values: Tensor, dim: int, ndim: int) -> Tensor:
 
 
 def _laid_out(made: Tensor, like: Tensor) -> Tensor:
-    """In the memory format of ``like``."""
+    """The tensor in the memory format of ``like``."""
     last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     return made.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

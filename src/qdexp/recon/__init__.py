@@ -1,1 +1,1 @@
-"""Block reconstruction with Lightning: what is learned, and the walk from block to block."""
+"""Block reconstruction with Lightning: what is learned, and the order of the blocks."""

@@ -1,4 +1,4 @@
-"""How the iterations run a block: as it stands or compiled, in float32 or bfloat16."""
+"""Runs of a block in the iterations: as it stands or compiled, in float32 or bfloat16."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ Run = Callable[[Call, Mapping[str, Tensor]], tuple[Tensor, ...]]
 
 @contextmanager
 def running(block: nn.Module, options: Iterations) -> Iterator[Run]:
-    """How `options` say that the iterations run this block."""
+    """Prepare the run of a block as `options` say."""
     norms = [module for module in block.modules() if isinstance(module, nn.GroupNorm) and options.precision != "float32"]
     handles = [norm.register_forward_pre_hook(_widen) for norm in norms]
     try:

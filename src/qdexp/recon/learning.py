@@ -1,9 +1,8 @@
-"""What is learned of one block, as Lightning modules.
+"""Learning of one block, as Lightning modules.
 
-Both minimise the distance between the block's outputs, for the inputs that the network quantized so far hands to it, and the
-outputs of the same block in the full-precision network (BRECQ, Li et al. 2021, arXiv 2102.05426, equation 10): first the
-rounding of the weights, with activations in full precision; then, in a second walk with all weights rounded, the scales of the
-activations.
+Both minimise the distance between the block's outputs, for its inputs in the network quantized so far, and the outputs of the
+same block in the full-precision network (BRECQ, Li et al. 2021, arXiv 2102.05426, equation 10): first the rounding of the
+weights, with activations in full precision; then, in a second pass with all weights rounded, the scales of the activations.
 
 A block's *state* is what is learned of it: integers of the weights or scales of the activations, by name.
 """
@@ -35,7 +34,7 @@ Key = TypeVar("Key")
 
 
 class Sample(NamedTuple):
-    """Some rows of a block, on the device: what it is called with, what is known of them, and its targets."""
+    """Some rows of a block, on the device: its arguments, the call state of the rows, and its targets."""
 
     call: Call
     state: CallState
@@ -64,11 +63,11 @@ class Site:
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are needed."""
+        """The device on which the rows are needed."""
         return next(target.device for target in self.targets if target is not None)
 
     def take(self, rows: Tensor | slice) -> Sample:
-        """These rows: int64 indices in the host's memory, or a slice."""
+        """Take some rows: int64 indices in the host's memory, or a slice."""
         targets = [None if target is None else target[rows] for target in self.targets]
         return Sample(self.rows.take(rows), self.rows.state(rows), targets)
 
@@ -86,7 +85,7 @@ class Site:
 
 
 class Samples:
-    """What each iteration learns from, for Lightning. `indices`: the rows of each, in the host's memory."""
+    """The samples that each iteration learns from, for Lightning. `indices`: the rows of each, in the host's memory."""
 
     def __init__(self, site: Site, indices: Sequence[Tensor]) -> None:
         self._site: tuple[Site, ...] = (site,)
@@ -145,7 +144,7 @@ class Reconstruction(pl.LightningModule):
         """The state that was learned."""
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
-        """It is there."""
+        """Return the batch, which is on the device already."""
         return batch
 
     def differences(self, sample: Sample, overrides: State) -> tuple[list[Tensor], list[Tensor]]:

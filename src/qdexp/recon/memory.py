@@ -1,4 +1,4 @@
-"""From the options of ``memory`` to bytes: what is free here, less a margin, and the folder for what does not fit."""
+"""Memory budgets in bytes from the options of ``memory``: what is free here, less a margin, and the folder for the rest."""
 
 import math
 import os
@@ -21,7 +21,7 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def budgets(memory: Memory, device: torch.device, folder: Path) -> Budgets:
-    """In bytes; ``folder``: scratch space where neither the options nor the node name any.
+    """The budgets in bytes; ``folder``: scratch space where neither the options nor the node name any.
 
     Raises UserError where the folder that is named cannot be used.
     """
@@ -39,7 +39,7 @@ def _bytes(given: float | Literal["auto"], free: Callable[[], float]) -> int:
 
 
 def bytes_a_batch(shape: Sequence[int], rows: int) -> int:
-    """Of the network's input, float32: the least that rows of a block take."""
+    """The bytes of a batch of the network's input in float32: the least that rows of a block take."""
     return 4 * rows * math.prod(shape)
 
 
@@ -90,7 +90,7 @@ def free_host() -> int:
 
 
 def _left_by_cgroups() -> Iterator[int]:
-    """What each limit around this process leaves; files that the kernel keeps in memory may go."""
+    """Yield what each limit around this process leaves; files that the kernel keeps in memory may go."""
     for line in _lines(_PROC / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
@@ -107,7 +107,7 @@ def _left_by_cgroups() -> Iterator[int]:
 
 
 def _number(path: Path) -> int | None:
-    """None where there is none, as of ``max``."""
+    """Read a number; None where there is none, such as ``max``."""
     text = "".join(_lines(path))
     return int(text) if text.isdigit() else None
 

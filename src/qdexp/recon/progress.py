@@ -1,4 +1,4 @@
-"""What a person sees while blocks are reconstructed: a bar on a terminal, a line now and then in a log."""
+"""Progress of block reconstruction: a bar on a terminal, a line now and then in a log."""
 
 import time
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""What reconstruction did for each block, as a file beside the checkpoint."""
+"""The result of reconstruction for each block, as a file beside the checkpoint."""
 
 import json
 import math

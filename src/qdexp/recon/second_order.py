@@ -31,8 +31,8 @@ def round_block(site: Site, seed: int) -> State:
 
 
 def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, seed: int) -> InputMoments:
-    """Of what the layer reads when the block runs, beside what the original layer reads in the full-precision network, on the
-    first rows, as many as are needed: every prefix of them is stratified."""
+    """The moments of the layer's input when the block runs, beside what the original layer reads in the full-precision network,
+    on the first rows, as many as are needed: every prefix of them is stratified."""
     whole = layer.transformed_weight(cast("Tensor", original.weight))
     beside = None if layer.branch is None else layer.branch.product()
     moments, times, parts = InputMoments(original, len(site.rows), seed, whole, beside), None, site.parts()
@@ -50,7 +50,7 @@ def _moments(site: Site, layer: QuantizedLayer, original: nn.Module, seed: int) 
 
 
 def _paired(site: Site, rows: slice) -> tuple[Call, Call, CallState]:
-    """What the full-precision block is called with for these rows, and the other one, and what that knows of them."""
+    """The arguments of the full-precision block and of the quantized one for these rows, and the call state of the latter."""
     assert site.exact is not None
     return site.exact.take(rows), site.rows.take(rows), site.rows.state(rows)
 
@@ -60,7 +60,7 @@ class _Enough(Exception):  # noqa: N818 - no error
 
 
 def _read(block: nn.Module, layer: nn.Module, call: Call, times: int | None) -> list[Tensor]:
-    """What the layer reads when the block runs, which stops where the layer has run so many `times`."""
+    """The inputs of the layer when the block runs, which stops once the layer has run so many `times`."""
     seen: list[Tensor] = []
 
     def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -1,8 +1,8 @@
-"""The walk from block to block: learn, judge, keep, go on.
+"""Block-wise learning: learn a block, judge it, keep it, continue with the next.
 
 A full-precision and a quantized stream of the calibration set advance together. At each block the quantized stream gives the
 inputs and the full-precision one the targets. What was learned is kept only where it makes the error on the held-out rows
-smaller, and is written to a file of its own at once: a killed walk goes on at the block where it stopped, and ends with the
+smaller, and is written to a file of its own at once: a killed run continues at the block where it stopped, and ends with the
 same bits.
 """
 
@@ -55,8 +55,8 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Way:
-    """How a block's state is found: by one step after another, each from the best so far. `dtype`: what floats of the rows that
-    are learned from are kept as; `paired`: beside them stands what the full-precision block is called with."""
+    """The way in which a block's state is found: by one step after another, each from the best so far. `dtype`: the type of the
+    floats that are learned from; `paired`: whether the arguments of the full-precision block stand beside them."""
 
     kind: type[Reconstruction]
     steps: Sequence[Callable[[_Task], State]]
@@ -65,8 +65,8 @@ class _Way:
 
 
 class Walk:
-    """Walks through a network whose `blocks` are in execution order, see `blocks_of`. `full`: the full-precision network;
-    `folder`: keeps the blocks that are finished; `memory`: where rows may lie."""
+    """Learns a network block by block, whose `blocks` are in execution order, see `blocks_of`. `full`: the full-precision
+    network; `folder`: keeps the blocks that are finished; `memory`: where rows may lie."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Walk:
         )
 
     def round_weights(self, batches: Batches) -> None:
-        """The same by GPTQ: in one pass, without iterations."""
+        """Round the weights of all blocks by GPTQ: in one pass, without iterations."""
         self._walk(_Way(WeightReconstruction, [self._round], paired=True), batches)
 
     def learn_scales(self, batches: Batches) -> None:
@@ -175,7 +175,7 @@ class Walk:
         return best, errors
 
     def _fit(self, kind: type[Reconstruction], settings: Settings, task: _Task) -> State:
-        """What the iterations of `kind` learn of a block."""
+        """Learn a block's state in the iterations of `kind`."""
         site, device = task.site, task.site.device
         devices.require_arithmetic(device, settings.precision, settings.compile)  # a sweep may be planned elsewhere
         module = kind(site, settings, task.start)
@@ -197,7 +197,7 @@ class Walk:
         return (index.pin_memory() if device.type == "cuda" else index).unbind()
 
     def _seed(self, name: str) -> int:
-        """Of what is random in a block: it depends on the cell's seed and the block alone."""
+        """The seed of what is random in a block: it depends on the cell's seed and the block alone."""
         return int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:4], "big")
 
     @torch.no_grad()
@@ -228,7 +228,7 @@ def _of_rows(parts: tuple[Tensor, ...], sizes: Sequence[int]) -> list[Tensor] | 
 
 
 def _dtype(options: Settings) -> torch.dtype:
-    """What the rows that iterations read are kept in."""
+    """The dtype of the rows that iterations read."""
     dtype: torch.dtype = getattr(torch, options.precision)
     return dtype
 
@@ -239,7 +239,7 @@ def _write(path: Path, state: State, errors: BlockErrors) -> None:
 
 
 def _read(path: Path, block: str) -> tuple[State, BlockErrors] | None:
-    """What `_write` wrote, or None where there is none, or a truncated one."""
+    """Read a file of `_write`; None where there is none, or a truncated one."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):

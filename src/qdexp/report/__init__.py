@@ -1,1 +1,1 @@
-"""What a reader of results sees: tables and pictures, made from records alone."""
+"""Reports: tables and pictures, made from records alone."""

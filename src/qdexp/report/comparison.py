@@ -46,7 +46,7 @@ class Line:
 
     @property
     def seconds(self) -> float | None:
-        """Of the mean cell, from an empty store; None where it is not known."""
+        """The seconds of the mean cell from an empty store; None where they are not known."""
         totals = [record["costs"]["total"]["seconds"] for record in self.records if "total" in record.get("costs", {})]
         return statistics.mean(totals) if totals else None
 
@@ -140,7 +140,7 @@ def refuse_mixed(records: Sequence[Record]) -> None:
 
 
 def measured_with(records: Sequence[Record]) -> dict[str, list[str]]:
-    """By metric: what it was measured with beside the protocol, ``LPIPS to FP: backbone VGG-16, weights 397923af``."""
+    """The things that each metric was measured with beside the protocol: ``LPIPS to FP: backbone VGG-16, weights 397923af``."""
     found: dict[str, dict[str, None]] = {}
     for record in records:
         for name, told in record.get("measures", {}).items():

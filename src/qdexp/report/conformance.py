@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Paper:
-    """What a paper reports, as its file says."""
+    """The numbers that a paper reports, as its file says."""
 
     title: str
     source: str
@@ -107,7 +107,7 @@ def _numbers(reported: dict[str, float], line: Line, metrics: Mapping[str, Numbe
 
 
 def _deviation(name: str, values: dict[str, Any], config: dict[str, Any]) -> Row | None:
-    """None where our setting is the paper's and the code's."""
+    """The deviation of our setting; None where it is the paper's and the code's."""
     ours = config.get(name)
     if name in config and all(ours == value for value in values.values()):
         return None

@@ -1,4 +1,4 @@
-"""What lies behind a record's numbers: the arrays of its stages in the store, and the estimates made from them.
+"""Evidence for a record's numbers: the arrays of its stages in the store, and the estimates made from them.
 
 A record may be read without its store, on another machine: then there are numbers and no intervals, and ``gaps`` says so.
 """
@@ -60,7 +60,8 @@ class Evidence:
         return [(name, images) for name, images in found if images.shape == found[0][1].shape]
 
     def estimates(self, record: Record) -> dict[str, Estimate]:
-        """By their keys: those of the record's numbers that are means or statistics of its images, with their replicates."""
+        """The estimates of those of the record's numbers that are means or statistics of its images, by key, with their
+        replicates."""
         found: dict[str, Estimate] = {}
         if "measures" not in record:
             self.gaps.add("some cells were measured before intervals were kept with them: run their sweeps again for these")
@@ -78,12 +79,12 @@ class Evidence:
 
 
 def _labelled(name: str, record: Record) -> str:
-    """With its bits, which a picture does not have in a column."""
+    """The name with the bits, which a picture does not have in a column."""
     return name if full_precision(record) or bits(record) in name else f"{name} {bits(record)}"
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """What a file of the store holds. Raises UserError where it is corrupt."""
+    """The arrays in a file of the store. Raises UserError where it is corrupt."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

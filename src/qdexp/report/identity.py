@@ -1,4 +1,4 @@
-"""Which records belong together, by content: a name or a path does not tell which weights it stood for, keys and digests do.
+"""Identity of records by content: a name or a path does not tell which weights it stood for, keys and digests do.
 
 network   the key of the full-precision samples: weights, architecture, sampler, noise, environment
 identity  the key that the whole cell would have with the seed left out
@@ -71,8 +71,8 @@ def differing(records: Sequence[Record]) -> set[str]:
 
 
 class Baselines:
-    """What cells are compared with: ``named`` is a method, or a record's cell. Where none is named that is full precision, and
-    ``row``, records that differ in their seed alone, where there is none either."""
+    """The baselines that cells are compared with: ``named`` is a method, or a record's cell. Where none is named, full
+    precision is the baseline, or without it ``row``, records that differ in their seed alone."""
 
     def __init__(self, records: Sequence[Record], named: str | None = None, row: Sequence[Record] = ()) -> None:
         self.named = named or "fp"

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: by its folder, a record, or what a cell is called in tables and in what a run prints."""
+"""Lookup of a checkpoint: by its folder, a record, or the name of a cell in tables and in the lines of a run."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -81,7 +81,7 @@ def _listed(cells: Sequence[str]) -> str:
 
 
 def _called(records: Sequence[Record], layout: Layout) -> Iterator[tuple[str, Record]]:
-    """What the cells are called: by their methods, by the runs of sweeps, and in the tables of a sweep or of all records."""
+    """The names of the cells: by their methods, by the runs of sweeps, and in the tables of a sweep or of all records."""
     tables = [records]
     for path in layout.all_cells():
         try:

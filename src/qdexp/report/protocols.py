@@ -34,7 +34,7 @@ def of_protocol(records: Sequence[Record], wanted: str) -> list[Record]:
 
 
 def rehearsal(records: Iterable[Record]) -> list[str]:
-    """What has to be said beside any number of these records: nothing, or that weights or the extractor's are random."""
+    """The warnings beside any number of these records: none, or that weights or the extractor's are random."""
     found = list(records)
     weights = any(record["axes"].get("weights") == "random" for record in found)
     extractor = any(record["protocol"].get("random_extractor") for record in found)

@@ -1,6 +1,6 @@
 """The order of rows, and their names: a method, and what else tells a row from the others.
 
-What is told is the content first: the weights, then options, then where and by which code a cell was made. A seed is told last,
+Names tell the content first: the weights, then options, then where and by which code a cell was made. A seed is told last,
 since rows that differ in their seed alone are one.
 """
 
@@ -84,7 +84,7 @@ def bits(record: Record) -> str:
 
 
 def _traits(records: Sequence[Record]) -> Iterator[Trait]:
-    """In the order in which they are told, where those before do not tell enough."""
+    """The traits in the order in which they are added to a name, where those before do not tell rows apart."""
     yield lambda record: record["axes"].get("model")
     for name in sorted({name for record in records for name in contents(record)}):
         yield _file(name, records)

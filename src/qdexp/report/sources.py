@@ -1,4 +1,4 @@
-"""What a report is made of: the records that its user names, and the cells of a sweep that have none yet."""
+"""The sources of a report: the records that its user names, and the cells of a sweep that have none yet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def newest(out: Path) -> Sweep:
 
 
 def names(layout: Layout) -> list[str]:
-    """Of the sweeps that were started, the newest last."""
+    """The names of the sweeps that were started, the newest last."""
     newest_first = (path.parent.name for path in reversed(layout.all_cells()))
     return list(dict.fromkeys(newest_first))[::-1]
 

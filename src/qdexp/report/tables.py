@@ -32,13 +32,13 @@ LONGEST = 100
 
 
 def brief(comparison: Comparison) -> Place:
-    """Where the numbers of the table are shown that a sweep ends with."""
+    """The place whose numbers the table at the end of a sweep shows."""
     scored = any(number.kind == "quality" and "bars" in number.shown for number in comparison.shown("brief"))
     return "brief" if scored else "alone"
 
 
 def to_texts(comparison: Comparison, place: Place = "overview") -> pd.DataFrame:
-    """What a reader sees: one row per line, the columns that at least one of them fills, numbers in their own digits."""
+    """The table as text: one row per line, the columns that at least one of them fills, numbers in their own digits."""
     numbers, headline = of_comparison(comparison), comparison.headline
     texts = {"method": numbers["line"], "bits": [bits(line.records[0]) for line in comparison.lines]}
     if (numbers["seeds"] > 1).any():
@@ -61,7 +61,7 @@ def _time(seconds: float) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What must be said with the numbers: the protocol first."""
+    """The notes below a table, the protocol first."""
     lines = comparison.lines
     records = [*(record for line in lines for record in line.records), *comparison.failed]
     models = {str(record["axes"].get("model")) for record in records}
@@ -98,7 +98,7 @@ def _machines(records: Sequence[Record]) -> list[str]:
 
 
 def _floors(comparison: Comparison) -> list[str]:
-    """What perfect images would score, where a metric says so: the same in all lines."""
+    """The floors, which perfect images would score, where a metric has one: the same in all lines."""
     found = {
         number: {number.text(line.numbers[number.key].value) for line in comparison.lines if number.key in line.numbers}
         for number in comparison.numbers
@@ -119,7 +119,7 @@ def failures(comparison: Comparison) -> list[str]:
 
 
 def to_terminal(comparison: Comparison, width: int, place: Place = "overview") -> Group:
-    """For rich: the columns for which a terminal of this width has room, and below them what must be said."""
+    """The table for rich: the columns for which a terminal of this width has room, and the notes below."""
     texts = to_texts(comparison, place)
     titles, widths = list(texts), [_width(title, list(texts[title]), place >= NAMES) for place, title in enumerate(texts)]
     fitting = max(NAMES, sum(needed <= width for needed in accumulate(one + 2 for one in widths)))
@@ -135,12 +135,12 @@ def to_terminal(comparison: Comparison, width: int, place: Place = "overview") -
 
 
 def _width(title: str, texts: Sequence[str], number: bool) -> int:
-    """What a column needs: numbers stay whole, names go on below at a space."""
+    """The width of a column: numbers stay whole, names break at a space."""
     return max(map(len, [*title.split(), *(texts if number else " ".join(texts).split())]))
 
 
 def to_markdown(comparison: Comparison, place: Place = "overview") -> str:
-    """For GitHub; ends with a newline."""
+    """The table as Markdown for GitHub; ends with a newline."""
     texts = to_texts(comparison, place)
     failed = [f"- {_in_markdown(failure)}" for failure in failures(comparison)]
     below = [*(f"{_in_markdown(note)}." for note in notes(comparison)), *([""] if failed else []), *failed]
@@ -159,7 +159,7 @@ def _in_a_cell(text: str) -> str:
 
 
 def _in_markdown(text: str) -> str:
-    """As it is read: neither code, nor a link, emphasis or HTML."""
+    """The text as it is read: neither code, nor a link, emphasis or HTML."""
     for sign in ("\\", "`", "*", "]("):
         text = text.replace(sign, f"\\{sign}")
     return printable(text.replace("<", "&lt;"))

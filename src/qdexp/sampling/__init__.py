@@ -1,1 +1,2 @@
-"""From noise to images, or to trajectories: one seed a sample, so that neither batches nor processes change an image."""
+"""Sampling from noise to images, or to trajectories: one seed per sample, so that neither batches nor processes change an
+image."""

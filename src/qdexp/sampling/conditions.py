@@ -1,8 +1,8 @@
-"""What a network is asked to draw, and classifier-free guidance.
+"""Conditions of a network, and classifier-free guidance.
 
 A condition is a dict of named tensors with a row a sample, as the network's class names them (``class_labels``); dicts may lie
-inside. Of the distinct conditions of a protocol, sample i is asked for number i modulo their count, in every cell. With
-guidance g the noise is estimated twice (Ho and Salimans, arXiv 2207.12598, in the convention of diffusers):
+inside. Of the distinct conditions of a protocol, sample i has number i modulo their count, in every cell. With guidance g the
+noise is estimated twice (Ho and Salimans, arXiv 2207.12598, in the convention of diffusers):
 
     eps = eps(x_t, t, empty) + g (eps(x_t, t, condition) - eps(x_t, t, empty)),
 
@@ -34,28 +34,28 @@ PIECES, EMPTY = "asked-*.safetensors", "empty.safetensors"
 def estimate_noise(network: nn.Module, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
     """eps(x_t, t): x_t [n, c, h, w], t [n]; of a tuple, a dict or a diffusers output, the first element.
 
-    Networks that learned a variance too answer with twice the channels: the first are the noise.
+    Networks that learned a variance too return twice the channels: the first are the noise.
     """
     answer: Tensor = estimate_of(call(network, x_t, t, condition))
     return answer[:, : x_t.shape[1]]
 
 
 def _told(network: nn.Module, branch: str) -> AbstractContextManager[None]:
-    """Tells a network that can be told which branch it is called for, as diffusers' pipelines do."""
+    """Sets the branch of a call on networks that can know it, as diffusers' pipelines do."""
     tell = getattr(network, "cache_context", None)
     return nullcontext() if tell is None else tell(branch)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one batch is asked for: ``branches`` are the conditions with which the network is called, the asked one first, then
-    with guidance the empty one."""
+    """The conditions of one batch: ``branches`` are those that the network is called with, first the conditional one, then with
+    guidance the unconditional one."""
 
     branches: tuple[Named, ...] = ({},)
     guidance: float = 1.0
 
     def batch(self, x_t: Tensor, t: Tensor) -> tuple[Any, ...]:
-        """The network's call as asked, without guidance."""
+        """The network's conditional call, without guidance."""
         return (x_t, t, self.branches[0]) if self.branches[0] else (x_t, t)
 
     def estimate(self, network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Conditions:
 
     @classmethod
     def none(cls) -> "Conditions":
-        """Of an unconditional model."""
+        """Make the conditions of an unconditional model."""
         return cls([], {})
 
     @classmethod
@@ -92,11 +92,11 @@ class Conditions:
 
     @property
     def branches(self) -> int:
-        """How often the network is called at each of the sampler's calls."""
+        """The number of calls of the network per call of the sampler."""
         return 1 if self.guidance == 1 else 2
 
     def of(self, samples: Iterable[int], device: torch.device) -> Asked:
-        """What these samples are asked for, on ``device``."""
+        """The conditions of these samples, on ``device``."""
         if not self.pieces:
             return Asked()
         numbers = [sample % self.count for sample in samples]

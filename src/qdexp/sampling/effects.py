@@ -1,4 +1,4 @@
-"""What the options of a scheduler do: found by walking with it, since names cannot be trusted.
+"""Effects of a scheduler's options, found by sampling with it, since names cannot be trusted.
 
 Two things make a number another one than its protocol says. On latents, clipping or thresholding of the x_0 estimate is wrong,
 and several schedulers do it by default. And an option may do nothing: some schedulers swallow what they do not know, others
@@ -30,7 +30,8 @@ SWITCHES = ("clip_sample", "thresholding")
 
 
 def refuse_bounds(model: Model, protocol: Protocol) -> None:
-    """Raises UserError where the walk of a latent model ends within bounds, whatever its network says: latents have none."""
+    """Raises UserError where trajectories of a latent model end within bounds, whatever its network predicts: latents have
+    none."""
     if model.first_stage is None or _goes_far(model, protocol):
         return
     given, fix = protocol.scheduler, "choose another sampler"
@@ -44,8 +45,8 @@ def refuse_bounds(model: Model, protocol: Protocol) -> None:
 
 
 def refuse_other_paths(model: Model, protocol: Protocol) -> None:
-    """Raises UserError where the model predicts the velocity of a flow, and the sampler does not walk along it: a network whose
-    x_0 is 1 everywhere has to lead there."""
+    """Raises UserError where the model predicts the velocity of a flow, and the sampler does not follow it: a network whose x_0
+    is 1 everywhere has to lead there."""
     if model.schedule.get("prediction_type") != FLOW:
         return
     try:
@@ -72,7 +73,7 @@ def refuse_idle_options(samplers: Iterable[tuple[Model, Protocol]]) -> None:
 
 
 def _does_something(model: Model, protocol: Protocol, name: str) -> bool:
-    """Whether the option says its default, or the walk with it differs from that without."""
+    """Whether the option says its default, or trajectories with it differ from those without."""
     without = replace(protocol, scheduler={key: value for key, value in protocol.scheduler.items() if key != name})
     if protocol.scheduler[name] == _default(protocol.scheduler["_target_"], name):
         return True
@@ -88,7 +89,8 @@ def _default(target: str, name: str) -> Any:
 
 
 def _goes_far(model: Model, protocol: Protocol) -> bool:
-    """Whether a network whose x_0 is ``FAR`` everywhere leads there, or, where the walk leads elsewhere, beyond any bounds."""
+    """Whether a network whose x_0 is ``FAR`` everywhere leads there, or, where the trajectory leads elsewhere, beyond any
+    bounds."""
     try:
         sampler = Sampler(model, protocol)
     except UserError:  # it has no such option
@@ -98,8 +100,8 @@ def _goes_far(model: Model, protocol: Protocol) -> bool:
 
 
 def _constant(model: Model, x_0: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a network answers whose estimate of x_0 is the same everywhere: x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, or, on a
-    flow, (1 - s) x_0 + s eps."""
+    """The prediction of a network whose estimate of x_0 is the same everywhere: x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, or,
+    on a flow, (1 - s) x_0 + s eps."""
     if model.schedule.get("prediction_type") == FLOW:
         last = model.schedule.get("num_train_timesteps", 1000)
         return lambda x_t, t: (x_t - x_0) * (last / t.clamp_min(1e-3)).view(-1, 1, 1, 1).to(x_t.dtype)
@@ -120,7 +122,7 @@ def _constant(model: Model, x_0: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _wandering(model: Model, protocol: Protocol) -> Tensor:
-    """Where the walk leads with a network whose answers depend on everything, and are large."""
+    """The end of a trajectory with a network whose predictions depend on everything, and are large."""
     sampler = Sampler(model, protocol)
 
     def estimate(x_t: Tensor, t: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Sampler:
         return scheduler
 
     def rehearse(self) -> None:
-        """Walks once with a network that answers zeros. Raises UserError where the scheduler cannot be walked with."""
+        """Samples once with a network that predicts zeros. Raises UserError where the scheduler cannot be used."""
         try:
             self.walk(lambda x_t, _: torch.zeros_like(x_t), generators("evaluation", 0, [0]), torch.device("cpu"), (1, 2, 2))
         except Exception as error:  # it may be the user's own
@@ -93,7 +93,7 @@ class Sampler:
         shape: tuple[int, ...],
         observe: Observer | None = None,
     ) -> Tensor:
-        """Where ``estimate(x_t, t)``, called as a network, leads from noise of ``shape``: x_0 [n, *shape]."""
+        """Sample x_0 [n, *shape] with ``estimate(x_t, t)``, called as a network, from noise of ``shape``."""
         scheduler = self._ready()
         timesteps = torch.tensor(self.timesteps, device=device)
         takes_noise = "generator" in inspect.signature(scheduler.step).parameters
@@ -136,7 +136,7 @@ _timesteps: dict[str, list[int] | list[float]] = {}
 
 
 def timesteps_of(model: Model, options: SamplerOptions) -> Sequence[float]:
-    """Those of the ``Sampler``, which is made once a process for each noise schedule. Raises as it does."""
+    """The timesteps of the ``Sampler``, which is made once a process for each noise schedule. Raises as it does."""
     key = json.dumps([model.schedule, options.scheduler, options.steps], sort_keys=True)
     if key not in _timesteps:
         _timesteps[key] = Sampler(model, options).timesteps

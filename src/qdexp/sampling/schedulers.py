@@ -1,4 +1,4 @@
-"""DDIM as its authors' code walks, which no scheduler of diffusers reaches by its options (Song et al. 2021, arXiv 2010.02502).
+"""DDIM as in its authors' code, which no scheduler of diffusers reaches by its options (Song et al. 2021, arXiv 2010.02502).
 
 With abar_t the cumulative product of 1 - beta, t' the timestep after t, and z standard normal noise:
 
@@ -59,7 +59,7 @@ class DDIM:
         """Raises ValueError where the skip gives another number of timesteps, or timesteps beyond the schedule.
 
         The original's uniform skip takes every (count // steps)-th timestep, whose number may be larger: what it calls 400 of
-        1000 steps are 500. They have to be asked for by their number.
+        1000 steps are 500. The real number has to be given.
         """
         count = len(self.alphas_bar)
         skip = max(count // steps, 1)
@@ -80,7 +80,7 @@ class DDIM:
     def step(
         self, answer: Tensor, t: Tensor, x_t: Tensor, generator: list[torch.Generator], return_dict: bool = False
     ) -> tuple[Tensor]:
-        """(x_t',), from the network's answer to x_t [n, c, h, w]; one generator a sample. For each timestep in order."""
+        """(x_t',), from the network's prediction for x_t [n, c, h, w]; one generator a sample. For each timestep in order."""
         self._step += 1
         last = self._step == len(self.timesteps)
         now, ahead = self.alphas_bar[t], self.final_alpha_bar if last else self.alphas_bar[self.timesteps[self._step]]
@@ -92,7 +92,7 @@ class DDIM:
         return (x,)
 
     def _split(self, answer: Tensor, x_t: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
-        """x_0 and eps; a network may answer with v = sqrt(abar) eps - sqrt(1 - abar) x_0 instead (Salimans and Ho 2022)."""
+        """x_0 and eps; a network may predict v = sqrt(abar) eps - sqrt(1 - abar) x_0 instead (Salimans and Ho 2022)."""
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
         if self.predicts_v:
             return signal * x_t - noise * answer, signal * answer + noise * x_t

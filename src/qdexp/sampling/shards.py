@@ -30,7 +30,7 @@ DECODED = 4
 
 @dataclass(frozen=True)
 class Stream:
-    """Which samples: the first ``n`` of the noise stream ``name`` with ``seed``, in batches of ``batch``."""
+    """A stream of samples: the first ``n`` of the noise stream ``name`` with ``seed``, in batches of ``batch``."""
 
     name: str
     seed: int
@@ -46,7 +46,7 @@ class Stream:
         return range(shard * self.batch, (shard + 1) * self.batch)
 
     def rows(self, shard: int) -> int:
-        """How many rows of ``shard`` are kept."""
+        """The number of rows of ``shard`` that are kept."""
         return min(self.batch, self.n - shard * self.batch)
 
 
@@ -103,7 +103,7 @@ def _length(path: Path) -> int:
 
 
 class Sampling(torch.nn.Module):
-    """From the number of a shard to its images, or its whole trajectory.
+    """Sampling of a shard's images, or of its whole trajectory, by the shard's number.
 
     first_stage: makes images of what the sampler ends with, by its method ``decode``; None where those are images.
     pixels: how they become images of 8 bits.
@@ -125,7 +125,7 @@ class Sampling(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the module is."""
+        """The device of the module."""
         here: torch.device = self.get_buffer("_here").device
         return here
 
@@ -134,11 +134,12 @@ class Sampling(torch.nn.Module):
         return generators(self.stream.name, self.stream.seed, self.stream.samples(shard))
 
     def asked(self, shard: int) -> Asked:
-        """What the shard's samples are asked for."""
+        """The conditions of the shard's samples."""
         return self.conditions.of(self.stream.samples(shard), self.device)
 
     def forward(self, shard: int) -> Tensors:
-        """``images`` uint8 [batch, c, h, w], in the host's memory. Raises UserError where the walk ends with no numbers."""
+        """``images`` uint8 [batch, c, h, w], in the host's memory. Raises UserError where the trajectory ends in values that
+        are not finite."""
         x_0 = self.sampler.run(self.network, self.sources(shard), self.device, self.asked(shard))
         images = to_images(x_0 if self.first_stage is None else self._decode(x_0, self.first_stage), self.pixels)
         kept = on_host(images.shape, self.device, torch.uint8).copy_(images, non_blocking=True)
@@ -157,8 +158,8 @@ def on_host(shape: Sequence[int], device: torch.device, dtype: torch.dtype = tor
 
 
 class Recording(Sampling):
-    """The same walk, recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w], what was seen and answered. All of
-    it may be too large for the device's memory."""
+    """Sampling of a shard with its trajectory recorded: ``x_t`` and (guided) ``eps`` float32 [batch, calls, c, h, w], the
+    inputs and predictions. All of it may be too large for the device's memory."""
 
     def forward(self, shard: int) -> Tensors:
         shape = self.sampler.steps, self.stream.batch, *self.sampler.shape
@@ -173,7 +174,7 @@ class Recording(Sampling):
 
 
 def missing_shards(stream: Stream, folder: Path, shards: Sequence[int] | None = None) -> list[int]:
-    """Which shards ``folder`` lacks of the stream's, or of ``shards``."""
+    """The shards that ``folder`` lacks of the stream's, or of ``shards``."""
     return [shard for shard in (stream.shards if shards is None else shards) if not shard_path(folder, shard).exists()]
 
 

@@ -1,4 +1,5 @@
-"""What the layers of the full-precision network read, step by step: ranges, and histograms of the shortcuts' two parts."""
+"""The inputs of the layers of the full-precision network, step by step: ranges, and histograms of the two parts of
+shortcuts."""
 
 import json
 from collections.abc import Mapping

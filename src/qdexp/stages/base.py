@@ -1,4 +1,4 @@
-"""What every stage is: a dataclass of all that its result depends on, and the work itself.
+"""Stages: a dataclass of everything that the result depends on, and the work itself.
 
 Fields are options, files and other stages; from them follow inputs and key (``qdexp.stages.keys``), and the work reads nothing
 else. Two cells that need the same stage share it.
@@ -33,7 +33,7 @@ class Stage(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is called: its results, its jobs and their resources go by this."""
+        """The stage's name, which its results, jobs and resources go by."""
 
     @property
     def quick(self) -> bool:
@@ -50,7 +50,7 @@ class Stage(ABC):
         """Does the work: reads the folders of the inputs, fills ``folder``."""
 
     def results(self, folder: Path) -> Results:
-        """What its result, in ``folder``, adds to the record of its cell."""
+        """The sections that its result, in ``folder``, adds to the record of its cell."""
         return {}
 
     @cached_property
@@ -103,7 +103,7 @@ class Stage(ABC):
 
 
 def _named(value: Any) -> Iterator[tuple[str, Any]]:
-    """What the fields of a dataclass are, by their names, and what is in those that are mappings and dataclasses."""
+    """The fields of a dataclass by name, and those of the mappings and dataclasses in it."""
     pending = list(counted(value))
     for name, inner in pending:
         yield name, inner
@@ -135,12 +135,12 @@ def _stage_modules() -> set[str]:
 
 
 class Sharded(ABC):
-    """What a stage is too whose result is made of shards: processes may make them apart from one another."""
+    """A stage whose result is made of shards: processes may make them independently."""
 
     @property
     @abstractmethod
     def shards(self) -> range:
-        """Their numbers."""
+        """The numbers of the shards."""
 
     @abstractmethod
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
-"""The calibration set: rows (x_t, t) that a strategy chooses from the recorded trajectory, with what the network is asked for.
+"""The calibration set: rows (x_t, t) that a strategy chooses from the recorded trajectory, with the network's conditions.
 
-With guidance the network is called twice, so each chosen row is there twice in turn: as asked, and with the empty condition.
+With guidance the network is called twice, so each chosen row is there twice in turn: in the conditional and in the
+unconditional branch.
 """
 
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def read_batches(folder: Path, size: int, device: torch.device, rows: int | None
 
 
 def _cut(batch: "Batch", rows: slice, device: torch.device) -> "Batch":
-    """These rows of every tensor in a batch."""
+    """Cut these rows out of every tensor in a batch."""
     part: Batch = pytree.tree_map(lambda tensor: tensor[rows].to(device), batch)
     return part
 

@@ -1,4 +1,4 @@
-"""What a conditional model is asked for: encoded once, before anything is sampled."""
+"""Conditions of a conditional model, encoded once, before anything is sampled."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from qdexp.stages.keys import identity
 class ConditionsStage(Stage):
     """``asked-NUMBER.safetensors``: the distinct conditions of a noise stream, ``PIECE`` rows each; ``empty.safetensors``.
 
-    ``wanted``: what the stream is asked for, an entry a row; ``condition``: what of the model, its ``files`` aside, changes the
+    ``wanted``: the conditions of the stream, an entry a row; ``condition``: what of the model, its ``files`` aside, changes the
     conditions, as its ``Conditioning`` says.
     """
 
@@ -61,7 +61,7 @@ def conditions_of(config: Config, stream: Stream) -> ConditionsStage | None:
 
 
 def conditioning_of(model: Model) -> Conditioning:
-    """How the model is asked. UserError where it is no way to ask."""
+    """The conditioning of the model. UserError where it is no way to ask."""
     try:
         conditioning = instantiate(model.condition)
     except InstantiationException as error:
@@ -72,7 +72,7 @@ def conditioning_of(model: Model) -> Conditioning:
 
 
 def check(config: Config) -> None:
-    """Raises UserError where the model cannot be asked for what the protocol asks for, or has nothing to ask it with."""
+    """Raises UserError where the model cannot have the conditions of the protocol, or no encoder for them."""
     model, protocol = config.model, config.protocol
     if model.condition is not None:
         conditioning_of(model).check(config)
@@ -88,7 +88,7 @@ def check(config: Config) -> None:
 
 
 def protocol_of(config: Config) -> dict[str, Any]:
-    """What the images are asked for, as a part of the protocol; nothing where the model is unconditional."""
+    """The conditions of the images, as a part of the protocol; empty where the model is unconditional."""
     if config.model.condition is None:
         return {}
     protocol = config.protocol
@@ -96,5 +96,5 @@ def protocol_of(config: Config) -> dict[str, Any]:
 
 
 def read_conditions(inputs: dict[str, Path], guidance: float) -> Conditions:
-    """Of the stage that ``conditions_of`` gave, or nothing."""
+    """Read the conditions of the stage that ``conditions_of`` gave, or of an unconditional model."""
     return Conditions.load(inputs["conditions"], guidance) if inputs.get("conditions") else Conditions.none()

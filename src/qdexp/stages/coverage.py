@@ -1,4 +1,4 @@
-"""What of the quantized network is quantized, and what its products and weights cost."""
+"""Coverage of the quantized network, and the cost of its products and weights."""
 
 import json
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Teacher-forced: both networks see the full-precision x_t, so the error is the step's own,
     sum |eps_q(x_t, t) - eps(x_t, t)|^2 / sum |eps(x_t, t)|^2.
-Free-running: the quantized network walks alone from the same noise, so errors accumulate,
+Free-running: the quantized network samples alone from the same noise, so errors accumulate,
     sum |x_t^q - x_t|^2 / sum |x_t|^2.
 """
 

@@ -1,4 +1,4 @@
-"""From a stage's fields to its key.
+"""Keys: from a stage's fields to its key.
 
 The key is a hash of everything in the stage's dataclass, dataclasses inside included, but for fields that are marked as
 ``WITHOUT_EFFECT``: files by their digests, other stages by their keys, what a ``_target_`` names with the digest of its code;
@@ -29,7 +29,7 @@ _VERSIONED = ("diffusers.", "torch.")
 
 @runtime_checkable
 class Keyed(Protocol):
-    """What has a key of its own: a stage."""
+    """An object with a key of its own: a stage."""
 
     @property
     def key(self) -> str: ...
@@ -41,7 +41,7 @@ def short_hash(value: object) -> str:
 
 
 def content(value: Any, key_of: Callable[[Any], str]) -> Any:
-    """What a value contributes to a key, as JSON holds it; ``key_of``: the key of a stage among the values.
+    """The contribution of a value to a key, as JSON holds it; ``key_of``: the key of a stage among the values.
 
     Raises UserError where a ``_target_`` cannot be imported.
     """
@@ -58,7 +58,7 @@ def content(value: Any, key_of: Callable[[Any], str]) -> Any:
 
 
 def content_of_fields(value: Any, key_of: Callable[[Any], str]) -> dict[str, Any]:
-    """What the fields of a dataclass contribute, but for those without effect."""
+    """The contribution of a dataclass's fields, except those without effect."""
     metadata = {field.name: field.metadata for field in fields(value)}
     return {name: _field(metadata[name], inner, key_of) for name, inner in counted(value)}
 
@@ -118,7 +118,7 @@ def modules_of(target: str) -> Sequence[str]:
 
 @cache
 def _own_code(module: str) -> str:
-    """Of one of qdexp's modules: read once a process."""
+    """The digest of one of qdexp's modules: read once a process."""
     return code.digest(module)
 
 

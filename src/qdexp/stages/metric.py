@@ -73,7 +73,7 @@ class MetricStage(Stage):
         return self.metric.portable
 
     def material(self, inputs: dict[str, Path]) -> Material:
-        """What the metric gets."""
+        """The material that the metric gets."""
         values = {name: value for name, value in self.needed.items() if name not in inputs}
         return Material(device=self.device, folders=inputs, values=values, files=self.files)
 

@@ -21,7 +21,7 @@ NAMES = 3
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Quantized:
-    """What stages have among their fields that compute with the quantized network; ``quantization``: the stage that made it."""
+    """The quantized network among a stage's fields; ``quantization``: the stage that made it."""
 
     quantization: StepStage
     backend: NamedBackend
@@ -33,7 +33,7 @@ class Quantized:
         return network.to(made.device)
 
     def lowered(self, network: nn.Module) -> nn.Module:
-        """What runs in place of ``network``, which may be changed."""
+        """The network that runs in place of ``network``, which may be changed."""
         backend, model = self.backend.backend, self.quantization.model
         counted = not isinstance(backend, Simulated) and has_example(model)
         macs = macs_by_module(count(network, example_row(network, model))) if counted else Counter[str]()

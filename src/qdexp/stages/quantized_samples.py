@@ -15,7 +15,7 @@ from qdexp.stages.samples import SamplesStage, first_stage_files, noise_stream
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedSamplesStage(SamplesStage):
-    """Likewise. Of the model's own weights none are read."""
+    """Images of the quantized network. None of the model's own weights are read."""
 
     quantized: Quantized
 

@@ -36,8 +36,8 @@ class FullPrecision:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a network is run from, and in batches of how many rows; ``conditions``: those of the images, of a network for which
-    none can be made up."""
+    """The source of a running network, and the rows of its batches; ``conditions``: those of the images, for a network whose
+    conditions cannot be made up."""
 
     network: Quantized | FullPrecision
     model: Model
@@ -64,7 +64,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RunningMetricStage(MetricStage):
-    """Likewise, of a metric that needs the network as the cell runs it."""
+    """A metric that needs the network as the cell runs it, as a stage."""
 
     source: Source
 

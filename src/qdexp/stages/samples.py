@@ -49,7 +49,7 @@ class SamplesStage(Sharded, Stage):
         return self.stream.shards
 
     def network(self, inputs: dict[str, Path]) -> torch.nn.Module:
-        """What estimates the noise."""
+        """The network that predicts the noise."""
         return models.build(self.model, self.sampling.channels_last)
 
     def draw(self, folder: Path, inputs: dict[str, Path], shards: Sequence[int]) -> None:
@@ -71,5 +71,5 @@ def noise_stream(config: Config) -> Stream:
 
 
 def first_stage_files(model: Model) -> dict[str, Path]:
-    """Of what makes images of latents."""
+    """The files of the first stage, which makes images of latents."""
     return {f"first_stage.{role}": path for role, path in models.first_stage_files(model).items()}

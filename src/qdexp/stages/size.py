@@ -1,4 +1,4 @@
-"""What the full-precision network costs."""
+"""The cost of the full-precision network."""
 
 import json
 from collections.abc import Mapping

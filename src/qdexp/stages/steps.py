@@ -113,7 +113,7 @@ class StepStage(Stage):
         keep(folder, network.to(self.device), self.model, example)
 
     def _network(self, inputs: dict[str, Path]) -> nn.Module:
-        """As the step before left it."""
+        """The network as the step before left it."""
         if self.before is None:
             model = self.model if self.step.from_weights else replace(self.model, weights=RANDOM)
             return models.build(model, self.sampling.channels_last).to(self.device)

@@ -1,4 +1,4 @@
-"""From a config to the stages of its cell. Each stage is made once and handed to those that read it."""
+"""Stages of a cell from its config. Each stage is made once and handed to those that read it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -70,7 +70,7 @@ def steps_of(config: Config) -> dict[str, StepStage]:
 
 
 def measures_of(config: Config, stages: Mapping[str, Stage]) -> dict[str, Stage]:
-    """What measures the images that ``stages`` make, likewise: the metrics by their names, and the features that they read.
+    """The stages that measure the images of ``stages``: the metrics by their names, and the features that they read.
 
     A metric that needs what there is not in the cell is left out. Raises UserError where one cannot be taken.
     """
@@ -99,7 +99,7 @@ def measures_of(config: Config, stages: Mapping[str, Stage]) -> dict[str, Stage]
 
 
 def _there(config: Config, stages: Mapping[str, Stage]) -> dict[str, Any]:
-    """What metrics may need, by what ``qdexp.metrics.base`` calls it: stages, and plain values."""
+    """The things that metrics may need, by their names in ``qdexp.metrics.base``: stages, and plain values."""
     found: dict[str, Any] = {need: stages[need] for need in (SAMPLES, FULL_PRECISION, CURVES, COVERAGE, SIZE) if need in stages}
     if COVERAGE in stages:
         found[NETWORK] = stages[COVERAGE].inputs["quantization"]
@@ -121,7 +121,7 @@ def _calibrating(steps: dict[str, StepStage]) -> dict[str, Stage]:
 
 
 def _conditions(samples: Stage, calibration: Stage | None = None, heldout: Stage | None = None) -> dict[str, Stage]:
-    """What each noise stream is asked for; where several are asked for the same, the first alone."""
+    """The conditions of each noise stream; where several streams have the same, the first alone."""
     made: dict[str, Stage] = {}
     for prefix, reader in {"": samples, "calibration_": calibration, "heldout_": heldout}.items():
         stage = reader.inputs.get("conditions") if reader else None

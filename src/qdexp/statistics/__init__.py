@@ -1,1 +1,1 @@
-"""How sure a number is: estimates with their jackknife replicates, compared in pairs on the same noise."""
+"""Intervals: estimates with their jackknife replicates, compared in pairs on the same noise."""

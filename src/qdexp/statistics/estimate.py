@@ -27,7 +27,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the ends of its 95 % interval; not a number where that is not known."""
+    """A value and the ends of its 95 % interval; NaN where an end is not known.
+
+    Attributes:
+        value: The value.
+        low: The lower end.
+        high: The upper end.
+    """
 
     value: float
     low: float
@@ -35,13 +41,18 @@ class Interval:
 
     @property
     def half(self) -> float:
-        """Half its width."""
+        """Half the width of the interval."""
         return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of one cell, and the same number without each of the groups ([G])."""
+    """A number of one cell with its jackknife replicates. ``a - b`` is the paired difference of two cells.
+
+    Attributes:
+        value: The number, from all images.
+        replicates: The same number without each of the G groups of images, [G].
+    """
 
     value: float
     replicates: Floats
@@ -58,7 +69,7 @@ class Estimate:
         return float((groups - 1) * self.replicates.var())
 
     def interval(self) -> Interval:
-        """The 95 % interval over the samples."""
+        """Return the 95 % interval over the images."""
         return _interval(self.value, self.variance, len(self.replicates) - 1)
 
 
@@ -99,7 +110,14 @@ def groups_of(n: int) -> NDArray[np.int64]:
 
 
 def of_mean(values: NDArray[Any]) -> Estimate:
-    """The mean of ``values`` [n]."""
+    """Estimate a mean.
+
+    Args:
+        values: One value per image, [n].
+
+    Returns:
+        The mean with its jackknife replicates.
+    """
     values = values.astype(np.float64)
     groups = groups_of(len(values))
     without = (values.sum() - np.bincount(groups, values)) / (len(values) - np.bincount(groups))

@@ -43,7 +43,7 @@ class Frechet:
         return Estimate(value, np.array(replicates))
 
     def _distance(self, shift: Floats, offset: Floats, products: Floats, squares: float, n: int) -> float:
-        """Of n rows about ``shift`` with mean ``offset``, sum z z^T = ``products`` and sum |x|^2 = ``squares``."""
+        """The distance of n rows about ``shift`` with mean ``offset``, sum z z^T = ``products`` and sum |x|^2 = ``squares``."""
         z = offset @ self.root
         covariance = (products - n * np.outer(z, z)) / (n - 1)
         trace = (squares - n * float(offset @ offset)) / (n - 1)

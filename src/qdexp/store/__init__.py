@@ -66,7 +66,7 @@ class Store:
         return (self.folder(name) / MANIFEST).exists()
 
     def work(self, name: str) -> Path:
-        """Where the entry is in the making."""
+        """The folder of the entry in the making."""
         return self.layout.work(name)
 
     def add(self, name: str, part: str, compute: Compute, machine: str = "") -> None:
@@ -83,7 +83,7 @@ class Store:
         files.write_text(self.layout.costs(name, part), json.dumps(compute(work) | resumed))
 
     def added(self, name: str) -> int:
-        """How many parts of the entry in the making are finished."""
+        """The number of finished parts of the entry in the making."""
         return len(self.layout.all_costs(name))
 
     def _make(self, name: str, compute: Compute, note: dict[str, Any], machine: str) -> Entry:
@@ -112,7 +112,7 @@ class Store:
         return sorted({kind for text in begun for kind in text.splitlines() if kind})
 
     def _costs(self, name: str) -> dict[str, float]:
-        """Of all parts: seconds add up, memory peaks do not; ``resumed`` where a killed process worked on one."""
+        """The costs of all parts: seconds add up, memory peaks do not; ``resumed`` where a killed process worked on one."""
         parts = [costs for path in self.layout.all_costs(name) if (costs := _costs(path)) is not None]
         whole = {"seconds": round(sum(part["seconds"] for part in parts), 3)}
         whole["peak_memory_mb"] = max(part["peak_memory_mb"] for part in parts)
@@ -154,7 +154,7 @@ class Store:
 
 
 def _costs(path: Path) -> dict[str, float] | None:
-    """None where they are truncated: what the part has cost is not known then."""
+    """The costs of a part; None where their file is truncated, so that they are not known."""
     try:
         found = files.read_as(path, dict[str, float])
     except (OSError, ValueError):

@@ -103,7 +103,7 @@ class _Config:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a record says of what it needs, and of the sweep that it was made for."""
+    """A record's needs, and the sweep that it was made for."""
 
     cell: str
     config: _Config
@@ -111,7 +111,7 @@ class Kept:
 
 
 def records(layout: Layout) -> dict[Path, Kept]:
-    """Of all records, failed ones too. Raises UserError where one is truncated, or something else."""
+    """Read the needs of all records, failed ones too. Raises UserError where one is truncated, or something else."""
     found = {}
     for path in records_in(layout.records):
         try:

@@ -1,4 +1,4 @@
-"""What a person does with a store: measure, check, clean, take along."""
+"""Work on a store: measure, check, clean, take along."""
 
 import shutil
 import sys

@@ -95,7 +95,7 @@ def _live(sweep: Manifest) -> dict[str, str]:
 
 
 def _submitted(sweep: Sweep) -> Manifest | None:
-    """None where the sweep runs in its shell alone, and has no jobs."""
+    """The manifest of a submitted sweep; None where the sweep runs in its shell alone, and has no jobs."""
     return manifest.read(sweep.layout.out, sweep.name) if files_of(sweep.manifest) else None
 
 

@@ -58,7 +58,7 @@ class _Finished:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """Of each kind one is made again."""
+        """The kind of the result: one of each kind is made again."""
         return self.stage.name, *self.codes, _ways(self.stage)
 
     @property
@@ -148,12 +148,12 @@ def _codes(made_of: Any) -> Iterator[Any]:
 
 
 def _ways(stage: Stage) -> str:
-    """What tells which ways through the code a stage takes, and those that it reads."""
+    """The ways through the code that a stage takes, and those of the stages that it reads."""
     return short_hash(_chosen(stage.described(_ways)))
 
 
 def _chosen(made_of: Any, name: str = "") -> Any:
-    """Without numbers, bits aside, and digests of files."""
+    """The description without numbers (except bits) and digests of files."""
     if isinstance(made_of, dict):
         return {key: _chosen(inner, key) for key, inner in made_of.items()}
     if isinstance(made_of, list):

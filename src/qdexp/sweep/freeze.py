@@ -1,4 +1,4 @@
-"""From overrides to frozen, checked configs, and back from what was frozen.
+"""Freezing of configs: from overrides to checked configs, and back from what was frozen.
 
 Hydra takes a good tenth of a second to compose one; what is equal is reused.
 """
@@ -52,7 +52,7 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Config:
 
 @dataclass(frozen=True)
 class _Composed:
-    """What Hydra has composed: our part of it, the choices of the axes, the folders that these are from."""
+    """A config that Hydra has composed: our part of it, the choices of the axes, the folders that these are from."""
 
     ours: DictConfig
     choices: DictConfig
@@ -65,7 +65,7 @@ class _Composed:
         return cls(ours, cfg.hydra.runtime.choices, folders)
 
     def frozen(self, overrides: Sequence[str]) -> Config:
-        """As ``freeze``; what is composed stays as it is."""
+        """Freeze with these overrides as ``freeze`` does; what is composed stays as it is."""
         named = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
         parts = [part for part in PARTS if part in named]
         of_steps = [_parse(override) for override in overrides if override.lstrip("+").startswith(STEPS)]
@@ -148,7 +148,7 @@ class Composer:
         self._parts: dict[str, Any] = {}
 
     def config(self, overrides: Sequence[str]) -> Config:
-        """As ``freeze``, with parts as ``share`` says."""
+        """Make a config as ``freeze`` does, with parts as ``share`` says."""
         parsed = {override: _parse(override) for override in overrides}
         values = {str(one.key_or_group): one.value() for one in parsed.values() if _is_value(one)}
         rest = [override for override, one in parsed.items() if not _is_value(one)]

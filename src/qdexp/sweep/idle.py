@@ -55,7 +55,8 @@ def check(points: Sequence[Point], cells: Sequence[Cell | None]) -> None:
 
 
 def _refuse_idle_axes(made: Sequence[tuple[Point, Cell]]) -> None:
-    """Of quantized cells: full precision is one and the same whatever the others vary. ``seed`` may be for them alone, too."""
+    """Refuse axes along which no quantized cell changes: full precision is one and the same whatever the others vary. ``seed``
+    may be for quantized cells alone."""
     for axis in sorted({_name(override) for point, _ in made for override in point} - {"seed"}):
         values = sorted({override for point, _ in made for override in point if _name(override) == axis})
 

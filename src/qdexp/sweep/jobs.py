@@ -85,7 +85,7 @@ class Job:
         return {"stage": self.node.stage, "type": "CutDown", "message": said, "traceback": ""}
 
     def checkpoint(self) -> Any:
-        """What submitit queues after a preemption or a time-out: the same again.
+        """Return what submitit queues after a preemption or a time-out: the same job again.
 
         Raises UserError, which ends the job, where it would only reach its minutes again.
         """
@@ -99,7 +99,7 @@ class Job:
 
 
 def depths(nodes: Iterable[Node]) -> dict[str, int]:
-    """How many jobs at least lie before each one. ``nodes`` are in an order in which they can run."""
+    """The least number of jobs that lie before each one. ``nodes`` are in an order in which they can run."""
     found: dict[str, int] = {}
     for one in nodes:
         found[one.id] = 1 + max((found[need] for need in one.needs if need in found), default=-1)
@@ -107,7 +107,7 @@ def depths(nodes: Iterable[Node]) -> dict[str, int]:
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[str, str]:
-    """How many jobs of which kind wait for each one, in words."""
+    """The number and kind of the jobs that wait for each one, in words."""
     kinds: dict[str, Counter[str]] = {node.id: Counter() for node in nodes}
     for node in nodes:
         for need in node.needs:

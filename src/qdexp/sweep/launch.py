@@ -1,4 +1,4 @@
-"""What our launchers do with the checked cells of a sweep."""
+"""The work of qdexp's launchers with the checked cells of a sweep."""
 
 import json
 import time
@@ -63,7 +63,7 @@ def _advance(bar: progress.Bar, done: int, cell: Cell, title: str, stage: str) -
 
 
 def _left(start: float, done: int, cells: int) -> str:
-    """How long the rest takes if it goes on like this; empty for the first cell, which tells nothing yet."""
+    """The time that the rest takes if it goes on like this; empty for the first cell, which tells nothing yet."""
     seconds = (time.monotonic() - start) / max(done, 1) * (cells - done)
     return f"about {seconds / 60:.0f} min left  " if done and seconds > 60 else ""
 
@@ -175,7 +175,7 @@ def local(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int = 1) -> lis
 
 
 def _at_once(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int) -> tuple[int, list[str]]:
-    """How many processes, and the GPUs that these have, each as often as it has any."""
+    """The number of processes, and their GPUs, each as often as it has processes."""
     gpus = devices.visible() * jobs_per_gpu if cells[0].device.type == "cuda" else []
     if gpus and jobs is not None and jobs > len(gpus):
         raise UserError(f"hydra.launcher.jobs={jobs}: the GPUs here take {len(gpus)}; choose at most as many, or let more "
@@ -184,7 +184,7 @@ def _at_once(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int) -> tupl
 
 
 def shared(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int) -> Here:
-    """This machine, as the processes of ``local`` share it."""
+    """This machine as the processes of ``local`` share it."""
     jobs, _ = _at_once(cells, jobs, jobs_per_gpu)
     return Here(jobs, min(jobs, jobs_per_gpu))
 

@@ -1,4 +1,4 @@
-"""How a sweep stands that has no jobs, but runs in the shell that started it: read from its list of cells, and the store."""
+"""The state of a sweep that has no jobs, but runs in the shell that started it: read from its list of cells, and the store."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -40,13 +40,13 @@ class Listed:
         return Group(table, *map(Text, failed), Text(self.summary()))
 
     def _state(self, name: str) -> str:
-        """What its record says; empty where it has none, or one that lacks what the sweep measures."""
+        """The state in a cell's record; empty where there is none, or one that lacks what the sweep measures."""
         record = self.records.get(name, {"status": ""})
         wanted = {stage_and_key(entry)[1] for entry in self.cells[name].entries}
         return "" if record["status"] == "complete" and not wanted <= set(record["keys"].values()) else str(record["status"])
 
     def summary(self) -> str:
-        """How many cells are complete, and what runs the others."""
+        """The number of complete cells, and what runs the others."""
         done = sum(self._state(name) == "complete" for name in self.cells)
         text = f"{done}/{len(self.cells)} cells complete"
         if self.shells:

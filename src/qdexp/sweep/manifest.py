@@ -1,4 +1,4 @@
-"""What a submitted sweep leaves behind, so that its jobs, and any shell later, know it without composing anything again."""
+"""The manifest of a submitted sweep, so that its jobs, and any shell later, know it without composing anything again."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -85,7 +85,7 @@ def names(out: Path) -> list[str]:
 
 
 class Registry:
-    """Which job makes which node, among all sweeps of an output folder."""
+    """The registry of jobs and nodes among all sweeps of an output folder."""
 
     def __init__(self, out: Path) -> None:
         self.layout = Layout(out)

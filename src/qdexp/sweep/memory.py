@@ -1,4 +1,4 @@
-"""What a sweep takes, stage by stage: told, and refused where there is not as much memory."""
+"""The memory of a sweep, stage by stage: printed, and refused where there is not as much."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -13,8 +13,8 @@ from qdexp.layout import Layout
 
 @contextlib.contextmanager
 def named(config: DictConfig) -> Iterator[str]:
-    """What the sweep of a composed ``config`` is called while it is checked and runs; one that is called by the time gets a
-    name that no other has: a sweep that begins in the same second is NAME_2.
+    """The name of the sweep of a composed ``config`` while it is checked and runs; a sweep that is named by the time gets a
+    name that no other has: one that begins in the same second is NAME_2.
 
     Nothing is left of one that has listed no cells. Raises UserError where ``out`` cannot be written to.
     """

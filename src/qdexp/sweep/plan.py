@@ -1,6 +1,6 @@
-"""What a sweep needs: cells -> graph of jobs, and what these will cost.
+"""Plan of a sweep: from cells to the graph of jobs, and what these will cost.
 
-In the graph what is in the store is left out, and what cells share is there once. The cost is told as multiply-accumulates
+In the graph what is in the store is left out, and what cells share is there once. The cost is given as multiply-accumulates
 (MACs) of the network's passes, as hours where ``cluster.tflops`` says how fast a device is, and as a guess by the stage times
 of earlier records, scaled by MACs.
 """
@@ -104,7 +104,7 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
 
 
 def rounded(value: float) -> str:
-    """As exact as guesses are."""
+    """The number as exactly as estimates are."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -130,20 +130,20 @@ def _rates(layout: Layout) -> tuple[dict[str, float], int]:
 
 @per_architecture
 def _parameters(model: Model) -> int:
-    """How many numbers the network learned."""
+    """The number of parameters of the network."""
     return models.parameters(model)
 
 
 @per_architecture
 def _macs(model: Model) -> int | None:
-    """Of one forward pass of one image."""
+    """The MACs of one forward pass of one image."""
     description = description_of(model)
     return None if description is None else description.macs
 
 
 @per_architecture
 def _condition_numbers(model: Model) -> int:
-    """How many numbers tell the network what one row is asked for."""
+    """The number of values that make one row's condition."""
     return sum(part[0].numel() for part in pytree.tree_leaves(example_condition(models.skeleton(model), stated=model.example)))
 
 
@@ -161,14 +161,14 @@ def passes(config: Config, stage: Stage) -> float:
 
 
 def macs(config: Config, stage: Stage) -> float | None:
-    """Of these passes; those of first stages, text encoders and extractors are not counted. None where the network cannot run
-    on shapes alone."""
+    """The MACs of a stage's passes; those of first stages, text encoders and extractors are not counted. None where the network
+    cannot run on shapes alone."""
     one = _macs(config.model)
     return None if one is None else passes(config, stage) * one
 
 
 def hours(count: float | None, cluster: Cluster) -> float | None:
-    """Of so many MACs, two operations each, on one device; None where nothing tells how fast it is."""
+    """The hours of so many MACs, two operations each, on one device; None where nothing tells how fast it is."""
     return None if count is None or cluster.tflops is None else 2 * count / (cluster.tflops * 1e12) / 3600
 
 

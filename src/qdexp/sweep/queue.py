@@ -1,4 +1,4 @@
-"""What Slurm says of jobs. The controller's word first, accounting for what it has forgotten, and nothing taken for granted.
+"""Slurm's knowledge of jobs. The controller's word first, accounting for what it has forgotten, and nothing taken for granted.
 
 submitit's own watcher asks sacct alone: it waits for ever where there is no slurmdbd and where an array element was cancelled
 before its start, and takes the crash of a node, after which Slurm runs a job again, for its end.
@@ -88,7 +88,7 @@ def _state(job: str, said: Mapping[str, str], past: Mapping[str, str]) -> str | 
 
 
 def largest_array() -> int:
-    """How many elements an array may have."""
+    """The largest number of elements of an array."""
     done = _run(["scontrol", "show", "config"])
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", "" if done is None else done.stdout)
     return max(1, int(found.group(1))) if found else 1

@@ -18,7 +18,7 @@ def warning(minutes: int) -> int:
 
 @dataclass(frozen=True)
 class Start:
-    """When a job was started, and what there was of the entry that it makes."""
+    """The start of a job, and what there was of the entry that it makes."""
 
     time: float
     there: object
@@ -30,7 +30,7 @@ class Start:
 
 
 def there(layout: Layout, entry: str) -> object:
-    """What is finished of an entry in the making, and how many others are: a job may make several."""
+    """The finished parts of an entry in the making, and the number of other entries: a job may make several."""
     files = sorted((str(path), path.stat().st_mtime_ns) for path in layout.work(entry).rglob("*") if not is_hidden(path))
     log = layout.executions
     return files, log.stat().st_size if log.exists() else 0

@@ -113,7 +113,7 @@ def run(cfg: DictConfig) -> str:
 
 
 def _check_no_sweep(hydra_config: HydraConf) -> None:
-    """Raises UserError where a cell is to run alone, though what is asked for is only of use to a sweep."""
+    """Raises UserError where a cell is to run alone, with options that are only of use to a sweep."""
     choices = hydra_config.runtime.choices
     if hydra_config.sweeper.params:
         raise UserError(f"experiment={choices['experiment']}: a study is a sweep; add -m")
@@ -208,7 +208,7 @@ def settle(sweep: Manifest, status: Status, cells: Mapping[str, Cell]) -> None:
 
 
 def _error(sweep: Manifest, status: Status, cell: CellEntry) -> dict[str, str]:
-    """Of the first of the cell's stages that failed."""
+    """The error of the first of the cell's stages that failed."""
     entries = [*cell.entries.values(), f"{RECORD}-{cell.name}"]
     broken = [node for node in sweep.nodes if node.entry in entries and status.nodes[node.id].state == FAILED]
     if not broken:

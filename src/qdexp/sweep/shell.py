@@ -30,7 +30,7 @@ PATIENCE = 60.0
 
 
 class Shell:
-    """One of ``sweep``, called ``name``: the file that it has locked holds where it runs."""
+    """A shell that runs ``sweep``, called ``name``: the file that it has locked holds where it runs."""
 
     def __init__(self, sweep: Sweep, name: str) -> None:
         self.name, self.path, self._asked = name, sweep.shell(name), sweep.shell_cancelled(name)
@@ -74,7 +74,8 @@ class Shell:
         self._asked.unlink(missing_ok=True)
 
     def end_with(self) -> None:
-        """From now on this process is killed, at any moment, when the shell ends, or tells it to: what it had finished is kept.
+        """Have this process killed, at any moment from now on, when the shell ends, or tells it to: what it had finished is
+        kept.
 
         Call it in the main thread.
         """
@@ -103,7 +104,7 @@ def _lock(file: IO[str], how: int) -> bool:
 
 
 def _host() -> str:
-    """What tells the machine, since its last start, from all others."""
+    """An identity of the machine since its last start."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname()

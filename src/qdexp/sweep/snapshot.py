@@ -78,7 +78,7 @@ def _own(module: str, path: Path, outputs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _all_files(top: Path, outputs: Sequence[Path]) -> Iterator[Path]:
-    """Those of a package, in folders that are linked into it too, but for output folders: they hold earlier copies."""
+    """The files of a package, in folders that are linked into it too, except output folders: they hold earlier copies."""
     seen = {path.resolve() for path in (top, *outputs)}
     for place, folders, names in os.walk(top, followlinks=True):
         inner = {name: Path(place, name).resolve() for name in sorted(folders) if _counts(name)}

@@ -1,4 +1,4 @@
-"""How a submitted sweep stands: read from the store, from the jobs' own words and from Slurm's, in that order."""
+"""State of a submitted sweep: read from the store, from the jobs' own words and from Slurm's, in that order."""
 
 import sys
 import time
@@ -138,7 +138,7 @@ class Status:
         return Text(word if len(own) < 2 else f"{done}/{len(own)}", style)
 
     def summary(self) -> str:
-        """How many cells and jobs are where, and the time left if the rest goes on as fast as what is done."""
+        """The numbers of cells and jobs by state, and the time left if the rest goes on as fast as what is done."""
         states = [state.state for state in self.nodes.values()]
         done = sum(self.cell(key) == DONE for key in self.sweep.cells)
         counts = [f"{states.count(one)} {one}" for one in (DONE, "running", "waiting", FAILED, BLOCKED) if one in states]
@@ -154,7 +154,7 @@ class Status:
 
 
 class Look(Protocol):
-    """How a sweep stands at one moment, of whatever kind."""
+    """The state of a sweep at one moment, of whatever kind."""
 
     @property
     def live(self) -> bool: ...

@@ -1,4 +1,4 @@
-"""What is being submitted: written down before Slurm is asked, and struck out when every node knows its job.
+"""Submissions in progress: written down before Slurm is asked, and struck out when every node knows its job.
 
 A shell that is killed between the two, or told of a failure though Slurm has taken the jobs, leaves jobs that nobody knows.
 They carry the name that is written down, and so are found again before anything is submitted anew.

@@ -22,7 +22,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class Run:
-    """What one log says."""
+    """The content of one log."""
 
     run: Any = None
     exit_code: int | None = None

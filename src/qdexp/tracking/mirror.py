@@ -85,7 +85,8 @@ def mirror(
 
 
 def written(folder: Path, sweep: str, cell: str) -> float:
-    """When the run of a cell was last written, as files have it (st_mtime); 0 where there is none under ``folder``."""
+    """The time at which the run of a cell was last written, as files have it (st_mtime); 0 where there is none under
+    ``folder``."""
     logs = Layout(folder).wandb.glob(f"*run-*/run-{run_id(sweep, cell)}.wandb")
     return max((log.stat().st_mtime for log in logs), default=0.0)
 
@@ -213,7 +214,7 @@ def _log_curves(run: "wandb.Run", curves: dict[str, list[float | None]]) -> None
 
 
 def _layers(record: Record, out: Path) -> list[dict[str, Any]]:
-    """What each quantized layer does, where the cell has looked at them."""
+    """The effect of each quantized layer, where the cell has looked at them."""
     folder = Layout(out).entry(entry_name("layers", record.get("keys", {}).get("layers")))
     layers: list[dict[str, Any]] = files.read_json(entries.require(folder, "layers.json")) if folder.is_dir() else []
     return layers

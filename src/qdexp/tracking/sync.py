@@ -58,7 +58,7 @@ def _problems(log: Path) -> list[str]:
 
 
 def _changed(file: object) -> str:
-    """What is wrong with a file that an artifact refers to; empty where nothing is."""
+    """The fault of a file that an artifact refers to; empty where there is none."""
     path, size = Path(getattr(file, "local_path", "")), int(getattr(file, "size", 0))
     if not path.is_file():
         return "is missing"

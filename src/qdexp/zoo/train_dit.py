@@ -2,7 +2,7 @@
 
     python -m qdexp.zoo.train_dit --out runs/dit_fashion
 
-A tenth of the classes is replaced by "no class", so that one network answers both questions of classifier-free guidance (Ho and
+A tenth of the classes is replaced by "no class", so that one network predicts both branches of classifier-free guidance (Ho and
 Salimans, arXiv 2207.12598, algorithm 1).
 """
 

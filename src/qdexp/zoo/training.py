@@ -1,4 +1,4 @@
-"""How the embedded models are trained: the simple loss of DDPM (Ho et al. 2020, eq. 14) on Fashion-MNIST.
+"""Training of the embedded models: the simple loss of DDPM (Ho et al. 2020, eq. 14) on Fashion-MNIST.
 
 The same command again goes on from the last checkpoint in ``--out``; a smaller ``--steps`` then starts the cool-down early.
 Writes ``model.safetensors``, the exponential moving average (EMA) of the weights, when the last step is done.

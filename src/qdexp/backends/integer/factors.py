@@ -30,7 +30,8 @@ class Factor:
 
 
 def factors_of(layer: QuantizedLayer) -> list[Factor]:
-    """Of each part of the input, one where it is read as a whole. The layer's grid: per tensor or channel, of each part."""
+    """The factors of a layer: one for each part of its input, or a single one. The layer's grid is per tensor or per channel of
+    each part."""
     assert layer.weight_int is not None and layer.weight_qparams is not None
     parts = layer.weight_int.split(layer.parts, 1) if layer.parts else (layer.weight_int,)
     grids = zip(*(values.chunk(len(parts)) for values in layer.weight_qparams), strict=True)

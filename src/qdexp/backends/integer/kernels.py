@@ -41,7 +41,8 @@ def are_fast() -> bool:
 
 
 class Grid(NamedTuple):
-    """Of a whole tensor, its levels counted from 0 on: ``scale`` (level - ``zero_point``), ``top`` the highest one."""
+    """The grid of a whole tensor, with levels counted from 0: values are ``scale`` (level - ``zero_point``), ``top`` is the
+    highest level."""
 
     scale: float
     zero_point: int
@@ -49,7 +50,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> "Grid":
-        """From the constants of one group."""
+        """Make the grid from the constants of one group."""
         return cls(float(scale), int(zero_point) - int(scheme.qmin), int(scheme.qmax - scheme.qmin))
 
 
@@ -68,7 +69,7 @@ def levels(x: Tensor, grid: Grid) -> Tensor:
 
 
 def levels_of_rows(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Likewise where grids differ within a tensor; ``qparams`` broadcast against x."""
+    """The levels of x, uint8, where grids differ within a tensor; ``qparams`` broadcast against x."""
     from_zero = Scheme(scheme.bits)
     zero_point = qparams.zero_point - int(scheme.qmin)
     return round_to_levels(normalized(x, qparams.scale, scheme), zero_point, from_zero).to(torch.uint8)
@@ -86,7 +87,7 @@ def is_broken(x: Tensor) -> bool:
 
 
 class Window(NamedTuple):
-    """How a convolution goes over its input: along each dimension of an image, or of a sequence."""
+    """The window with which a convolution moves over its input, along each dimension of an image or a sequence."""
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -95,21 +96,21 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, layer: nn.Conv1d | nn.Conv2d) -> "Window | None":
-        """Of a layer; None where it does not pad by zeros, on both sides alike."""
+        """The window of a layer; None where it does not pad with zeros, the same on both sides."""
         sides = layer._reversed_padding_repeated_twice[::-1]
         if sides[::2] != sides[1::2] or layer.padding_mode != "zeros":
             return None
         return cls(layer.stride, sides[::2], layer.dilation, layer.groups)
 
     def arguments(self) -> tuple[list[int], list[int], list[int], int]:
-        """For an image, of one line where it is a sequence."""
+        """The arguments for an image, of a single line where the input is a sequence."""
         first: tuple[list[int], ...] = ([1], [0], [1]) if len(self.stride) == 1 else ([], [], [])
         stride, padding, dilation = ([*one, *own] for one, own in zip(first, self[:3], strict=True))
         return stride, padding, dilation, self.groups
 
 
 class _Constant:
-    """What never changes: a copy of a network may have the very same."""
+    """A value that never changes, so that copies of a network may share it."""
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self
@@ -129,7 +130,7 @@ class Convolution(_Constant):
 
     @property
     def held_bytes(self) -> int:
-        """Of the integers as they are, and as they are laid out once it has been called."""
+        """The bytes of the integers, and of their layout for the kernel once it has been called."""
         return self._weight.numel() * (1 if self._packed[0] is None else 2)
 
     def __call__(self, x: Tensor, grid: Grid, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
@@ -152,8 +153,8 @@ class Convolution(_Constant):
 
 
 class _WindowSums:
-    """What a convolution adds up of its input alone, sum (X - z) over each window: of all channels in integers, then of the
-    places, which are few."""
+    """The part of a convolution that depends on its input alone, sum (X - z) over each window: summed over channels in
+    integers, then over the few places of the window."""
 
     def __init__(self, window: Window, weight: Tensor) -> None:
         channels, size = weight.shape[1], weight.shape[2:]

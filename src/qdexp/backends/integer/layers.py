@@ -29,7 +29,7 @@ SUMS = 2**31
 
 
 class IntegerLayer(QuantizedLayer):
-    """What both kinds have in common."""
+    """The behaviour that integer convolutions and linear layers share."""
 
     input_quantizer: ActivationQuantizer
     bias: Tensor | None
@@ -53,11 +53,11 @@ class IntegerLayer(QuantizedLayer):
     @property
     @abstractmethod
     def held_bytes(self) -> int:
-        """Of the weight as its kernels hold it."""
+        """The bytes of the weight as its kernels hold it."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """What the integers stand for, computed each time."""
+        """The weight that the integers stand for, computed at each access."""
         assert self.weight_int is not None and self.weight_qparams is not None and self.weight_scheme is not None
         return dequantize(self.weight_int, self.weight_qparams, self.weight_scheme).to(self.weight_dtype)
 
@@ -109,7 +109,7 @@ class IntegerConvolution(IntegerLayer):
         return torch.cat([self._product(own, grid) for own, grid in zip(x.split(len(x) // len(rows)), grids, strict=True)])
 
     def _product(self, x: Tensor, grids: list[Grid]) -> Tensor:
-        """Of rows that have the same grids: a kernel has one zero point for all."""
+        """The product for rows that share their grids: a kernel has one zero point for all."""
         bias, y = self.biased(x), None
         parts = x.split(self.parts, 1) if self.parts else (x,)
         for part, grid, kernel in zip(parts, grids, self.kernels, strict=True):

@@ -41,7 +41,7 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
         return torch.addcmul(self._of_channels(offset, shape), input, self._of_channels(factor, shape))
 
     def _grouped(self, values: Tensor) -> Tensor:
-        """Of channels, [rows, channels] -> [rows, groups, channels of one]."""
+        """Arrange values of channels, [rows, channels], as [rows, groups, channels of a group]."""
         return values.unflatten(-1, (self.num_groups, -1))
 
     def _of_channels(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,5 @@
-"""What goes on inside the networks: ranges over the timesteps, the shortcuts' two parts, what each layer's rounding costs."""
+"""Figures of the insides of networks: ranges over the timesteps, the two parts of shortcuts, the error of rounding each
+layer."""
 
 from typing import Any
 
@@ -16,7 +17,7 @@ LEVELS = 256
 
 
 def _activations(comparison: Comparison, evidence: Evidence) -> dict[str, Any] | None:
-    """What the first cell that has them knows of the full-precision network's activations, and its ``model``."""
+    """The activations of the full-precision network from the first cell that has them, and its ``model``."""
     found = ((line.axes["model"], evidence.read_json(line.records[0], "activations")) for line in comparison.lines)
     return next(({"model": model, **one} for model, one in found if one is not None), None)
 
@@ -76,7 +77,7 @@ def shortcuts(comparison: Comparison, evidence: Evidence) -> Figure | None:
 
 
 def _apart(shortcut: dict[str, Any]) -> float:
-    """How many times wider one part is than the other."""
+    """The ratio of the widths of the two parts."""
     spans = [part["range"][1] - part["range"][0] for part in shortcut["parts"]]
     return float(max(spans) / min(spans)) if min(spans) > 0 else float("inf")
 

@@ -33,7 +33,7 @@ def ladder(comparison: Comparison, _: Evidence) -> Figure | None:
 
 
 def calibration(comparison: Comparison, _: Evidence) -> Figure | None:
-    """The same bars for lines that differ in their calibration strategy, beside full precision; None without any."""
+    """Bars for lines that differ in their calibration strategy, beside full precision; None without any."""
     quantized = [line for line in comparison.lines if not full_precision(line.records[0])]
     alone = len({(line.axes["quant"], line.axes["calib"]) for line in quantized}) == len(quantized)  # nothing else differs
     if (
@@ -46,7 +46,7 @@ def calibration(comparison: Comparison, _: Evidence) -> Figure | None:
 
 
 def _bars(comparison: Comparison, lines: Sequence[Line], axis: str | None = None) -> Figure | None:
-    """None where none is known, as of full precision alone that is measured without FID."""
+    """Bars of a number; None where none is known, as for full precision alone that is measured without FID."""
     numbers = [number for number in comparison.shown("bars") if any(number.key in line.numbers for line in lines)]
     if not numbers:
         return None
@@ -126,7 +126,7 @@ def _front(panel: Axes, costs: Sequence[float], found: Sequence[Interval], numbe
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no other point beats: none is as good in both coordinates and better in one. By the first coordinate."""
+    """The Pareto front: the points that no other point beats. By the first coordinate."""
     found: list[tuple[float, float]] = []
     for point in sorted(set(points)):
         if not found or point[1] < found[-1][1]:

@@ -1,4 +1,4 @@
-"""How figures look: one style for all, legible at the width of a column in print and to the colour-blind."""
+"""The style of figures: legible at the width of a column in print and to the colour-blind."""
 
 from typing import Any
 

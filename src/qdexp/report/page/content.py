@@ -1,4 +1,4 @@
-"""What the page shows, as one JSON value: a comparison, and everything about every cell that fits."""
+"""The content of the page, as one JSON value: a comparison, and everything about every cell that fits."""
 
 import base64
 import io
@@ -51,7 +51,7 @@ def content(source: Source, evidence: Evidence, comparison: Comparison, paper: P
 
 
 def _row(line: Line) -> dict[str, Any]:
-    """What a line and a cell have in common."""
+    """The content that a line and a cell share."""
     return {
         "name": line.name,
         "axes": line.axes,
@@ -90,7 +90,7 @@ def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str,
 
 
 def _digests(record: Record) -> dict[str, str]:
-    """Of the files that the cell was made from, and those that its metrics read."""
+    """The digests of the files that the cell was made from, and of those that its metrics read."""
     measures = record.get("measures", {})
     read = {f"{name}.{role}": one["sha256"] for name, told in measures.items() for role, one in told.get("files", {}).items()}
     return {f"digest of {name}": digest for name, digest in (contents(record) | read).items()}
@@ -103,7 +103,7 @@ def _conformance(line: Line, paper: Paper | None) -> dict[str, Any]:
 
 
 def _activations(records: list[Record], evidence: Evidence) -> dict[str, Any]:
-    """By key: cells of one model share them."""
+    """The activations by key: cells of one model share them."""
     by_key = {key: record for record in records if (key := record.get("keys", {}).get("activations"))}
     found = {key: (record["axes"]["model"], evidence.read_json(record, "activations")) for key, record in by_key.items()}
     return {key: {"model": model, **_rounded(value)} for key, (model, value) in found.items() if value is not None}
@@ -123,7 +123,7 @@ def _rounded(value: Any, digits: int = 4) -> Any:
 
 
 def _executions(out: Path) -> dict[str, list[str]]:
-    """By a stage's key: the lines that say when it was computed, and what that cost."""
+    """The executions by a stage's key: lines that say when it was computed, and what that cost."""
     path = Layout(out).executions
     lines: dict[str, list[str]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
