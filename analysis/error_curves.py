@@ -3,7 +3,7 @@
     python analysis/error_curves.py outputs/records/*.json --out curves.png
 
 Left, teacher-forced: the step's own error. Right, free-running: what has accumulated until there. Of all steps of the sampler;
-one at t = 0, which metrics.noise_error leaves out, is hollow.
+one at t = 0, which metrics.noise_error leaves out, is marked.
 """
 
 from drawing import arguments

@@ -8,11 +8,13 @@ The full-precision function is the same for every gain; the error is the mean ov
 
 from collections import defaultdict
 
-import matplotlib.pyplot as plt
 from drawing import arguments
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from qdexp.errors import UserError, one_line
 from qdexp.record import Record, read_records
+from qdexp.report.figures.style import STYLE, Look, legend
 from qdexp.report.identity import differing
 from qdexp.report.protocols import common_protocol
 
@@ -49,22 +51,31 @@ def table(lines: Lines) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def draw(lines: Lines) -> Figure:
+    """A panel for each bit-width, a line for each split."""
+    figure = Figure(figsize=(2.0 + 2.8 * len(lines), 3.2))
+    looks = {
+        split: Look(index).line for index, split in enumerate(sorted({one for splits in lines.values() for one in splits}))
+    }
+    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
+    for panel, (quant, splits) in zip(panels, lines.items(), strict=True):
+        for split, errors in sorted(splits.items()):
+            gains = sorted(errors)
+            panel.plot(gains, [errors[gain] for gain in gains], **looks[split])
+        panel.set(title=quant.upper(), xlabel="gain of the deep part", yscale="log")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel("error: |eps_q - eps|² / |eps|²")
+    legend(figure, {LABELS.get(split, split): options for split, options in looks.items()})
+    return figure
+
+
 def main() -> None:
     """Reads the records given, prints the table and writes one figure."""
     args = arguments(__doc__)
     lines = lines_of(read_records(args.records))
-    size = (3.4 * len(lines), 3.4)
-    figure, (axes,) = plt.subplots(1, len(lines), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis, (quant, splits) in zip(axes, lines.items(), strict=True):
-        for split, errors in sorted(splits.items()):
-            gains = sorted(errors)
-            axis.plot(gains, [errors[gain] for gain in gains], marker="o", markersize=3, label=LABELS.get(split, split))
-        axis.set(title=quant.upper(), xlabel="gain of the deep part", yscale="log")
-        axis.set_xscale("log", base=2)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("error: |eps_q - eps|² / |eps|²")
-    axes[0].legend(loc="upper left")
-    figure.savefig(args.out, dpi=120)
+    with rc_context(STYLE):
+        draw(lines).savefig(args.out)
     print(table(lines))
 
 

@@ -36,9 +36,7 @@ def test_a_sweep_by_name_gives_tables_figures_and_page(report: Report, study: St
     assert str(tmp_path / "index.html") in printed
     names = {path.name for path in tmp_path.iterdir()}
     drawn = {
-        f"{name}.{kind}"
-        for name in ("ladder", "pareto", "curves", "ranges", "shortcuts", "layers", "samples")
-        for kind in ("pdf", "png")
+        f"{name}.{kind}" for name in ("ladder", "curves", "ranges", "shortcuts", "layers", "samples") for kind in ("pdf", "png")
     }
     assert names == drawn | {"table.md", "table.tex", "table.csv", "index.html"}
     assert all((tmp_path / name).read_bytes().startswith(b"%PDF" if name.endswith("pdf") else b"\x89PNG") for name in drawn)

@@ -14,7 +14,7 @@ from qdexp.errors import UserError
 from qdexp.numbers import Number, Place, numbers_of
 from qdexp.record import Record
 from qdexp.report.evidence import Evidence
-from qdexp.report.identity import Baselines, calibrated, grouped
+from qdexp.report.identity import Baselines, calibrated, full_precision, grouped
 from qdexp.report.protocols import common_protocol
 from qdexp.report.rows import in_order, names, row_names
 from qdexp.statistics.estimate import Estimate, Interval, pool
@@ -91,10 +91,31 @@ class Comparison:
         return found
 
     @property
+    def costs(self) -> list[Number]:
+        """The costs of the overview that tell lines apart: against another a Pareto figure is two columns of dots.
+
+        They do where quantized lines differ in them. That full precision is larger is known before, but not what was measured
+        with something, as a latency is with a machine: there full precision counts too.
+        """
+        measures = [told for line in self.lines for told in line.records[0].get("measures", {}).values()]
+        measured = {key for told in measures if told.get("made_with") for key in told["numbers"]}
+        found = []
+        for number in self.shown("overview"):
+            among = [line for line in self.lines if number.key in measured or not full_precision(line.records[0])]
+            if number.kind == "cost" and apart([one.numbers[number.key].value for one in among if number.key in one.numbers]):
+                found.append(number)
+        return found
+
+    @property
     def headline(self) -> Number | None:
         """The first number whose differences to the baseline are taken, where there are any: these get a column."""
         taken = {key for line in self.lines for key in line.differences}
         return next((number for number in self.numbers if number.key in taken), None)
+
+
+def apart(costs: Sequence[float]) -> bool:
+    """Whether some differ by more than a twentieth."""
+    return len(costs) > 1 and max(costs) > 1.05 * min(costs)
 
 
 def compare(records: Sequence[Record], evidence: Evidence, baseline: str | None = None) -> Comparison:
