@@ -34,6 +34,7 @@ class Number:
         higher: Whether a larger number is better.
         differences: Whether paired differences to the baseline are shown; distances to full precision are differences already.
         axis: The label of an axis, where the title is too long for it.
+        meaning: A sentence that explains the number: the page shows it over the head of its column.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Number:
     higher: bool = False
     differences: bool = False
     axis: str = ""
+    meaning: str = ""
 
     def described(self) -> dict[str, Any]:
         """The description as a record holds it under the number's key: only what differs from the defaults."""

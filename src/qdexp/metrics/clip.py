@@ -33,7 +33,14 @@ class ClipScore(Metric):
     transformers."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("clip", "CLIP", shown=("overview", "brief", "alone"), higher=True, differences=True),
+        Number(
+            "clip",
+            "CLIP",
+            shown=("overview", "brief", "alone"),
+            higher=True,
+            differences=True,
+            meaning="How well images show their prompts: 100 x the cosine of CLIP's embeddings of both, at least 0.",
+        ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, PROMPTS})
 

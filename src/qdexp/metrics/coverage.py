@@ -13,7 +13,16 @@ class Coverage(Metric):
     """The quantized share of the multiplications and of the parameters that the bits ask for."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("coverage_macs", "quantized MACs, %", kind="share", shown=("overview",), factor=100.0, digits=1, higher=True),
+        Number(
+            "coverage_macs",
+            "quantized MACs, %",
+            kind="share",
+            shown=("overview",),
+            factor=100.0,
+            digits=1,
+            higher=True,
+            meaning="Of the multiplications that the bits ask for, the share that is quantized.",
+        ),
         Number(
             "coverage_parameters",
             "quantized parameters, %",
@@ -22,6 +31,7 @@ class Coverage(Metric):
             factor=100.0,
             digits=1,
             higher=True,
+            meaning="Of the parameters that the bits ask for, the share that is quantized.",
         ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({MEASURED})

@@ -22,7 +22,14 @@ class Distance(Metric):
     """MSE, and PSNR where not all images equal those of full precision, whose own distance is known to be 0."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("psnr", "PSNR to FP", kind="fidelity", shown=("overview", "alone"), higher=True),
+        Number(
+            "psnr",
+            "PSNR to FP",
+            kind="fidelity",
+            shown=("overview", "alone"),
+            higher=True,
+            meaning="Peak signal-to-noise ratio to the full-precision image of the same noise, in dB.",
+        ),
         Number(
             "distance",
             "MSE to FP x1000",
@@ -31,6 +38,7 @@ class Distance(Metric):
             factor=1000.0,
             digits=3,
             significant=True,
+            meaning="Mean squared distance to the full-precision image of the same noise, pixels in [0, 1].",
         ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, FULL_PRECISION})

@@ -34,8 +34,20 @@ class FdDinov2(Metric):
     """
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("fd_dinov2", "FD-DINOv2", shown=("overview", "brief", "bars"), differences=True),
-        Number("fd_dinov2_floor", "floor FD-DINOv2", kind="floor", shown=()),
+        Number(
+            "fd_dinov2",
+            "FD-DINOv2",
+            shown=("overview", "brief", "bars"),
+            differences=True,
+            meaning="Fréchet distance between DINOv2's features of samples and of real images.",
+        ),
+        Number(
+            "fd_dinov2_floor",
+            "floor FD-DINOv2",
+            kind="floor",
+            shown=(),
+            meaning="FD-DINOv2 of held-out real images: no difference below it means anything.",
+        ),
     )
     needs: ClassVar[frozenset[str]] = frozenset()  # but the features
 

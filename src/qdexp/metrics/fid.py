@@ -29,8 +29,19 @@ class Fid(Score):
     """FID; sFID too where extractor and reference have spatial features."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("fid", "FID", shown=("overview", "brief", "bars"), differences=True),
-        Number("sfid", "sFID", shown=()),
+        Number(
+            "fid",
+            "FID",
+            shown=("overview", "brief", "bars"),
+            differences=True,
+            meaning="Fréchet distance between features of samples and of real images, higher where images are few.",
+        ),
+        Number(
+            "sfid",
+            "sFID",
+            shown=(),
+            meaning="FID of spatial features, which tell where in the image things are.",
+        ),
     )
 
     def score(self, features: Features, reference: Reference) -> dict[str, Result]:

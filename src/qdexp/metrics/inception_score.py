@@ -25,8 +25,19 @@ class InceptionScore(OfFeatures):
     """Mean over the splits, which ``seed`` draws, and their standard deviation: a spread, not the error of the mean."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("isc", "IS", shown=("overview",), higher=True),
-        Number("isc_std", "IS, deviation over splits", shown=()),
+        Number(
+            "isc",
+            "IS",
+            shown=("overview",),
+            higher=True,
+            meaning="Inception score: how sure a classifier is of each image, and how many classes it sees.",
+        ),
+        Number(
+            "isc_std",
+            "IS, deviation over splits",
+            shown=(),
+            meaning="Standard deviation of the Inception score over 10 splits: a spread, not the error of the mean.",
+        ),
     )
 
     seed: Annotated[int, Ge(0)]

@@ -29,9 +29,27 @@ class Kid(Score):
     """
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("kid", "KID x1000", factor=1000.0, differences=True),
-        Number("kid_subsets", "KID over subsets x1000", factor=1000.0, shown=()),
-        Number("kid_subsets_std", "KID x1000, deviation over subsets", factor=1000.0, shown=()),
+        Number(
+            "kid",
+            "KID x1000",
+            factor=1000.0,
+            differences=True,
+            meaning="Kernel distance (unbiased MMD^2) between features of samples and of real images, over all pairs.",
+        ),
+        Number(
+            "kid_subsets",
+            "KID over subsets x1000",
+            factor=1000.0,
+            shown=(),
+            meaning="torch-fidelity's KID: the mean over random subsets.",
+        ),
+        Number(
+            "kid_subsets_std",
+            "KID x1000, deviation over subsets",
+            factor=1000.0,
+            shown=(),
+            meaning="Standard deviation of KID over overlapping subsets: a spread, not the error of the mean.",
+        ),
     )
 
     seed: Annotated[int, Ge(0)]

@@ -30,10 +30,42 @@ class Latency(Metric):
     """
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("latency_ms", "ms, one image", kind="cost", digits=3, significant=True),
-        Number("latency_iqr_ms", "ms, one image, IQR", kind="cost", shown=(), digits=3, significant=True),
-        Number("latency_batch_ms", "ms, a batch", kind="cost", digits=3, significant=True),
-        Number("latency_batch_iqr_ms", "ms, a batch, IQR", kind="cost", shown=(), digits=3, significant=True),
+        Number(
+            "latency_ms",
+            "ms, one image",
+            kind="cost",
+            digits=3,
+            significant=True,
+            axis="ms of a forward pass, one image",
+            meaning="Median time of one forward pass of one image, on the machine that measured it.",
+        ),
+        Number(
+            "latency_iqr_ms",
+            "ms, one image, IQR",
+            kind="cost",
+            shown=(),
+            digits=3,
+            significant=True,
+            meaning="Interquartile range of the times of one image: wide where the machine did other things.",
+        ),
+        Number(
+            "latency_batch_ms",
+            "ms, a batch",
+            kind="cost",
+            digits=3,
+            significant=True,
+            axis="ms of a forward pass, a batch",
+            meaning="Median time of one forward pass of sampling.batch images, on the machine that measured it.",
+        ),
+        Number(
+            "latency_batch_iqr_ms",
+            "ms, a batch, IQR",
+            kind="cost",
+            shown=(),
+            digits=3,
+            significant=True,
+            meaning="Interquartile range of the times of a batch: wide where the machine did other things.",
+        ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({RUNNING})
     portable: ClassVar[bool] = False

@@ -24,9 +24,27 @@ class Memory(Metric):
     """MB (10^6 bytes) that a pass takes, of one image and of ``sampling.batch``, and that the network's tensors take."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("memory_mb", "MB of a pass, one image", kind="cost", shown=("overview",)),
-        Number("memory_batch_mb", "MB of a pass, a batch", kind="cost", shown=("overview",)),
-        Number("memory_network_mb", "MB of the network", kind="cost", shown=("overview",)),
+        Number(
+            "memory_mb",
+            "MB of a pass, one image",
+            kind="cost",
+            shown=("overview",),
+            meaning="10^6 bytes that one forward pass of one image takes beside the network.",
+        ),
+        Number(
+            "memory_batch_mb",
+            "MB of a pass, a batch",
+            kind="cost",
+            shown=("overview",),
+            meaning="10^6 bytes that one forward pass of sampling.batch images takes beside the network.",
+        ),
+        Number(
+            "memory_network_mb",
+            "MB of the network",
+            kind="cost",
+            shown=("overview",),
+            meaning="10^6 bytes that the network's tensors take.",
+        ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({RUNNING})
     portable: ClassVar[bool] = False

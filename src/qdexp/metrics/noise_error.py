@@ -28,6 +28,7 @@ class NoiseError(Metric):
             factor=1000.0,
             digits=3,
             significant=True,
+            meaning="|eps_q - eps|^2 / |eps|^2 on trajectories of full precision, the mean over the sampler's steps.",
         ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({CURVES})

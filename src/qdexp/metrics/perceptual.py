@@ -31,7 +31,14 @@ class Lpips(Metric):
     """LPIPS with the backbone's ``weights``, torchvision's of AlexNet or VGG-16, a file; null: it is not measured."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("lpips", "LPIPS to FP", kind="fidelity", shown=("overview", "alone"), digits=3),
+        Number(
+            "lpips",
+            "LPIPS to FP",
+            kind="fidelity",
+            shown=("overview", "alone"),
+            digits=3,
+            meaning="Learned perceptual distance to the full-precision image of the same noise.",
+        ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, FULL_PRECISION})
 

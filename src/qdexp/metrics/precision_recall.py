@@ -23,8 +23,22 @@ class PrecisionRecall(Score):
     grow; nothing where the reference has no features."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("precision", "precision", shown=(), digits=3, higher=True),
-        Number("recall", "recall", shown=(), digits=3, higher=True),
+        Number(
+            "precision",
+            "precision",
+            shown=(),
+            digits=3,
+            higher=True,
+            meaning="Share of the samples that lie among the real images, by their features.",
+        ),
+        Number(
+            "recall",
+            "recall",
+            shown=(),
+            digits=3,
+            higher=True,
+            meaning="Share of the real images that lie among the samples, by their features.",
+        ),
     )
 
     def score(self, features: Features, reference: Reference) -> dict[str, float]:

@@ -28,7 +28,15 @@ class Similarity(Metric):
     """SSIM."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("ssim", "SSIM to FP", kind="fidelity", shown=("overview", "alone"), digits=3, higher=True),
+        Number(
+            "ssim",
+            "SSIM to FP",
+            kind="fidelity",
+            shown=("overview", "alone"),
+            digits=3,
+            higher=True,
+            meaning="Structural similarity to the full-precision image of the same noise: 1 where both are equal.",
+        ),
     )
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLES, FULL_PRECISION})
 

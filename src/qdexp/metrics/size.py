@@ -15,9 +15,29 @@ class Size(Metric):
     """Sizes in 10^6 bytes; 10^9 multiplications x the bits of both factors, where these could be counted."""
 
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("size_nominal_mb", "nominal MB", kind="cost", shown=()),
-        Number("size_stored_mb", "stored MB", kind="cost", shown=("overview", "brief", "alone")),
-        Number("gbops", "GBOPs", kind="cost", shown=("overview",), digits=1, axis="GBOPs: 10^9 MACs x bits of both factors"),
+        Number(
+            "size_nominal_mb",
+            "nominal MB",
+            kind="cost",
+            shown=(),
+            meaning="10^6 bytes as papers count them: parameters x bits / 8.",
+        ),
+        Number(
+            "size_stored_mb",
+            "stored MB",
+            kind="cost",
+            shown=("overview", "brief", "alone"),
+            meaning="10^6 bytes of the checkpoint as it lies on the disk, its scales included.",
+        ),
+        Number(
+            "gbops",
+            "GBOPs",
+            kind="cost",
+            shown=("overview",),
+            digits=1,
+            axis="GBOPs: 10^9 MACs x bits of both factors",
+            meaning="Bit operations of one image and step: 10^9 multiply-accumulates x the bits of both factors.",
+        ),
     )
 
     def needs_of(self, config: Config) -> Collection[str]:
