@@ -44,8 +44,18 @@ class Browser:
 
     def open(self, page: Path, width: int = 1300, height: int = 1000) -> None:
         """Opens a file, in a window of this size."""
-        self.call("/window/rect", width=width, height=height)
+        self.resize(width, height)
         self.call("/url", url=page.resolve().as_uri())
+
+    def resize(self, width: int, height: int) -> None:
+        """Below 500 pixels it is a phone's, which a window cannot be as narrow as."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=size)
+
+    def press(self, *keys: str) -> None:
+        """Keys of the keyboard, one after the other: characters, those of WebDriver among them."""
+        strokes = [{"type": stroke, "value": key} for key in keys for stroke in ("keyDown", "keyUp")]
+        self.call("/actions", actions=[{"type": "key", "id": "keyboard", "actions": strokes}])
 
     def complaints(self) -> list[str]:
         """What the console has said since it was last asked, warnings and errors."""

@@ -1,10 +1,12 @@
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, browser, missing
 from safetensors.torch import load_file, save_file
 from study import Study
 
@@ -24,7 +26,7 @@ PROTOCOL = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Callable[..., Record]:
     """``make(method, metrics, protocol, ...)``: a complete record.
 
@@ -79,6 +81,15 @@ def failed(make: Callable[..., Record]) -> Record:
     record = make("reconstruction")
     error = {"stage": "act", "type": "ValueError", "message": "no [rows] left | at all\nTraceback ..."}
     return {**record, "status": "failed", "metrics": {}, "costs": {}, "error": error}
+
+
+@pytest.fixture(scope="session")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests of the page. Where ``REQUIRE_CHROMIUM`` is set, as in CI, its absence is a failure."""
+    if reason := missing():
+        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip)(f"the page is not looked at: {reason}")
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

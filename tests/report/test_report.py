@@ -2,13 +2,12 @@
 
 import copy
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browser import Browser, browser, missing
+from browser import Browser
 from study import Study
 
 from qdexp.errors import UserError
@@ -119,15 +118,6 @@ def test_one_of_several_protocols_is_chosen(report: Report, study: Study, tmp_pa
     assert "n = 5,000" in report(records, "--no-figures", "--protocol", "0ddba")
     with pytest.raises(UserError, match=r"--protocol fid50k: no record of it; protocols there: quick \("):
         report(records, "--no-figures", "--protocol", "fid50k")
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all tests of the page. Where ``REQUIRE_CHROMIUM`` is set, as in CI, its absence is a failure."""
-    if reason := missing():
-        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip)(f"the page is not looked at: {reason}")
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,19 +1,21 @@
 // One cell: its numbers, provenance, curves, layers, config, log.
 
+/** The head of what lies on top of the page, with the way back. */
+function sheetHead(sheet, title) {
+  const back = html("button", { className: "back", textContent: "← back" });
+  back.addEventListener("click", () => sheet.close());
+  return html("div", { className: "sheethead" }, html("h2", { textContent: title }), back);
+}
+
 function detail() {
-  const section = byId("cell"), cell = CELLS.get(state.cell);
-  if (!cell) {
-    section.replaceChildren(html("h2", { textContent: "Cell" }), html("p", { className: "dull", textContent: "Click a row or a point." }));
-    return;
-  }
-  const grid = html("div", { className: "grid" });
-  section.replaceChildren(html("h2", { textContent: `Cell ${cell.name}` }), grid);
+  const sheet = byId("cell"), cell = CELLS.get(state.cell), grid = html("div", { className: "grid" });
+  sheet.replaceChildren(sheetHead(sheet, `Cell ${cell.name}`), grid);
   if (cell.error) grid.append(wide(card(`Failed in ${cell.error.stage}: ${cell.error.type}`, html("pre", { textContent: cell.error.traceback || cell.error.message }))));
   const times = Object.fromEntries(Object.entries(cell.costs).map(([stage, seconds]) => [stage, duration(seconds)]));
   const beside = html("div", { className: "stack" }, card("Provenance", facts(cell.provenance)), card("Time of its stages", facts(times)));
   grid.append(card("Numbers", numbersTable(cell)), beside);
   if (cell.samples) grid.append(wide(card("Samples", picture(cell))));
-  curveCards(grid, [{ name: cell.name, colour: cell.colour, cell }]);
+  curveCards(grid, [{ ...cell, cell }]);
   if (cell.layers) layerCards(grid, cell);
   if (cell.coverage) grid.append(wide(coverageCard(cell.coverage)));
   if (cell.conformance) grid.append(wide(conformanceCard(cell)));
@@ -28,8 +30,8 @@ function facts(entries) {
 
 function numbersTable(cell) {
   const rows = DATA.metrics.filter((metric) => cell.numbers[metric.key]).map((metric) =>
-    html("tr", {}, html("td", { className: "text", textContent: metric.title }), html("td", {}, number(metric, cell.numbers[metric.key])), html("td", {}, cell.differences[metric.key] ? difference(metric, cell.differences[metric.key], cell.verdict) : "")));
-  return html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, html("th"), html("th", { textContent: "value" }), html("th", { textContent: DATA.baseline ? `− ${DATA.baseline}` : "" }))), html("tbody", {}, ...rows)));
+    html("tr", {}, html("td", { className: "text", textContent: metric.title, title: meaning(metric) }), html("td", {}, number(metric, cell.numbers[metric.key])), html("td", {}, cell.differences[metric.key] ? difference(metric, cell.differences[metric.key], cell.verdict) : "")));
+  return html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, html("th", { textContent: "metric", className: "text" }), html("th", { textContent: "value" }), html("th", { textContent: DATA.baseline ? `− ${DATA.baseline}` : "" }))), html("tbody", {}, ...rows)));
 }
 
 function layerCards(grid, cell) {

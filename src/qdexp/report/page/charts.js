@@ -12,6 +12,8 @@ function svg(tag, attributes = {}, ...children) {
 }
 
 const colour = (index) => `var(--c${index % 8})`;
+/** How a line of the study is drawn: every second one dashed and with hollow dots, through which what lies below is seen. */
+const look = (index) => ({ colour: colour(index), dash: index % 2 ? "6 4" : "", hollow: index % 2 === 1 });
 const finite = (value) => typeof value === "number" && Number.isFinite(value);
 
 /** Three significant digits, without an exponent where that stays short. */
@@ -20,6 +22,12 @@ function brief(value) {
   const size = Math.abs(value);
   if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e+", "e").replace(".0e", "e");
   return String(Number(value.toPrecision(3)));
+}
+
+/** Pixels of a chart in one of `columns` beside each other: as many as it gets, so that its text is as large as is said. */
+function chartWidth(columns = matchMedia("(max-width: 820px)").matches ? 1 : 2) {
+  const padding = 38, gap = 16, margins = 40, page = Math.min(1400, document.documentElement.clientWidth) - margins;
+  return Math.max(220, Math.floor((page - gap * (columns - 1)) / columns - padding));
 }
 
 /** A linear or logarithmic scale with round ticks, from data to pixels. */
@@ -46,8 +54,8 @@ function decades(low, high) {
   return ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
 }
 
-/** Lines and points. series: {name, colour, points: [[x, y, label, target]], line, dots, area, dash}; axes: {label, log, reverse}. */
-function plot(series, { x = {}, y = {}, width = 560, height = 300, open } = {}) {
+/** Lines and points. series: {name, colour, points: [[x, y, label, target]], line, dots, hollow, area, dash}; axes: {label, log, reverse}. */
+function plot(series, { x = {}, y = {}, width = chartWidth(), height = 300, title = "", open } = {}) {
   const usable = (point) => point && finite(point[0]) && finite(point[1]) && !(y.log && point[1] <= 0) && !(x.log && point[0] <= 0);
   const points = series.flatMap((one) => one.points.filter(usable));
   if (!points.length) return Object.assign(document.createElement("p"), { className: "dull", textContent: "nothing to draw" });
@@ -56,7 +64,7 @@ function plot(series, { x = {}, y = {}, width = 560, height = 300, open } = {}) 
   const across = scale(padded(points.map((point) => point[0]), x), ...ends, x.log);
   const heights = points.flatMap((point) => [point[1], point[4], point[5]]).filter((value) => finite(value) && !(y.log && value <= 0));
   const up = scale(padded(heights, y), box.bottom, box.top, y.log);
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
   for (const tick of up.ticks) {
     root.append(svg("line", { x1: box.left, x2: box.right, y1: up(tick), y2: up(tick), class: "tick" }));
     root.append(svg("text", { x: box.left - 7, y: up(tick) + 4, "text-anchor": "end" }, brief(tick)));
@@ -66,13 +74,14 @@ function plot(series, { x = {}, y = {}, width = 560, height = 300, open } = {}) 
   root.append(svg("line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom, class: "axis" }));
   root.append(svg("text", { x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, x.label || ""));
   root.append(svg("text", { transform: `translate(13 ${(box.top + box.bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, y.label || ""));
-  for (const one of series) drawSeries(root, one, one.points.filter(usable), across, up, box, open);
+  const below = (one) => Number(Boolean(one.hollow)); // what is seen through lies on top
+  for (const one of [...series].sort((a, b) => below(a) - below(b))) drawSeries(root, one, one.points.filter(usable), across, up, box, open);
   return root;
 }
 
-/** The values with a margin of a twentieth on the side of dots; `from`: a value that must be in sight. */
+/** The values with a margin of a twentieth on the side of dots; `also`: those that must be in sight too. */
 function padded(values, axis) {
-  const all = finite(axis.from) ? [...values, axis.from] : values;
+  const all = [...values, ...(axis.also ?? [])];
   const low = Math.min(...all), high = Math.max(...all);
   if (axis.tight) return [low, high];
   return axis.log ? [low / 1.25, high * 1.25] : [low - (high - low) * 0.06, high + (high - low) * 0.06];
@@ -93,7 +102,8 @@ function drawSeries(root, one, points, across, up, box, open) {
       const floor = Math.min(box.bottom, Math.max(box.top, up(Math.max(low, up.low))));
       root.append(svg("line", { x1: x, x2: x, y1: floor, y2: Math.max(box.top, up(Math.min(high, up.high))), stroke: one.colour, "stroke-width": 1.4, opacity: 0.7 }));
     }
-    const dot = svg("circle", { cx: x, cy: up(point[1]), r: one.radius || 3.4, fill: one.colour }, svg("title", {}, label || `${brief(point[0])}, ${brief(point[1])}`));
+    const face = one.hollow ? { fill: "none", stroke: one.colour, "stroke-width": 1.6, "pointer-events": "all" } : { fill: one.colour };
+    const dot = svg("circle", { cx: x, cy: up(point[1]), r: one.radius || 3.4, ...face }, svg("title", {}, label || `${brief(point[0])}, ${brief(point[1])}`));
     if (target && open) {
       dot.classList.add("hit");
       dot.addEventListener("click", () => open(target));
@@ -102,39 +112,43 @@ function drawSeries(root, one, points, across, up, box, open) {
   }
 }
 
-/** A value with its interval a row. rows: {name, value, low, high, colour, target, text}. */
-function whiskers(rows, { label = "", log = false, width = 560, open } = {}) {
-  const height = rows.length * 26 + 46, longest = 40, left = 8 + 6.8 * Math.min(longest, Math.max(...rows.map((row) => row.name.length)));
-  const ends = rows.flatMap((row) => [row.value, row.low, row.high]).filter((value) => finite(value) && (!log || value > 0));
-  const across = scale(padded(ends, log ? { log } : { from: 0 }), left + 8, width - 118, log);
+/** A value with its interval a row; where that is narrow, below its name. rows: {name, value, low, high, colour, target, text}. */
+function whiskers(rows, { label = "", log = false, width = chartWidth(), open } = {}) {
+  const narrow = width < 480, row = narrow ? 48 : 26, height = rows.length * row + 46;
+  const longest = 40, names = 8 + 6.8 * Math.min(longest, Math.max(...rows.map((one) => one.name.length)));
+  const left = narrow ? 0 : names, right = narrow ? width : width - 110;
+  const ends = rows.flatMap((one) => [one.value, one.low, one.high]).filter((value) => finite(value) && (!log || value > 0));
+  const across = scale(padded(ends, log ? { log } : { also: [0] }), left + 8, right - 8, log);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }), bottom = height - 40;
   for (const tick of across.ticks) {
     root.append(svg("line", { x1: across(tick), x2: across(tick), y1: 4, y2: bottom, class: "tick" }));
     root.append(svg("text", { x: across(tick), y: bottom + 16, "text-anchor": "middle" }, brief(tick)));
   }
-  root.append(svg("text", { x: (left + width - 110) / 2, y: height - 6, "text-anchor": "middle" }, label));
-  rows.forEach((row, index) => {
-    const y = 17 + index * 26, group = svg("g", { class: open ? "hit" : "" });
-    group.append(svg("rect", { x: 0, y: y - 13, width, height: 26, fill: "transparent" }));
-    group.append(svg("text", { x: left, y: y + 4, "text-anchor": "end", class: "name" }, row.name.length > longest ? `${row.name.slice(0, longest - 1)}…` : row.name, svg("title", {}, row.name)));
-    if (finite(row.low)) {
-      const from = across(Math.max(row.low, across.low)), to = across(Math.min(row.high, across.high));
-      group.append(svg("line", { x1: from, x2: to, y1: y, y2: y, stroke: row.colour, "stroke-width": 5, opacity: 0.35, "stroke-linecap": "round" }));
+  root.append(svg("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, label));
+  rows.forEach((one, index) => {
+    const top = 4 + index * row, y = top + (narrow ? 28 : 13), text = narrow ? top + 16 : y + 4, group = svg("g", { class: open ? "hit" : "" });
+    group.append(svg("rect", { x: 0, y: top, width, height: row, fill: "transparent" }));
+    const name = { x: narrow ? 0 : left, y: text, "text-anchor": narrow ? "start" : "end", class: "name" };
+    group.append(svg("text", name, one.name.length > longest ? `${one.name.slice(0, longest - 1)}…` : one.name, svg("title", {}, one.name)));
+    if (finite(one.low)) {
+      const from = across(Math.max(one.low, across.low)), to = across(Math.min(one.high, across.high));
+      group.append(svg("line", { x1: from, x2: to, y1: y, y2: y, stroke: one.colour, "stroke-width": 5, opacity: 0.35, "stroke-linecap": "round" }));
     }
-    group.append(svg("circle", { cx: across(row.value), cy: y, r: 4.6, fill: row.colour }));
-    group.append(svg("text", { x: width, y: y + 4, "text-anchor": "end" }, row.text));
-    if (open) group.addEventListener("click", () => open(row.target));
+    group.append(svg("circle", { cx: across(one.value), cy: y, r: 4.6, fill: one.colour }));
+    group.append(svg("text", { x: width, y: text, "text-anchor": "end" }, one.text));
+    if (open) group.addEventListener("click", () => open(one.target));
     root.append(group);
   });
   return root;
 }
 
 /** A row a name, a column a step; `values[row][column]` in 0 ... 1 is how strong the colour is. */
-function heat(names, columns, values, titles, { width = 1160, label = "", pick } = {}) {
-  const row = names.length > 80 ? 7 : 11, left = 236, cell = (width - left) / columns.length;
+function heat(names, columns, values, titles, { width = chartWidth(1), label = "", pick } = {}) {
+  const row = 11, left = Math.min(236, Math.round(width * 0.42)), cell = (width - left) / columns.length;
+  const longest = Math.floor((left - 10) / 5.6), ended = (name) => (name.length > longest ? `…${name.slice(1 - longest)}` : name);
   const root = svg("svg", { viewBox: `0 0 ${width} ${names.length * row + 40}`, role: "img" });
   names.forEach((name, y) => {
-    if (row > 8 || y % 2 === 0) root.append(svg("text", { x: left - 8, y: y * row + 9, "text-anchor": "end", style: "font-size:9.5px" }, name));
+    root.append(svg("text", { x: left - 8, y: y * row + 9, "text-anchor": "end", style: "font-size:9.5px" }, ended(name), svg("title", {}, name)));
     values[y].forEach((value, x) => {
       const rect = svg("rect", { x: left + x * cell, y: y * row, width: cell + 0.3, height: row + 0.3, fill: "var(--c0)", "fill-opacity": (0.03 + 0.97 * value ** 1.6).toFixed(3), class: "hit" });
       rect.append(svg("title", {}, titles(y, x)));
@@ -142,7 +156,7 @@ function heat(names, columns, values, titles, { width = 1160, label = "", pick }
       root.append(rect);
     });
   });
-  const bottom = names.length * row, every = Math.ceil(columns.length / 20);
+  const bottom = names.length * row, every = Math.ceil(34 / cell);
   columns.forEach((column, x) => {
     if (x % every === 0) root.append(svg("text", { x: left + (x + 0.5) * cell, y: bottom + 15, "text-anchor": "middle" }, String(column)));
   });

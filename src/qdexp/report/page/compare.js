@@ -1,19 +1,19 @@
 // Two cells side by side.
 
 function compare() {
-  const section = byId("compare"), pair = state.pair.map((id) => CELLS.get(id)).filter(Boolean), grid = html("div", { className: "grid" });
+  const sheet = byId("compare"), pair = state.pair.map((id) => CELLS.get(id)).filter(Boolean), grid = html("div", { className: "grid" });
   const choose = html("div", { className: "bar" }, ...[0, 1].map((place) => chooser(place)));
-  section.replaceChildren(html("h2", { textContent: "Compare" }), choose, grid);
+  sheet.replaceChildren(sheetHead(sheet, "Compare"), choose, grid);
   if (pair.length < 2) return;
   const [one, other] = pair;
-  grid.append(wide(card("Numbers", comparedNumbers(one, other), html("p", { className: "foot", textContent: "Difference: second less first, 95 % interval on the same noise where both were measured sample by sample; coloured where it does not hold zero and both cells have no calibration, which a seed would move." }))));
+  grid.append(wide(card("Numbers", comparedNumbers(one, other), html("p", { className: "foot", textContent: "Difference: second less first, with a 95 % interval on the same noise where both were measured sample by sample; coloured where that does not hold zero and both cells have no calibration, which a seed would move." }))));
   grid.append(wide(card("What differs in their configs", configDifference(one, other))));
-  curveCards(grid, pair.map((cell, index) => ({ name: `${"AB"[index]}: ${cell.name}`, colour: colour(index), cell })));
+  curveCards(grid, pair.map((cell, index) => ({ ...look(index), name: `${"AB"[index]}: ${cell.name}`, cell })));
   sampleCard(grid, pair.map((cell, index) => ({ name: `${"AB"[index]}: ${cell.name}`, cell })));
 }
 
 function chooser(place) {
-  const select = html("select", { id: `pick${place}` }, html("option", { value: "", textContent: `cell ${"AB"[place]}` }), ...DATA.cells.map((cell) => html("option", { value: cell.id, textContent: cell.name, selected: state.pair[place] === cell.id })));
+  const select = html("select", { id: `pick${place}`, ariaLabel: `cell ${"AB"[place]}` }, html("option", { value: "", textContent: `cell ${"AB"[place]}` }), ...DATA.cells.map((cell) => html("option", { value: cell.id, textContent: cell.name, selected: state.pair[place] === cell.id })));
   select.addEventListener("change", () => {
     const pair = [byId("pick0").value, byId("pick1").value];
     if (pair.every(Boolean)) location.hash = `compare=${pair.join(",")}`;
@@ -23,12 +23,15 @@ function chooser(place) {
 
 function comparedNumbers(one, other) {
   const rows = DATA.metrics.filter((metric) => one.numbers[metric.key] || other.numbers[metric.key]).map((metric) => {
-    const apart = paired(other, one, metric.key);
-    return html("tr", {}, html("td", { className: "text", textContent: metric.title }), html("td", {}, number(metric, one.numbers[metric.key])), html("td", {}, number(metric, other.numbers[metric.key])), html("td", {}, apart ? difference(metric, apart, !one.calibrated && !other.calibrated) : ""));
+    const apart = paired(other, one, metric.key) ?? plainDifference(other.numbers[metric.key], one.numbers[metric.key]);
+    return html("tr", {}, html("td", { className: "text", textContent: metric.title, title: meaning(metric) }), html("td", {}, number(metric, one.numbers[metric.key])), html("td", {}, number(metric, other.numbers[metric.key])), html("td", {}, apart ? difference(metric, apart, !one.calibrated && !other.calibrated) : ""));
   });
-  const head = ["", `A: ${one.name}`, `B: ${other.name}`, "B − A"].map((title) => html("th", { textContent: title }));
+  const head = ["metric", `A: ${one.name}`, `B: ${other.name}`, "B − A"].map((title, index) => html("th", { textContent: title, className: index ? "" : "text" }));
   return html("div", { className: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, ...head)), html("tbody", {}, ...rows)));
 }
+
+/** Of numbers that were not measured image by image: without an interval. */
+const plainDifference = (one, other) => (finite(one?.[0]) && finite(other?.[0]) ? [one[0] - other[0]] : null);
 
 function configDifference(one, other) {
   const names = [...new Set([...Object.keys(one.options), ...Object.keys(other.options)])];

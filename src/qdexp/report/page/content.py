@@ -42,6 +42,7 @@ def content(source: Source, evidence: Evidence, comparison: Comparison, paper: P
         "missing": source.missing,
         "gaps": sorted(evidence.gaps),
         "metrics": [vars(number) for number in comparison.numbers],
+        "costs": [number.key for number in comparison.costs],
         "headline": None if comparison.headline is None else comparison.headline.key,
         "quantiles": {str(groups): float(student.ppf((1 + LEVEL) / 2, groups - 1)) for groups in range(2, GROUPS + 1)},
         "lines": [_line(line, f"line-{number}") for number, line in enumerate(comparison.lines)],

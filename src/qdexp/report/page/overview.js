@@ -14,16 +14,17 @@ function columns() {
   for (const metric of DATA.metrics) {
     const values = DATA.cells.filter((cell) => cell.numbers[metric.key]).map((cell) => cell.numbers[metric.key][0]);
     if (!values.length || !metric.shown.includes("overview") || (metric.kind === "share" && Math.min(...values) >= 1)) continue;
-    shown.push({ key: metric.key, title: metric.title, value: (row) => row.numbers[metric.key]?.[0], show: (row) => number(metric, row.numbers[metric.key]) });
+    shown.push({ key: metric.key, title: metric.title, meaning: meaning(metric), value: (row) => row.numbers[metric.key]?.[0], show: (row) => number(metric, row.numbers[metric.key]) });
     if (metric.key === DATA.headline)
-      shown.push({ key: "difference", title: `${metric.title} − ${DATA.baseline}`, value: (row) => row.differences[metric.key]?.[0], show: (row) => difference(metric, row.differences[metric.key], row.verdict) });
+      shown.push({ key: "difference", title: `${metric.title} − ${DATA.baseline}`, meaning: `${metric.title} less that of ${DATA.baseline} on the same noise, with the 95 % interval of the paired difference: one that holds 0 is no finding.`, value: (row) => row.differences[metric.key]?.[0], show: (row) => difference(metric, row.differences[metric.key], row.verdict) });
   }
   shown.push({ key: "seconds", title: "time", value: (row) => row.seconds, show: (row) => html("span", { textContent: duration(row.seconds) }) });
   return shown;
 }
 
 function nameOf(row) {
-  const name = html("span", {}, html("i", { className: "swatch", style: `background:${row.colour}` }), row.name);
+  const link = html("a", { href: `#cell=${row.cells ? row.cells[0] : row.id}`, textContent: row.name, title: row.name });
+  const name = html("span", { className: "name" }, html("i", { className: "swatch", style: `background:${row.colour}` }), link);
   return row.status === "failed" ? html("span", {}, name, html("span", { className: "failed", textContent: " failed" })) : name;
 }
 
@@ -49,12 +50,12 @@ function rowsShown() {
 }
 
 function overview() {
-  const section = byId("overview"), search = html("input", { type: "search", placeholder: "filter: words that a row must hold", value: state.words, id: "filter" });
+  const section = byId("overview"), search = html("input", { type: "search", placeholder: "filter: words that a row must hold", value: state.words, id: "filter", ariaLabel: "words that a row must hold" });
   search.addEventListener("input", () => { state.words = search.value; table(); });
   const bar = html("div", { className: "bar" }, search);
   for (const axis of AXES) {
     const values = [...new Set(DATA.cells.map((cell) => String(cell.axes[axis])))];
-    const select = html("select", { name: axis }, html("option", { value: "", textContent: `every ${axis}` }), ...values.map((value) => html("option", { value, textContent: value })));
+    const select = html("select", { name: axis, ariaLabel: `rows of which ${axis}` }, html("option", { value: "", textContent: `every ${axis}` }), ...values.map((value) => html("option", { value, textContent: value })));
     select.addEventListener("change", () => { state.axes[axis] = select.value; table(); });
     bar.append(select);
   }
@@ -63,10 +64,21 @@ function overview() {
     button.addEventListener("click", () => { state.pooled = !state.pooled; button.ariaPressed = String(state.pooled); table(); });
     bar.append(button);
   }
-  bar.append(html("span", { className: "count", id: "count" }));
-  section.replaceChildren(html("h2", { textContent: "Overview" }), bar, html("div", { className: "card scroll" }, html("table", { id: "table" })),
-    html("p", { className: "foot", id: "notes" }));
+  bar.append(html("span", { className: "count", id: "count", role: "status" }));
+  const box = html("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "table of all rows" }, html("table", { id: "table" }));
+  section.replaceChildren(html("h2", { textContent: "Overview" }), bar, html("div", { className: "card edged" }, box), html("p", { className: "foot", id: "notes" }), legendOfColumns());
+  const edge = () => box.parentElement.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  box.addEventListener("scroll", edge);
+  new ResizeObserver(edge).observe(box);
   table();
+}
+
+/** The tooltips of the headers in one list, for fingers. */
+function legendOfColumns() {
+  const rows = [...columns().map((column) => [column.title, column.meaning ?? MEANINGS[column.title]]), ["floor", MEANINGS.floor]];
+  const shown = new Set(rows.map(([title]) => title));
+  const others = DATA.metrics.filter((metric) => !shown.has(metric.title)).map((metric) => [metric.title, meaning(metric)]);
+  return html("details", { id: "meanings", className: "foot" }, html("summary", { textContent: "What the numbers are" }), facts(Object.fromEntries([...rows, ...others])));
 }
 
 /** What must be said with the rows that are shown. */
@@ -77,7 +89,7 @@ function said() {
 
 function table() {
   const shown = columns(), rows = rowsShown(), all = state.pooled ? DATA.lines : DATA.cells;
-  const head = html("tr", {}, html("th", { title: "compare" }), ...shown.map(heading));
+  const head = html("tr", {}, html("th", { title: "Tick two rows to compare them.", ariaLabel: "compare" }), ...shown.map(heading));
   const body = rows.map((row) => {
     const line = html("tr", { className: "row" }, html("td", {}, ticker(row)), ...shown.map((column) => html("td", { className: column.text ? "text" : "" }, column.show(row))));
     line.dataset.id = row.id;
@@ -93,25 +105,35 @@ function table() {
 
 function heading(column) {
   const arrow = state.sort === column.key ? (state.down ? " ↓" : " ↑") : "";
-  const cell = html("th", { className: `sortable${column.text ? " text" : ""}`, textContent: column.title + arrow });
+  const button = html("button", { textContent: column.title + arrow, title: column.meaning ?? MEANINGS[column.title] });
+  const cell = html("th", { className: column.text ? "sortable text" : "sortable", scope: "col", ariaSort: arrow ? (state.down ? "descending" : "ascending") : "none" }, button);
   cell.dataset.key = column.key;
   cell.addEventListener("click", () => {
     [state.sort, state.down] = [column.key, state.sort === column.key && !state.down];
     table();
+    document.querySelector(`th[data-key="${column.key}"] button`).focus();
   });
   return cell;
 }
 
 function ticker(row) {
-  const id = state.pooled ? row.cells[0] : row.id, box = html("input", { type: "checkbox", checked: state.pair.includes(id), ariaLabel: `compare ${row.name}` });
+  const id = state.pooled ? row.cells[0] : row.id, box = html("input", { type: "checkbox", checked: state.pair.includes(id), value: id, ariaLabel: `compare ${row.name}` });
   box.addEventListener("click", (event) => event.stopPropagation());
   box.addEventListener("change", () => {
     state.pair = box.checked ? [...state.pair, id].slice(-2) : state.pair.filter((other) => other !== id);
-    table();
+    marks();
     if (state.pair.length === 2) location.hash = `compare=${state.pair.join(",")}`;
-    compare();
   });
   return box;
+}
+
+/** Shows in the rows which cell is open and which two are compared, and leaves the focus where it is. */
+function marks() {
+  for (const row of document.querySelectorAll("#table tr.row")) {
+    const box = row.querySelector("input");
+    row.classList.toggle("open", row.dataset.id === state.cell);
+    box.checked = state.pair.includes(box.value);
+  }
 }
 
 const open = (id) => { location.hash = `cell=${id}`; };

@@ -13,7 +13,11 @@ function html(tag, properties = {}, ...children) {
 }
 
 const byId = (id) => document.getElementById(id);
-const card = (title, ...children) => html("div", { className: "card" }, title ? html("h3", { textContent: title }) : null, ...children);
+/** A box with a title, which its charts are called too. */
+function card(title, ...children) {
+  for (const child of title ? children : []) if (child.tagName === "svg") child.setAttribute("aria-label", title);
+  return html("div", { className: "card" }, title ? html("h3", { textContent: title }) : null, ...children);
+}
 const wide = (element) => { element.classList.add("full"); return element; };
 
 /** A value in its metric's unit and digits, as the tables write it. */
@@ -32,12 +36,12 @@ function number(metric, interval) {
   return text;
 }
 
-/** A difference: coloured where its interval does not hold zero, and holds all that moves it (`verdict`). */
+/** A difference: coloured where its interval, if it has one, does not hold zero, and holds all that moves it (`verdict`). */
 function difference(metric, interval, verdict) {
   if (!interval) return html("span", { className: "dull", textContent: "-" });
   const [value, low, high] = interval, clear = low > 0 || high < 0, worse = value > 0 !== metric.higher;
   const span = html("span", { textContent: (value >= 0 ? "+" : "") + written(metric, value), className: !clear ? "dull" : !verdict ? "" : worse ? "up" : "down" });
-  span.append(html("span", { className: "pm", textContent: ` [${written(metric, low)}, ${written(metric, high)}]` }));
+  if (finite(low)) span.append(html("span", { className: "pm", textContent: ` [${written(metric, low)}, ${written(metric, high)}]` }));
   return span;
 }
 
@@ -50,3 +54,20 @@ function paired(one, other, key) {
   const value = one.numbers[key][0] - other.numbers[key][0], half = DATA.quantiles[apart.length] * Math.sqrt(spread);
   return [value, value - half, value + half];
 }
+
+/** What the columns hold that are no metrics. */
+const MEANINGS = {
+  cell: "One point of the sweep: model, format, quantizer, calibration, protocol and seed.",
+  model: "The network, its weights and its noise schedule.",
+  method: "A named recipe: quantizer and calibration strategy together.",
+  quant: "The grids that are computed with: bits of weights and activations.",
+  quantizer: "How ranges and rounding are found.",
+  calib: "From which timesteps the calibration samples come.",
+  seed: "What calibration is drawn with; the noise of the images is the same for every seed.",
+  seeds: "How many are pooled in the row.",
+  time: "Of the mean cell of the row, all stages, from an empty store.",
+  floor: "What real images score against other real images at this number of images: no difference below it means anything.",
+};
+
+/** What a metric is, and which direction is the better one. */
+const meaning = (metric) => [metric.meaning, metric.kind === "floor" ? "" : metric.higher ? "More is better." : "Less is better."].filter(Boolean).join(" ");
