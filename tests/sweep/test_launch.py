@@ -47,6 +47,24 @@ def test_configs_composed_once_are_those_that_hydra_composes(small: list[str]) -
     assert len(composed) == 4  # methods x layers: mappings are left to Hydra
 
 
+def test_a_value_that_others_are_taken_from_and_mistakes_are_as_hydra_has_them(small: list[str]) -> None:
+    def by_hydra(overrides: list[str]) -> object:
+        return compose("config", overrides, return_hydra_config=True)
+
+    reading = [*small, "calib.rows=${seed}"]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composer = Composer(by_hydra)  # type: ignore[arg-type]
+        configs = [composer.config([*given, f"seed={seed}"]) for given in (small, reading) for seed in (4, 5)]
+        assert [(config.seed, config.calib.rows) for config in configs] == [(4, 4), (5, 4), (4, 4), (5, 5)]
+        assert configs[0].model is configs[1].model is configs[3].model, "what is equal is there once"
+        with pytest.raises(UserError) as alone:
+            composer.config([*small, "seed=-1"])
+        with pytest.raises(UserError) as both:
+            composer.config([*small, "seed=-1", "calib.rows=0"])
+    assert str(alone.value).startswith("seed=-1: ")
+    assert [line.partition(":")[0] for line in str(both.value).splitlines()] == ["calib.rows=0", "seed=-1"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,11 +3,12 @@
 Hydra takes a good tenth of a second to compose one; what is equal is reused.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -23,6 +24,7 @@ from qdexp.layout import Layout
 from qdexp.methods.recipe import BEFORE, SLOTS
 from qdexp.models import folder, titles
 from qdexp.overrides import OPEN, STEPS
+from qdexp.record import flat
 from qdexp.report.rows import told_apart
 from qdexp.sweep import idle
 from qdexp.sweep.jobs import Job
@@ -37,6 +39,8 @@ RANGES: dict[str, dict[str, Any]] = {
     "percentile": {"_target_": "qdexp.quant.percentile.Percentile", "q": 99.9},
 }
 """What the range estimators of steps are called on a command line: ``quantizer.steps.act.range=percentile``."""
+KEPT = 64
+"""Frozen configs that a composer keeps: axes that follow one another quickly have as many values."""
 _TARGET = "_target_"
 _RANGE = "range"
 
@@ -63,6 +67,13 @@ class _Composed:
         ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
         return cls(ours, cfg.hydra.runtime.choices, folders)
+
+    @property
+    def bound(self) -> frozenset[str]:
+        """The groups, and all words of interpolations: names that these may read."""
+        leaves = flat(cast(dict[str, Any], OmegaConf.to_container(self.ours)))
+        read = [str(value) for value in leaves.values() if "${" in str(value)]
+        return frozenset([*self.choices, *re.findall(r"\w+", " ".join(read))])
 
     def frozen(self, overrides: Sequence[str]) -> Config:
         """Freeze with these overrides as ``freeze`` does; what is composed stays as it is."""
@@ -140,15 +151,38 @@ def _estimator(slot: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
     return named if _TARGET in named else None
 
 
+@dataclass(frozen=True)
+class _Frozen:
+    """The config of a cell, also as plain values; ``bound``: names that are more than values of their own, since they choose
+    files, or others are taken from them."""
+
+    config: Config
+    plain: dict[str, Any]
+    bound: frozenset[str]
+
+
 class Composer:
-    """Freezes cell after cell. Cells that differ in single values alone share what Hydra has composed."""
+    """Freezes cell after cell; what cells share is composed and checked once. Those that differ in single values alone share
+    what Hydra has composed, and those that differ in values that stand alone, like a seed, all the rest of the config."""
 
     def __init__(self, compose: Callable[[list[str]], DictConfig]) -> None:
         self._compose, self._composed = compose, dict[tuple[str, ...], _Composed]()
         self._parts: dict[str, Any] = {}
+        self._frozen = lru_cache(KEPT)(self._freeze)
 
     def config(self, overrides: Sequence[str]) -> Config:
         """Make a config as ``freeze`` does, with parts as ``share`` says."""
+        alone = {str(one.key_or_group): (text, one.value()) for text in overrides if _is_alone(one := _parse(text))}
+        try:
+            others = self._frozen(tuple(text for text in overrides if text not in {own for own, _ in alone.values()}))
+            if alone and not others.bound & alone.keys():
+                values = checked(Config, others.plain | {name: value for name, (_, value) in alone.items()})
+                return replace(others.config, **{name: getattr(values, name) for name in alone})
+        except UserError:
+            pass  # the whole tells of all mistakes at once
+        return self._frozen(tuple(overrides)).config
+
+    def _freeze(self, overrides: tuple[str, ...]) -> _Frozen:
         parsed = {override: _parse(override) for override in overrides}
         values = {str(one.key_or_group): one.value() for one in parsed.values() if _is_value(one)}
         rest = [override for override, one in parsed.items() if not _is_value(one)]
@@ -158,7 +192,8 @@ class Composer:
         composed = self._composed[shared]
         for key, value in values.items():  # every cell of these sets them all, so none is left over from the last
             OmegaConf.update(composed.ours, key, value)
-        return share(composed.frozen(overrides), self._parts)
+        config = share(composed.frozen(overrides), self._parts)
+        return _Frozen(config, asdict(config), composed.bound)
 
 
 def share(config: Config, parts: dict[str, Any]) -> Config:
@@ -171,6 +206,11 @@ def share(config: Config, parts: dict[str, Any]) -> Config:
 @cache
 def _parse(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
+
+
+def _is_alone(override: Override) -> bool:
+    """Whether the override sets a value of its own, outside of all groups."""
+    return _is_value(override) and str(override.key_or_group) in {one.name for one in fields(Config)}
 
 
 def _is_value(override: Override) -> bool:
@@ -206,8 +246,8 @@ def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder:
             made.append(None)
             print(f"left out {config.method} {config.quant.label} of {config.model.name}: {reason}", flush=True)
             continue
-        made.append(cell)
-        cells.setdefault(cell.key, (index, cell))
+        _, known = cells.setdefault(cell.key, (index, cell))
+        made.append(cell if cell.quantized else known)  # full precision is there once, whatever the others vary
     idle.check(points, made)
     _entitle([cell for _, cell in cells.values()])
     return list(cells.values())
@@ -215,9 +255,19 @@ def distinct(points: Sequence[Sequence[str]], configs: Iterable[Config], ladder:
 
 def _entitle(cells: Sequence[Cell]) -> None:
     """Gives each cell of a sweep a title that no other has, by what tells their records apart later."""
-    told = [{"cell": c.name, "axes": c.axes, "config": asdict(c.config), "files": c.files} for c in cells]
+    parts: dict[int, dict[str, Any]] = {}  # what cells share is there once
+    told = [{"cell": c.name, "axes": c.axes, "config": _plain(c.config, parts), "files": c.files} for c in cells]
     for cell, title in zip(cells, told_apart([cell.label for cell in cells], told), strict=True):
         cell.title = title
+
+
+def _plain(config: Config, parts: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """As ``asdict``; ``parts``: what is made already of those that are shared, which have to live as long."""
+    found = {one.name: getattr(config, one.name) for one in fields(config)}
+    for name, part in found.items():
+        if is_dataclass(part) and not isinstance(part, type):
+            found[name] = parts[id(part)] if id(part) in parts else parts.setdefault(id(part), asdict(part))
+    return found
 
 
 def read_config(place: Job | Manifest, cell: str) -> Config:
