@@ -1,6 +1,7 @@
 """Options of what is measured, and how: trajectories, protocol, sampling, what is looked at, where records go."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
@@ -75,7 +76,7 @@ class Protocol(SamplerOptions):
     clip: Text | None = None
     extractor_weights: Text | None = None
 
-    @property
+    @cached_property
     def sampler(self) -> SamplerOptions:
         """The options that change a trajectory."""
         return SamplerOptions(steps=self.steps, scheduler=self.scheduler, guidance=self.guidance)

@@ -1,6 +1,7 @@
 """Options of the model."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any
 
 from annotated_types import Gt, Len
@@ -62,7 +63,7 @@ class Model:
     guidance: float | None = field(default=None, metadata=WITHOUT_EFFECT)  # the protocol's counts
     prompts: Text | None = field(default=None, metadata=WITHOUT_EFFECT)
 
-    @property
+    @cached_property
     def bare(self) -> "Model":
         """The network and its noise schedule alone."""
         return replace(self, first_stage=None, condition=None)

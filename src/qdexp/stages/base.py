@@ -17,7 +17,7 @@ from qdexp import code, machine, meter, provenance
 from qdexp import device as devices
 from qdexp.config import WITHOUT_EFFECT
 from qdexp.layout import entry_name
-from qdexp.stages.keys import content_of_fields, counted, short_hash
+from qdexp.stages.keys import Keyed, content_of_fields, counted, short_hash
 from qdexp.store import Entry, Store
 
 Results = dict[str, dict[str, Any]]
@@ -25,7 +25,7 @@ Results = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Stage(ABC):
+class Stage(Keyed):
     """One step of a cell whose result is kept."""
 
     device: torch.device = field(metadata=WITHOUT_EFFECT)  # its kind is in the environment

@@ -9,11 +9,12 @@ import hashlib
 import inspect
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from hydra.utils import get_object
 
@@ -27,11 +28,11 @@ _VERSIONED = ("diffusers.", "torch.")
 """Of what is in these packages the environment names the version."""
 
 
-@runtime_checkable
-class Keyed(Protocol):
+class Keyed(ABC):
     """An object with a key of its own: a stage."""
 
     @property
+    @abstractmethod
     def key(self) -> str: ...
 
 
@@ -59,17 +60,46 @@ def content(value: Any, key_of: Callable[[Any], str]) -> Any:
 
 def content_of_fields(value: Any, key_of: Callable[[Any], str]) -> dict[str, Any]:
     """The contribution of a dataclass's fields, except those without effect."""
-    metadata = {field.name: field.metadata for field in fields(value)}
-    return {name: _field(metadata[name], inner, key_of) for name, inner in counted(value)}
+    if not type(value).__module__.startswith(_OPTIONS):
+        return _content_of_fields(value, key_of)
+    if id(value) in _contents:
+        return _contents[id(value)][1]
+    found = _content_of_fields(value, key_of)
+    if all(target.startswith(_READ_ONCE) for target in targets(value)):
+        if len(_contents) >= _MOST:
+            _contents.clear()
+        _contents[id(value)] = value, found
+    return found
+
+
+_OPTIONS = f"{PACKAGE.name}.config."
+"""The package of the options' dataclasses: they are frozen, hold no stage, and many stages share one."""
+_READ_ONCE = (*_VERSIONED, f"{PACKAGE.name}.")
+"""Targets whose code is read once in a process; the code of users may change while it lives."""
+_contents: dict[int, tuple[object, dict[str, Any]]] = {}
+"""The contributions of such dataclasses, by ``id``; the object beside each keeps its id from being used again."""
+_MOST = 1000
+
+
+def _content_of_fields(value: Any, key_of: Callable[[Any], str]) -> dict[str, Any]:
+    return {one.name: _field(one.metadata, getattr(value, one.name), key_of) for one in _counted(type(value))}
 
 
 def counted(value: Any) -> Iterator[tuple[str, Any]]:
     """The fields of a dataclass that change a result, and their values."""
-    return ((one.name, getattr(value, one.name)) for one in fields(value) if not _has(one.metadata, WITHOUT_EFFECT))
+    return ((one.name, getattr(value, one.name)) for one in _counted(type(value)))
+
+
+@cache
+def _counted(kind: Any) -> Sequence[Field[Any]]:
+    """Of a dataclass."""
+    return [one for one in fields(kind) if not _has(one.metadata, WITHOUT_EFFECT)]
 
 
 def _field(metadata: Mapping[str, Any], value: Any, key_of: Callable[[Any], str]) -> Any:
     found = content(value, key_of)
+    if not metadata:
+        return found
     if _has(metadata, ORDERED) and isinstance(value, Mapping):
         return [[name, found[name]] for name in value]
     if _has(metadata, NAMES_CODE) and "." in value:

@@ -10,6 +10,7 @@ from qdexp.methods import recipe
 from qdexp.methods.base import OPTION
 from qdexp.metrics.base import COVERAGE, CURVES, FEATURES, FULL_PRECISION, NETWORK, PROMPTS, RUNNING, SAMPLES, SIZE
 from qdexp.metrics.chosen import metrics_of
+from qdexp.metrics.extractor import Extractor
 from qdexp.stages.activations import ActivationsStage
 from qdexp.stages.base import Stage
 from qdexp.stages.conditions import ConditionsStage
@@ -82,12 +83,7 @@ def measures_of(config: Config, stages: Mapping[str, Stage]) -> dict[str, Stage]
             continue
         needed = {need: there[need] for need in sorted(wanted)}
         if extractor is not None:
-            features = FeaturesStage.of(there[SAMPLES], extractor)
-            role = f"{FEATURES}_{extractor.name}"
-            if found.setdefault(role, features).key != features.key:  # of the same name, and with other weights
-                role = f"{FEATURES}_{one.name}"
-                found[role] = features
-            needed[FEATURES] = found[role]
+            needed[FEATURES] = _features(there[SAMPLES], extractor, one.name, found)
         if one.name in stages or one.name in found:
             raise UserError(f"{one.option}: a stage of the cell is called so; give the metric another name")
         device, source = there[SAMPLES].device, needed.pop(RUNNING, None)
@@ -96,6 +92,19 @@ def measures_of(config: Config, stages: Mapping[str, Stage]) -> dict[str, Stage]
         else:
             found[one.name] = RunningMetricStage.of(config, one, device, needed, source=source)
     return found
+
+
+def _features(samples: SamplesStage, extractor: Extractor, metric: str, found: dict[str, Stage]) -> Stage:
+    """What an extractor sees in the samples: among what is ``found`` already, or added there."""
+    known = next((one for one in found.values() if isinstance(one, FeaturesStage) and one.extractor == extractor), None)
+    if known is not None:
+        return known
+    features = FeaturesStage.of(samples, extractor)
+    role = f"{FEATURES}_{extractor.name}"
+    if found.setdefault(role, features).key != features.key:  # of the same name, and with other weights
+        role = f"{FEATURES}_{metric}"
+        found[role] = features
+    return found[role]
 
 
 def _there(config: Config, stages: Mapping[str, Stage]) -> dict[str, Any]:
