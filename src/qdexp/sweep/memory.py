@@ -11,7 +11,7 @@ from qdexp.footprint.room import misfits, named, shares
 from qdexp.stages.base import Stage
 from qdexp.store import Store
 from qdexp.sweep.jobs import RECORD
-from qdexp.sweep.plan import hours, macs, rounded
+from qdexp.sweep.plan import alike, hours, macs, rounded
 
 LEAST, LEAST_WORK = 0.05 * GB, 0.01
 """Of a stage that is shown: bytes, or its share of the stage that works the most."""
@@ -70,9 +70,11 @@ def _misfits(cells: Sequence[Cell], store: Store, place: Place) -> list[str]:
 
 
 def _missing(cells: Sequence[Cell], store: Store) -> Iterator[tuple[Cell, Stage]]:
-    """The stages that are to be made, each once, with a cell that needs it."""
-    stages = {stage.entry: (cell, stage) for cell in cells if cell.finished() is None for stage in cell.stages.values()}
-    return ((cell, stage) for entry, (cell, stage) in stages.items() if not store.has(entry))
+    """The stages that are to be made, each with a cell that needs it; of those that are alike one."""
+    unfinished = [cell for cell in cells if cell.finished() is None]
+    stages = {stage.entry: (cell, role) for cell in unfinished for role, stage in cell.stages.items()}
+    missing = {alike(cell, role): (cell, cell.stages[role]) for entry, (cell, role) in stages.items() if not store.has(entry)}
+    return iter(missing.values())
 
 
 def kinds(cell: Cell, stage: Stage) -> set[str]:

@@ -7,7 +7,8 @@ of earlier records, scaled by MACs.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from statistics import median
 
 from torch.utils import _pytree as pytree
@@ -82,12 +83,13 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 
 def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     """MACs, hours of computing and bytes of disk of ``nodes``, in one line."""
-    stages = {stage.entry: (cell.config, stage) for cell in cells for stage in cell.stages.values()}
-    makes = {node.entry: stages[node.entry] for node in nodes if node.entry in stages}
-    makes |= {entry: one for entry, one in stages.items() if one[1].quick and not store.has(entry)}
+    stages = {stage.entry: (cell, role) for cell in cells for role, stage in cell.stages.items()}
+    made = dict.fromkeys(node.entry for node in nodes if node.entry in stages)
+    made |= dict.fromkeys(entry for entry, (cell, role) in stages.items() if cell.stages[role].quick and not store.has(entry))
+    makes = _counted(stages[entry] for entry in made)
     rates, asked = _rates(store.layout)
-    disk = f"{sum(disk_bytes(config, stage) for config, stage in makes.values()) / 1e9:.2g} GB of disk"
-    known = sum(macs(config, stage) or 0 for config, stage in makes.values())
+    disk = f"{sum(count * disk_bytes(config, stage) for config, stage, count in makes) / 1e9:.2g} GB of disk"
+    known = sum(count * (macs(config, stage) or 0) for config, stage, count in makes)
     cluster = cells[0].config.cluster
     rate = (
         "" if cluster.tflops is None else f", {rounded(hours(known, cluster) or 0)} hours at cluster.tflops={cluster.tflops:g}"
@@ -96,11 +98,24 @@ def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
     if not rates:
         return f"{work}; time unknown, {store.layout.records} has no complete record to go by; about {disk}"
     anything = median(rates.values())
-    seconds = sum(rates.get(stage.name, anything) * multiplications(config, stage) for config, stage in makes.values())
-    unlike = sorted({stage.name for _, stage in makes.values()} - rates.keys())
+    seconds = sum(count * rates.get(stage.name, anything) * multiplications(config, stage) for config, stage, count in makes)
+    unlike = sorted({stage.name for _, stage, _ in makes} - rates.keys())
     caveat = f", none of them tells of {', '.join(unlike)}" if unlike else ""
     earlier = "1 earlier record" if asked == 1 else f"{asked} earlier records"
     return f"{work}; about {rounded(seconds / 3600)} hours of computing, a guess by {earlier}{caveat}; about {disk}"
+
+
+def alike(cell: Cell, role: str) -> tuple[object, ...]:
+    """Equal for stages that cost the same, since nothing but their seeds differs: cells share what their configs agree in."""
+    return role, *(id(getattr(cell.config, one.name)) for one in fields(Config) if one.name != "seed")
+
+
+def _counted(stages: Iterable[tuple[Cell, str]]) -> list[tuple[Config, Stage, int]]:
+    """One of those that are alike, and how many these are."""
+    found: dict[tuple[object, ...], list[tuple[Cell, str]]] = defaultdict(list)
+    for cell, role in stages:
+        found[alike(cell, role)].append((cell, role))
+    return [(cell.config, cell.stages[role], len(same)) for same in found.values() for cell, role in same[:1]]
 
 
 def rounded(value: float) -> str:
