@@ -25,6 +25,9 @@ def paths() -> set[str]:
         layout.job(ENTRY),
         layout.error(ENTRY),
         layout.submitting("0123"),
+        layout.wandb_lock("trial-fp"),
+        layout.wandb_part("trial-fp", "0123456789ab"),
+        layout.wandb_data("trial-fp", "0123456789ab"),
     }
     found |= {layout.entry(ENTRY), layout.work(ENTRY), layout.begun(ENTRY, "whole"), layout.costs(ENTRY, "1-of-2")}
     moved = layout.moved("0123")

@@ -32,11 +32,14 @@ jobs/
     logs/JOB/...                what it printed
 reports/SWEEP/...               tables, figures and the page
 exports/CELL.onnx               the network of a cell for other runtimes
-wandb/...                       W&B runs
+wandb/...                       W&B runs, a folder each
+.wandb-parts/RUN.lock           held while a run is written
+.wandb-parts/RUN-ID/...         a run in the making, which outlives a killed process
+.wandb-data/RUN-ID/...          the tables of a run, which W&B keeps elsewhere
 .wandb-cache/...                W&B's own
-.wandb-data/...                 W&B's own
 """
 
+import re
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -64,7 +67,8 @@ class Layout:
         self.logs = self.jobs / "logs"
         self.reports = out / "reports"
         self.wandb = out / "wandb"
-        self.wandb_cache, self.wandb_data = out / ".wandb-cache", out / ".wandb-data"
+        self.wandb_cache = out / ".wandb-cache"
+        self._wandb_parts, self._wandb_data = out / ".wandb-parts", out / ".wandb-data"
 
     def record(self, cell: str) -> Path:
         return self.records / f"{cell}.json"
@@ -127,6 +131,24 @@ class Layout:
         found = [path for folder in folders for path in files_of(folder / name)]
         return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
+    def wandb_lock(self, run: str) -> Path:
+        return self._wandb_parts / f"{run}.lock"
+
+    def wandb_part(self, run: str, mirror: str) -> Path:
+        return self._wandb_parts / f"{run}-{mirror}"
+
+    def wandb_data(self, run: str, mirror: str) -> Path:
+        return self._wandb_data / f"{run}-{mirror}"
+
+    def wandb_runs(self, run: str) -> list[Path]:
+        """The folders of a run, which W&B calls by the time too."""
+        return _called(self.wandb, rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run)}")
+
+    def wandb_leftovers(self, run: str) -> list[Path]:
+        """What all mirrors of a run have left beside its folder."""
+        name = rf"{re.escape(run)}-[0-9a-f]{{12}}"
+        return _called(self._wandb_parts, name) + _called(self._wandb_data, name)
+
     def submitting(self, submission: str) -> Path:
         return self.jobs / f"{_SUBMITTING}{submission}.json"
 
@@ -172,6 +194,11 @@ class Sweep:
 
     def config(self, cell: str) -> Path:
         return self.folder / "cells" / f"{cell}.json"
+
+
+def _called(folder: Path, pattern: str) -> list[Path]:
+    """What lies in ``folder`` under a name that is all of the pattern: one name may be the end of another."""
+    return [path for path in sorted(folder.glob("*")) if re.fullmatch(pattern, path.name)]
 
 
 def another(path: Path) -> Path:

@@ -30,6 +30,8 @@ def record() -> dict[str, Any]:
     axes = {"model": "net", "method": "ptq", "quant": "w4a8", "calib": "last", "weight_bits": 4, "protocol": "quick", "seed": 0}
     protocol = {"hash": "abc", "name": "quick", "n": 1024, "steps": 3, "extractor": "cnn", "floor": {"fid": 1.25, "n": 1024}}
     config = {"model": {"name": "net", "shape": [1, 28, 28]}, "quant": {"weight_bits": 4, "layers": {}}, "seed": 0}
+    steps = {"smooth": None, "rotate": {"_target_": "methods.Rotate"}, "act": {"_target_": "methods.Observe", "rows": 64}}
+    config["quantizer"] = {"steps": steps}
     return {
         "format": 2,
         "cell": "net-ptq-w4a8-1a2b3c4d5e",

@@ -66,6 +66,7 @@ def test_complete_record(record: Record, tmp_path: Path) -> None:
         **floor,
         "cell": record["cell"],
         "row": "ptq w4a8 eeeeeeeeee",
+        "steps": "act: Observe",
         "sweep": "sweep",
     }
 

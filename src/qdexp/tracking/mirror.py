@@ -4,16 +4,17 @@
 W&B              record
 ===============  ====================================================================================================
 id, name, group  sweep and cell, cell, sweep: two sweeps that share a cell do not collide
-config           the axes and the protocol as flat top-level keys, to group and filter by; ``row``, the same for runs that
-                 differ in their seed alone; the frozen config, the stage keys, the digests of files, what the metrics say of
-                 their numbers and the provenance whole, under ``record``
+config           the axes, the steps of the method and the protocol as flat top-level keys, to group and filter by; ``row``,
+                 the same for runs that differ in their seed alone; the frozen config, the stage keys, the digests of files,
+                 what the metrics say of their numbers and the provenance whole, under ``record``
 summary          metrics, sizes, coverage by bits and costs, once and flat; ``status``, and the error of a failed cell
 history          the curves, one row a sampler step, over their own axis ``curves/sampler_step``; samples; a table of the layers
 artifact         the quantized checkpoint, named by its stage key, so that cells which share it share the artifact
 ===============  ====================================================================================================
 
 A run always shows its record as it now is: runs are never resumed, so mirroring a cell again replaces what was there,
-here and, at the next ``wandb sync``, on the server.
+here and, at the next ``wandb sync``, on the server. A run's folder takes its place among the others when it is whole: whatever
+kills a mirror leaves the run as it was, or none, and nothing of a cell is ever there twice.
 """
 
 import contextlib
@@ -24,8 +25,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from qdexp import entries, environ, files
+from qdexp import entries, environ, files, locks
 from qdexp.layout import Layout, entry_name, stage_and_key
 from qdexp.record import Record, flat
 
@@ -75,10 +77,20 @@ def mirror(
     TrackingError and nothing else.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with environ.variables(_environment(folder.resolve(), mode)):
-            place = {"dir": folder.resolve(), "project": project, "mode": mode, "entity": entity}
-            return _mirror(_plain(record), sweep, place, out, grid)
+        layout, run = Layout(folder.resolve()), run_id(sweep, record["cell"])
+        with locks.alone(layout.wandb_lock(run), f"another process writes the W&B run of {record['cell']}"):
+            part, data = (place(run, uuid4().hex[:12]) for place in (layout.wandb_part, layout.wandb_data))
+            part.mkdir(parents=True)
+            try:
+                with environ.variables(_environment(layout, part, data, mode)):
+                    place = {"dir": part, "project": project, "mode": mode, "entity": entity}
+                    made = _write(_plain(record), sweep, place, out, grid)
+                return _put(made, layout, run, data)
+            except BaseException:
+                shutil.rmtree(data, ignore_errors=True)
+                raise
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise TrackingError(f"W&B run of {record.get('cell')} not written: {type(error).__name__}: {reason}") from error
@@ -87,7 +99,7 @@ def mirror(
 def written(folder: Path, sweep: str, cell: str) -> float:
     """The time at which the run of a cell was last written, as files have it (st_mtime); 0 where there is none under
     ``folder``."""
-    logs = Layout(folder).wandb.glob(f"*run-*/run-{run_id(sweep, cell)}.wandb")
+    logs = (log for found in Layout(folder).wandb_runs(run_id(sweep, cell)) for log in found.glob("run-*.wandb"))
     return max((log.stat().st_mtime for log in logs), default=0.0)
 
 
@@ -100,18 +112,19 @@ def run_id(sweep: str, cell: str) -> str:
     return f"{plain[: LONGEST - 13]}-{digest}"
 
 
-def _environment(folder: Path, mode: str) -> dict[str, str]:
+def _environment(layout: Layout, part: Path, data: Path, mode: str) -> dict[str, str]:
     """Keeps W&B out of the home folder, and off the network when offline: it looks both up before ``init`` is called."""
     return {
         "WANDB_MODE": mode,
         "WANDB_SILENT": "true",
-        "WANDB_DIR": str(folder),
-        "WANDB_DATA_DIR": str(Layout(folder).wandb_data),
-        "WANDB_CACHE_DIR": str(Layout(folder).wandb_cache),
+        "WANDB_DIR": str(part),
+        "WANDB_DATA_DIR": str(data),
+        "WANDB_CACHE_DIR": str(layout.wandb_cache),
     }
 
 
-def _mirror(record: Record, sweep: str, place: dict[str, Any], out: Path | None, grid: Path | None) -> Path:
+def _write(record: Record, sweep: str, place: dict[str, Any], out: Path | None, grid: Path | None) -> Path:
+    """The run's folder, in that of ``place``."""
     import wandb
 
     with _run(record, sweep, place) as run:
@@ -124,9 +137,20 @@ def _mirror(record: Record, sweep: str, place: dict[str, Any], out: Path | None,
         if out is not None and "checkpoint" in record.get("artifacts", {}):
             run.log_artifact(_checkpoint(record, out))
         run.summary.update(summary(record))
-    directory = Path(run.dir).parent
-    _remove_older(directory, run.id)
-    return directory
+    return Path(run.dir).parent
+
+
+def _put(made: Path, layout: Layout, run: str, data: Path) -> Path:
+    """The run's folder in the place of earlier ones, which would overwrite it if they were synced after it; what these have
+    left elsewhere, and what killed processes have, is removed."""
+    layout.wandb.mkdir(exist_ok=True)
+    for older in layout.wandb_runs(run):
+        shutil.rmtree(older)
+    placed = made.rename(layout.wandb / made.name)
+    for leftover in layout.wandb_leftovers(run):
+        if leftover != data:
+            shutil.rmtree(leftover, ignore_errors=True)
+    return placed
 
 
 @contextlib.contextmanager
@@ -175,12 +199,20 @@ def config(record: Record, sweep: str) -> dict[str, Any]:
     axes = record["axes"]
     return {
         **axes,
+        "steps": steps(record),
         "row": f"{axes['method']} {axes['quant']} {record['identity'][:10]}",
         "cell": record["cell"],
         "sweep": sweep,
         **flat(record.get("protocol", {}), "_", "protocol_"),
         "record": {name: record[name] for name in whole if name in record},
     }
+
+
+def steps(record: Record) -> str:
+    """The steps of the method that were made, in order: ``weights: AdaRound, act: Observe``; ``none`` in full precision."""
+    asked = record["config"].get("quantizer", {}).get("steps", {})
+    made = {slot: step for slot, step in asked.items() if step and slot in record["keys"]}
+    return ", ".join(f"{slot}: {step['_target_'].rpartition('.')[2]}" for slot, step in made.items()) or "none"
 
 
 def summary(record: Record) -> dict[str, Any]:
@@ -249,13 +281,6 @@ def _checkpoint(record: Record, out: Path) -> "wandb.Artifact":
     for name in digests:
         artifact.add_file(str(folder / name), name=name, policy="immutable")
     return artifact
-
-
-def _remove_older(directory: Path, run: str) -> None:
-    """Removes earlier mirrors of the same run: synced after this one, they would overwrite it."""
-    for log in directory.parent.glob(f"*run-*/run-{run}.wandb"):
-        if log.parent != directory:
-            shutil.rmtree(log.parent)
 
 
 def _plain(record: Record) -> Record:
