@@ -26,23 +26,24 @@ Key = tuple[str, str]
 """(summary, config or history; the key's name)."""
 
 CURVES = {"teacher_forced": "error of each step alone", "free_running": "error accumulated"}
+"""What the curves of qdexp's own are called; another goes by its key."""
+SUMS = {"seconds": "seconds", "peak_memory_mb": "peak memory, MB"}
+"""What the making of a stage has cost."""
+SHARES = {"macs": "MACs by bits", "parameters": "parameters by bits"}
+KINDS = ("quality", "fidelity", "cost", "share")
+"""Of numbers: those that have a section."""
+NOT_AXES = {"cell", "sweep", "row", "record"}
 PREFIXES = {"summary_metrics.": "summary", "summary:": "summary", "config:": "config", "config.": "config"}
 """How a specification marks what kind of key follows; history keys stand bare."""
-COLUMNS = ("weight_bits", "act_bits", "calib", "quantizer", "seed")
 
 
-def sections(numbers: Sequence[Number]) -> dict[str, list[Panel]]:
-    """The panels by section, of the numbers that the runs say they hold.
+def sections(runs: Sequence[Run]) -> dict[str, list[Panel]]:
+    """The panels by section: whatever the runs hold has one.
 
     Bars are means over the runs of one ``row``, which differ in their seed alone.
     """
-    shown = [number for number in numbers if "overview" in number.shown]
-    bars = [
-        reports.BarPlot(title=number.title, metrics=[reports.SummaryMetric(number.key)], groupby=reports.Config("row"))
-        for number in shown
-        if number.kind in ("quality", "fidelity")
-    ]
-    qualities = [number for number in shown if number.kind == "quality" and "bars" in number.shown]
+    numbers, summaries = numbers_in(runs), sorted({key for run in runs for key in run.summary})
+    qualities = [number for number in numbers if number.kind == "quality" and "bars" in number.shown]
     fronts = [
         reports.ScatterPlot(
             title=f"{quality.title} against {cost.title}",
@@ -51,22 +52,56 @@ def sections(numbers: Sequence[Number]) -> dict[str, list[Panel]]:
             log_y=True,
         )
         for quality in qualities
-        for cost in shown
-        if cost.kind == "cost"
+        for cost in numbers
+        if cost.kind == "cost" and "overview" in cost.shown
     ]
-    axes = [reports.ParallelCoordinatesPlotColumn(reports.Config(name)) for name in COLUMNS]
-    axes += [reports.ParallelCoordinatesPlotColumn(reports.SummaryMetric(one.key), log=True) for one in qualities]
-    curves = [
-        reports.LinePlot(title=title, x="curves/timestep", y=[f"curves/{key}"], log_y=True, smoothing_factor=0)
-        for key, title in CURVES.items()
+    shares = [
+        _bars(title, [key for key in summaries if key.startswith(f"coverage_{of}_")])
+        for of, title in SHARES.items()
+        if any(key.startswith(f"coverage_{of}_") for key in summaries)
     ]
+    stages = dict.fromkeys(stage for run in runs for stage in run.config.get("record", {}).get("stages", {}))
+    spent = [
+        _bars(f"{title} of each stage", [key for stage in stages if (key := f"{stage}_{cost}") in summaries])
+        for cost, title in SUMS.items()
+        if any(f"{stage}_{cost}" in summaries for stage in stages)
+    ]
+    columns = [reports.ParallelCoordinatesPlotColumn(reports.Config(name)) for name in axes_of(runs)]
+    columns += [reports.ParallelCoordinatesPlotColumn(reports.SummaryMetric(one.key), log=True) for one in qualities]
+    history = {key for kind, key in logged(runs) if kind == "history"}
+    curves = sorted(key for key in history if key.startswith("curves/") and not key.endswith(("/timestep", "/sampler_step")))
     return {
-        "Methods": bars,
-        "What it costs": fronts,
-        "Axes": [reports.ParallelCoordinatesPlot(columns=axes)],
-        "Along the sampler": curves,
-        "Samples of the same noise": [reports.MediaBrowser(media_keys=["samples"])],
+        "Methods": _of_kinds(numbers, ["quality", "fidelity"]),
+        "What it costs": _of_kinds(numbers, ["cost"]) + fronts,
+        "What is quantized": _of_kinds(numbers, ["share"]) + shares,
+        "Steps and other stages": spent,
+        "Axes": [reports.ParallelCoordinatesPlot(columns=columns)] if columns else [],
+        "Along the sampler": [_curve(key) for key in curves],
+        "Samples of the same noise": [reports.MediaBrowser(media_keys=["samples"])] if "samples" in history else [],
+        "Other numbers": [_bars(one.title, [one.key]) for one in numbers if one.kind not in KINDS],
     }
+
+
+def _of_kinds(numbers: Sequence[Number], kinds: Sequence[str]) -> list[Panel]:
+    """A panel each, those of the overview first."""
+    found = [number for number in numbers if number.kind in kinds]
+    return [_bars(one.title, [one.key]) for one in sorted(found, key=lambda one: "overview" not in one.shown)]
+
+
+def _bars(title: str, keys: Sequence[str]) -> Panel:
+    return reports.BarPlot(title=title, metrics=[reports.SummaryMetric(key) for key in keys], groupby=reports.Config("row"))
+
+
+def _curve(key: str) -> Panel:
+    name = key.removeprefix("curves/")
+    return reports.LinePlot(title=CURVES.get(name, name), x="curves/timestep", y=[key], log_y=True, smoothing_factor=0)
+
+
+def axes_of(runs: Sequence[Run]) -> list[str]:
+    """What the runs were made of, where it is not the same in all."""
+    names = dict.fromkeys(name for run in runs for name in run.config)
+    found = [name for name in names if name not in NOT_AXES and not name.startswith(("protocol_", "_"))]
+    return [name for name in found if len({repr(run.config.get(name)) for run in runs}) > 1]
 
 
 def numbers_in(runs: Sequence[Run]) -> list[Number]:
@@ -97,6 +132,8 @@ def workspace(sweep: str, project: str, entity: str, panels: dict[str, list[Pane
 def keys_of(specification: Any, field: str = "") -> Iterator[Key]:
     """The keys that the panels of a specification name, from W&B's own form of it."""
     if isinstance(specification, dict):
+        if specification.get("section") in ("config", "summary"):  # of a filter, or what runs are grouped by
+            yield specification["section"], specification["name"].removesuffix(".value")
         for name, value in specification.items():
             yield from keys_of(value, name)
     elif isinstance(specification, list):
@@ -148,14 +185,15 @@ def main() -> int:
     if not runs:
         parser.error(f"{args.runs} holds no run of the sweep {args.sweep}")
     known = logged(runs)
-    place = (args.sweep, args.project, args.entity, sections(numbers_in(runs)))
+    panels = {name: drawn for name, drawn in sections(runs).items() if drawn}
+    place = (args.sweep, args.project, args.entity, panels)
     built = [report(*place), workspace(*place)]
     missing = {key for one in built for key in keys_of(one._to_model().model_dump(mode="json")["spec"])} - known
     for kind, key in sorted(missing):
         print(f"no run has the {kind} key {key}: its panel would stay empty")
     if missing:
         return 1
-    print(f"{sum(map(len, place[3].values()))} panels, every key found in {len(runs)} runs")
+    print(f"{sum(map(len, panels.values()))} panels, every key found in {len(runs)} runs")
     for one in built if args.save else []:
         print(one.save().url)
     return 0
