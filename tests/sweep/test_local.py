@@ -2,65 +2,108 @@
 
 import os
 import sys
-import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import cloudpickle  # type: ignore[import-untyped]
 import pytest
 import torch
 
 from qdexp import device as devices
-from qdexp.errors import UserError
 from qdexp.layout import Layout
-from qdexp.sweep.jobs import Job, Node
+from qdexp.sweep.jobs import Node
 from qdexp.sweep.local import Local
 from qdexp.sweep.manifest import Registry
+from qdexp.sweep.process import Task
 from qdexp.sweep.shell import Shell, running
+
+TASKS = """\
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
-class Timed:
-    """A job that tells when it ran, and on what."""
-
+class Task:
     folder: Path
     name: str
-    gpu: str
 
-    def __call__(self) -> None:
+    def __call__(self):
         start = time.monotonic()
+        print(f"this is {self.name}")
+        if self.name == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.name == "broken":
+            raise ValueError("it is broken")
         time.sleep(0.3)
-        (self.folder / f"{self.name}.txt").write_text(f"{self.gpu} {start} {time.monotonic()}")
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        (self.folder / f"{self.name}.txt").write_text(f"{gpu} {os.getpid()} {start} {time.monotonic()}")
+"""
+Tasks = Callable[[Node, Shell], Task]
 
 
-def test_no_gpu_has_two_jobs(tmp_path: Path) -> None:
-    nodes = [Node(f"node-{number}", "samples", "cell", "samples", f"entry-{number}") for number in range(5)]
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    """Jobs that tell when they ran, in which process and on what, or that fail; a process of this machine can import them."""
+    (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "ran").mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tasks", raising=False)
+    module = __import__("tasks")
+    return lambda node, _: module.Task(tmp_path / "ran", node.id)
 
-    def task(node: Node, _: Shell, gpu: str) -> Timed:
-        return Timed(tmp_path / "ran", node.id, gpu)
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job's process has no tests to import
-    with running(Layout(tmp_path).sweep("trial")) as shell:
-        Local(Registry(tmp_path), "trial", 4, ["3", "GPU-5a"], task, shell).run(nodes)
-    spans = defaultdict(list)
+def node(name: str, *needs: str) -> Node:
+    return Node(name, "samples", "cell", "samples", f"entry-{name}", needs)
+
+
+def run(folder: Path, tasks: Tasks, gpus: Sequence[str], nodes: Sequence[Node]) -> dict[str, bool]:
+    """Runs at most four at once. Returns which nodes have ended, and whether they failed."""
+    ended: dict[str, bool] = {}
+    with running(Layout(folder).sweep("trial")) as shell:
+        local = Local(Registry(folder), "trial", 4, gpus, tasks, shell, lambda one, failed: ended.update({one.id: failed}))
+        local.run(nodes)
+    return ended
+
+
+def test_no_gpu_has_two_jobs_and_each_a_process_of_its_own(tmp_path: Path, tasks: Tasks) -> None:
+    nodes = [node(f"node-{number}") for number in range(5)]
+    assert run(tmp_path, tasks, ["3", "GPU-5a"], nodes) == dict.fromkeys((one.id for one in nodes), False)
+    spans, processes = defaultdict(list), defaultdict(set)
     for path in (tmp_path / "ran").iterdir():
-        gpu, *times = path.read_text().split()
+        gpu, process, *times = path.read_text().split()
         spans[gpu].append([float(one) for one in times])
+        processes[gpu].add(process)
     assert sum(map(len, spans.values())) == 5
     assert spans.keys() == {"3", "GPU-5a"}
     for one in spans.values():
         assert all(before[1] <= after[0] for before, after in pairwise(sorted(one)))
+    assert [len(own) for own in processes.values()] == [1, 1]  # that does one job after another
 
 
-def test_a_job_sees_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as submitit leaves it
-    node = Node("node", "samples", "cell", "samples", "entry")
-    with pytest.raises(UserError, match="no such sweep"):
-        Job(tmp_path, tmp_path, "trial", node, 1, gpu="GPU-5a")()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5a"
+def test_a_job_that_fails_or_is_killed_takes_nothing_with_it_but_what_needs_it(
+    tmp_path: Path, tasks: Tasks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [node("broken"), node("killed"), node("lost", "broken"), node("last", "lost"), *map(node, ("one", "two", "three"))]
+    ended = run(tmp_path, tasks, [""], nodes)
+    assert ended == {"broken": True, "killed": True, "one": False, "two": False, "three": False}
+    processes = {path.read_text().split()[1] for path in (tmp_path / "ran").iterdir()}
+    assert len(processes) == 1  # another one than that which was killed
+    logs = {name: (tmp_path / "jobs" / "logs" / name / "log.txt").read_text() for name in ended}
+    assert all(text.startswith(f"this is {name}\n") for name, text in logs.items() if name != "killed")
+    assert logs["broken"].endswith("ValueError: it is broken\n")
+    assert {name: Registry(tmp_path).job(name).get("state") for name in ("broken", "killed", "one")} == {
+        "broken": "FAILED",
+        "killed": "FAILED",
+        "one": None,
+    }
+    out, err = capsys.readouterr()
+    assert "7/7 jobs" in out and "killed  failed: its process was killed" in out and err == ""
 
 
 @pytest.mark.parametrize(

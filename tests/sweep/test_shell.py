@@ -31,8 +31,6 @@ import sys
 import time
 from pathlib import Path
 
-import submitit
-
 from qdexp.errors import one_line
 from qdexp.layout import Layout
 from qdexp.sweep import manifest
@@ -55,10 +53,9 @@ class Sleep:
 if __name__ == "__main__":
     import sleeper
 
-    submitit.Job._results_timeout_s = 1  # that of a killed job is waited for
     with one_line(), running(Layout(OUT).sweep("trial")) as shell:
         registry = manifest.Registry(OUT)
-        task = lambda node, shell, gpu: sleeper.Sleep(shell)
+        task = lambda node, shell: sleeper.Sleep(shell)
         Local(registry, "trial", 2, [], task, shell).run(manifest.read(OUT, "trial").nodes)
 """
 

@@ -1,6 +1,5 @@
 """The jobs of a sweep, as a graph, and what runs in one: light objects, which can be pickled. The work is in ``worker``."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -47,8 +46,7 @@ _started: dict[str, Start] = {}
 class Job:
     """Makes ``node`` from the frozen config of its cell. Idempotent: run again, it goes on where it stopped.
 
-    ``shell``: that of this machine with which it ends; ``gpu``: the one of this machine that it computes on, as
-    CUDA_VISIBLE_DEVICES names it. Both are empty for a job of a cluster, which has ``minutes``.
+    ``shell``: that of this machine with which it ends; empty for a job of a cluster, which has ``minutes``.
     """
 
     out: Path
@@ -57,14 +55,11 @@ class Job:
     node: Node
     threads: int
     shell: str = ""
-    gpu: str = ""
     minutes: int = 0
 
     def __call__(self) -> None:
         if self.shell:
             Shell(Layout(self.cwd / self.out).sweep(self.sweep), self.shell).end_with()
-        if self.gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu  # submitit hides all; torch looks when it first needs one
         from qdexp.sweep.manifest import Registry
 
         registry, layout = Registry(self.cwd / self.out), Layout(self.cwd / self.out)

@@ -132,10 +132,10 @@ class Frozen:
     def folder(self) -> Sweep:
         return self.store.layout.sweep(self.config.sweep)
 
-    def job(self, node: Node, shell: Shell | None = None, gpu: str = "") -> Job:
+    def job(self, node: Node, shell: Shell | None = None) -> Job:
         wants = self.cluster.resources(node.kind)
         there = (self.out, Path.cwd(), self.config.sweep, node, wants.cpus)
-        return Job(*there, minutes=wants.minutes) if shell is None else Job(*there, shell.name, gpu)
+        return Job(*there, minutes=wants.minutes) if shell is None else Job(*there, shell.name)
 
     def done(self, node: Node) -> bool:
         if node.stage == RECORD:

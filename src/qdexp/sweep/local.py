@@ -1,26 +1,28 @@
-"""Runs the graph of a sweep on this machine, several jobs at once, each a process that submitit starts and that ends with the
-shell that runs the sweep."""
+"""Runs the graph of a sweep on this machine, several jobs at once, in processes that end with the shell that runs the sweep."""
 
-import os
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import submitit
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 
 from qdexp import progress
 from qdexp.sweep.jobs import Node, dependents
 from qdexp.sweep.manifest import Registry
+from qdexp.sweep.process import Process, Task
 from qdexp.sweep.shell import Shell
 
-POLL = 0.2  # seconds
-ENDING = 10.0  # seconds that jobs have to end in, once they are told to
+POLL = 0.2
+"""Seconds after which somebody who cancels is listened to."""
+ENDING = 10.0
+"""Seconds that processes have to end in, once they are told to."""
 
 
 class Local:
-    """``task`` says what runs in a node's job, and on which GPU. Runs at most ``jobs`` of them at once, each on one of ``gpus``
-    that no other has, by its name in CUDA_VISIBLE_DEVICES; without ``gpus``, on none."""
+    """Runs at most ``jobs`` jobs at once, each on one of ``gpus`` that no other has, by its name in CUDA_VISIBLE_DEVICES;
+    without ``gpus``, on none.
+
+    ``task``: what is done in a node's job; ``ended``: called with each node that has ended, and whether it failed.
+    """
 
     def __init__(
         self,
@@ -28,60 +30,66 @@ class Local:
         sweep: str,
         jobs: int,
         gpus: Sequence[str],
-        task: Callable[[Node, Shell, str], Callable[[], object]],
+        task: Callable[[Node, Shell], Task],
         shell: Shell,
+        ended: Callable[[Node, bool], object] = lambda node, failed: None,
     ) -> None:
-        self.registry, self.sweep, self.jobs, self.task, self.shell = registry, sweep, jobs, task, shell
-        self._free, self._taken = deque(gpus or [""] * jobs), dict[str, str]()
-        self.executor = submitit.AutoExecutor(folder=registry.layout.logs / "%j", cluster="local")
-        self.executor.update_parameters(timeout_min=60 * 24 * 365)  # none: nobody waits for this machine
+        self.registry, self.sweep, self.jobs, self.task, self.shell, self.ended = registry, sweep, jobs, task, shell, ended
+        self._free, self._idle = deque(gpus or [""] * jobs), list[Process]()
 
     def run(self, nodes: Sequence[Node]) -> None:
         """Returns when every node has succeeded, failed, or lost what it needs. Ctrl-C stops the running ones."""
         for node in nodes:
             self.registry.forget(node.id)
-        with progress.bar("jobs", len(nodes)) as bar:
-            self._run(nodes, bar)
-
-    def _run(self, nodes: Sequence[Node], bar: progress.Bar) -> None:
-        waiting, running = {node.id: node for node in nodes}, dict[str, submitit.Job[object]]()
+        waiting, running = {node.id: node for node in nodes}, dict[str, tuple[Node, Process]]()
         try:
-            while waiting or running:
-                self._start(waiting, running)
-                ended = [name for name, job in running.items() if job.done()]
-                for name in ended:
-                    self._free.append(self._taken.pop(name))
-                    failed = running.pop(name).exception() is not None
-                    if failed:
-                        self.registry.ended(name, self.shell.name, "FAILED")
-                        for lost in dependents(nodes, [name]) & waiting.keys():
-                            del waiting[lost]
-                    self._say(name, failed, f"{len(nodes) - len(waiting) - len(running)}/{len(nodes)} jobs")
-                    bar.update(len(nodes) - len(waiting) - len(running))
-                if not ended:
-                    time.sleep(POLL)
+            with progress.bar("jobs", len(nodes)) as bar:
+                while waiting or running:
+                    self._start(waiting, running)
+                    ready = wait([process.connection for _, process in running.values()], POLL)
+                    for node, process in [one for one in running.values() if one[1].connection in ready]:
+                        del running[node.id]
+                        seconds = time.monotonic() - process.began
+                        failed = not self._ended(process)
+                        if failed:
+                            self.registry.ended(node.id, self.shell.name, "FAILED")
+                            for lost in dependents(nodes, [node.id]) & waiting.keys():
+                                del waiting[lost]
+                        done = len(nodes) - len(waiting) - len(running)
+                        bar.update(done)
+                        how = f"failed: {self._why(node)}" if failed else f"{seconds:.1f} s"
+                        print(f"  {done}/{len(nodes)} jobs  {node.id}  {how}", flush=True)
+                        self.ended(node, failed)
         except BaseException:
-            self._stop(waiting, running)
+            for _, process in running.values():
+                process.stop()
+            for name in (*running, *waiting):
+                self.registry.ended(name, self.shell.name, "CANCELLED")
             raise
+        finally:
+            end = time.monotonic() + ENDING
+            for process in (*self._idle, *(process for _, process in running.values())):
+                process.wait(max(0.0, end - time.monotonic()))
 
-    def _stop(self, waiting: Iterable[str], running: "Mapping[str, submitit.Job[object]]") -> None:
-        for job in running.values():
-            if not job.done():
-                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's own way is a Ctrl-C, which may be ignored
-        end = time.monotonic() + ENDING
-        while not all(job.done() for job in running.values()) and time.monotonic() < end:
-            time.sleep(POLL)
-        for name in (*running, *waiting):
-            self.registry.ended(name, self.shell.name, "CANCELLED")
-
-    def _start(self, waiting: dict[str, Node], running: dict[str, "submitit.Job[object]"]) -> None:
+    def _start(self, waiting: dict[str, Node], running: dict[str, tuple[Node, Process]]) -> None:
         for name, node in list(waiting.items()):
             blocked = any(need in waiting or need in running for need in node.needs)
-            if not blocked and self._free and len(running) < self.jobs:
-                self._taken[name] = self._free.popleft()
-                running[name] = self.executor.submit(self.task(waiting.pop(name), self.shell, self._taken[name]))
-                self.registry.started(name, self.shell.name, running[name].paths.stdout, self.sweep)
+            if not blocked and (self._idle or self._free) and len(running) < self.jobs:
+                process = self._idle.pop() if self._idle else Process(self._free.popleft())
+                running[name] = waiting.pop(name), process
+                log = self.registry.layout.logs / name / "log.txt"
+                self.registry.started(name, self.shell.name, log, self.sweep)
+                process.begin(self.task(node, self.shell), log)
 
-    def _say(self, name: str, failed: bool, progress: str) -> None:
-        why = " ".join(self.registry.error(name).get("message", "its process was killed").split())
-        print(f"  {progress}  {name}" + (f"  failed: {why}" if failed else ""), flush=True)
+    def _ended(self, process: Process) -> bool:
+        """Whether its job has succeeded. Another one takes the place of a process that was killed."""
+        succeeded = process.result()
+        if succeeded is None:
+            process.wait(ENDING)
+            self._free.append(process.gpu)
+        else:
+            self._idle.append(process)
+        return bool(succeeded)
+
+    def _why(self, node: Node) -> str:
+        return " ".join(self.registry.error(node.id).get("message", "its process was killed").split())

@@ -29,6 +29,10 @@ PATIENCE = 60.0
 """Seconds that a shell has to stop its jobs in, once it is asked to."""
 
 
+_followed = set[Path]()
+"""The shells with which this process ends."""
+
+
 class Shell:
     """A shell that runs ``sweep``, called ``name``: the file that it has locked holds where it runs."""
 
@@ -74,12 +78,10 @@ class Shell:
         self._asked.unlink(missing_ok=True)
 
     def end_with(self) -> None:
-        """Have this process killed, at any moment from now on, when the shell ends, or tells it to: what it had finished is
-        kept.
-
-        Call it in the main thread.
-        """
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
+        """Have this process killed, at any moment from now on, when the shell ends: what it had finished is kept."""
+        if self.path in _followed:
+            return
+        _followed.add(self.path)
 
         def wait() -> None:
             with contextlib.suppress(FileNotFoundError), self.path.open() as file:
