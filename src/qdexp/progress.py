@@ -24,10 +24,11 @@ class _TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
         if not task.completed or not task.total or task.elapsed is None:
             return Text()
-        return Text(_duration(task.elapsed / task.completed * (task.total - task.completed)) + " left", style="dim")
+        return Text(duration(task.elapsed / task.completed * (task.total - task.completed)) + " left", style="dim")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As a person says it."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

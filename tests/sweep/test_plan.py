@@ -110,8 +110,8 @@ def test_a_plan_tells_the_work_of_all_that_is_missing(qdexp: Command, cell_of: C
     cell = cell_of("method=fp")
     work = f"{96 * describe(cell.config.model).macs / 1e12:.2g} TMACs"
     out = qdexp(*arguments)[1]
-    assert f"\ncost     {work}; time unknown" in out and "hours" not in out
+    assert f"\ncost     {work}; about " in out and "hours" not in out
     out = qdexp(*arguments, "cluster.tflops=1e-6")[1]
     time = f"{2 * 96 * describe(cell.config.model).macs / 1e6 / 3600:.2g}"
-    assert f"\ncost     {work}, {time} hours at cluster.tflops=1e-06; time unknown" in out
+    assert f"\ncost     {work}, {time} hours at cluster.tflops=1e-06; about " in out
     assert re.search(rf"^ +stage .* TMACs +hours  .*\n +samples .* {time}  ", out, re.M)

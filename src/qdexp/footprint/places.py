@@ -53,11 +53,12 @@ class Here(Place):
     """This machine, with the memory that is free when it is first asked for.
 
     ``jobs``: how many processes run at once, ``on_gpu`` how many of them on one GPU; each may take its part of what is free.
-    None: this very process computes.
+    None: this very process computes. ``threads``: of each, None: as many as torch takes here.
     """
 
     jobs: int | None = None
     on_gpu: int = 1
+    threads: int | None = None
 
     def room(self, device: torch.device, cluster: Cluster, kind: str) -> Room:
         gpu = self._free_on_gpu if device.type == "cuda" else None

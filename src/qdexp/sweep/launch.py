@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qdexp import device as devices
-from qdexp import files, progress, provenance
+from qdexp import files, machine, progress, provenance
 from qdexp.cell import Cell
 from qdexp.config import Cluster
 from qdexp.errors import UserError
 from qdexp.footprint.places import Here, OnCluster, Place
-from qdexp.layout import Layout, Sweep
+from qdexp.layout import Sweep
 from qdexp.methods.recipe import SLOTS
 from qdexp.record import Record
 from qdexp.stages.base import Stage
@@ -24,9 +26,11 @@ from qdexp.sweep import manifest, memory, queue, results, snapshot
 from qdexp.sweep.jobs import RECORD, Job, Node
 from qdexp.sweep.local import Local
 from qdexp.sweep.manifest import CellEntry, Manifest, Registry
-from qdexp.sweep.plan import estimate, plan
+from qdexp.sweep.pace import estimate
+from qdexp.sweep.plan import plan
 from qdexp.sweep.shell import Shell, running
 from qdexp.sweep.slurm import Slurm
+from qdexp.sweep.so_far import SoFar
 from qdexp.sweep.status import Status
 
 
@@ -40,7 +44,9 @@ def sequential(cells: Sequence[Cell]) -> list[Record]:
     devices.make_repeatable()
     memory.require(cells, Store(cells[0].out), Here())
     results.announce(cells)
-    start, failed, folder = time.monotonic(), [], Layout(cells[0].out).sweep(cells[0].config.sweep)
+    store = Store(cells[0].out)
+    print(f"cost     {estimate(cells, plan(cells, store, parts=1), store, Here())}", flush=True)
+    start, failed, folder, so_far = time.monotonic(), [], store.layout.sweep(cells[0].config.sweep), SoFar(cells)
     with running(folder), progress.bar("cells", len(cells)) as bar:
         for number, cell in enumerate(cells):
             place = f"[{number + 1}/{len(cells)}]"
@@ -53,6 +59,8 @@ def sequential(cells: Sequence[Cell]) -> list[Record]:
             except Exception as error:
                 print(f"  failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
                 failed.append(cell.title)
+            else:
+                so_far.add(cell)
     return results.end(cells, [cell.record for cell in cells], failed)
 
 
@@ -69,7 +77,7 @@ def _left(start: float, done: int, cells: int) -> str:
 
 
 JOBS = 2
-"""Processes at once on a machine without GPUs."""
+"""Processes at once on a machine without GPUs, where it has as many cores."""
 
 
 class Frozen:
@@ -97,8 +105,8 @@ class Frozen:
     def cluster(self) -> Cluster:
         return self.config.cluster
 
-    def describe(self) -> None:
-        """Prints what would run, what is there already, and what it costs."""
+    def describe(self, place: Place) -> None:
+        """Prints what would run in a place, what is there already, and what it costs."""
         entries = {stage.entry for cell in self.cells.values() for stage in cell.stages.values()}
         there = sum(self.store.has(entry) for entry in entries)
         ready = len(self.cells) - sum(node.stage == RECORD for node in self.nodes)
@@ -107,7 +115,7 @@ class Frozen:
               f"{len(entries)} stages, {there} of them in {self.store.layout.store}")  # fmt: skip
         results.say_settings(self.cells.values())
         print(f"jobs     {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
-        print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store)}", flush=True)
+        print(f"cost     {estimate(list(self.cells.values()), self.nodes, self.store, place)}", flush=True)
         results.say_how_to_score(cell.config.protocol.extractor for cell in self.cells.values())
 
     def write(self) -> Path:
@@ -146,7 +154,7 @@ class Frozen:
 def slurm(cells: Sequence[Cell]) -> None:
     """Submits what is missing and returns."""
     sweep = Frozen(cells)
-    sweep.describe()
+    sweep.describe(OnCluster())
     memory.require(cells, sweep.store, OnCluster())
     copy = sweep.write()
     cluster = replace(sweep.cluster, setup=[*sweep.cluster.setup, *snapshot.setup(copy)])
@@ -163,11 +171,16 @@ def local(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int = 1) -> lis
     Raises UserError where the GPUs do not take so many.
     """
     jobs, gpus = _at_once(cells, jobs, jobs_per_gpu)
-    sweep = Frozen(cells)
-    sweep.describe()
-    memory.require(cells, sweep.store, shared(cells, jobs, jobs_per_gpu))
+    sweep, here, so_far = Frozen(cells), shared(cells, jobs, jobs_per_gpu), SoFar(cells)
+    sweep.describe(here)
+    memory.require(cells, sweep.store, here)
+
+    def ended(node: Node, failed: bool) -> None:
+        if node.stage == RECORD and not failed:
+            so_far.add(sweep.cells[node.cell])
+
     with snapshot.running(sweep.write()), running(sweep.folder) as shell:
-        Local(Registry(sweep.out), sweep.config.sweep, jobs, gpus, sweep.job, shell).run(sweep.nodes)
+        Local(Registry(sweep.out), sweep.config.sweep, jobs, gpus, sweep.job, shell, ended).run(sweep.nodes)
     written = manifest.read(sweep.out, sweep.config.sweep)
     results.settle(written, Status(written, queue.Watcher(grace=0).states), sweep.cells)
     incomplete = [cell for cell in cells if cell.finished() is None]
@@ -180,17 +193,17 @@ def _at_once(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int) -> tupl
     if gpus and jobs is not None and jobs > len(gpus):
         raise UserError(f"hydra.launcher.jobs={jobs}: the GPUs here take {len(gpus)}; choose at most as many, or let more "
                         f"share one by hydra.launcher.jobs_per_gpu")  # fmt: skip
-    return jobs or len(gpus) or JOBS, gpus
+    return jobs or len(gpus) or min(JOBS, machine.describe(torch.device("cpu"))["cores"]), gpus
 
 
 def shared(cells: Sequence[Cell], jobs: int | None, jobs_per_gpu: int) -> Here:
     """This machine as the processes of ``local`` share it."""
     jobs, _ = _at_once(cells, jobs, jobs_per_gpu)
-    return Here(jobs, min(jobs, jobs_per_gpu))
+    return Here(jobs, min(jobs, jobs_per_gpu), cells[0].config.cluster.resources("default").cpus)
 
 
 def dry(cells: Sequence[Cell], place: Place) -> None:
     """Says what a launcher would do in a place, and does nothing."""
     sweep = Frozen(cells)
-    sweep.describe()
+    sweep.describe(place)
     memory.show(cells, sweep.store, place)

@@ -1,35 +1,28 @@
 """Plan of a sweep: from cells to the graph of jobs, and what these will cost.
 
+
 In the graph what is in the store is left out, and what cells share is there once. The cost is given as multiply-accumulates
-(MACs) of the network's passes, as hours where ``cluster.tflops`` says how fast a device is, and as a guess by the stage times
-of earlier records, scaled by MACs.
+(MACs) of the network's passes, as hours where ``cluster.tflops`` says how fast a device is, and as a guess of the time by what
+was measured (``pace``).
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from statistics import median
 
 from torch.utils import _pytree as pytree
 
 from qdexp import models
 from qdexp.cell import Cell
 from qdexp.config import UNTOUCHED, WEIGHTS, Cluster, Config, Model
-from qdexp.config.checks import checked
-from qdexp.errors import UserError
-from qdexp.layout import Layout, records_in
 from qdexp.models.conditions import example_condition
 from qdexp.models.describe import description_of, per_architecture
-from qdexp.record import read_records
 from qdexp.stages.base import Sharded, Stage
 from qdexp.stages.conditions import ConditionsStage
 from qdexp.stages.steps import StepStage
 from qdexp.store import Store
 from qdexp.sweep.jobs import RECORD, Node
-
-LOOKED_AT = 20
-"""The newest records that are asked."""
 
 
 def plan(cells: Sequence[Cell], store: Store, parts: int) -> list[Node]:
@@ -81,28 +74,19 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> str:
-    """MACs, hours of computing and bytes of disk of ``nodes``, in one line."""
+Work = Sequence[tuple[Config, Stage, int]]
+"""The stages that are to be made: one of those that cost the same, the config of a cell that needs it, and how many they are."""
+
+
+def work_of(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> Work:
+    """The stages that the jobs ``nodes`` of the cells make, and the quick ones beside them."""
     stages = {stage.entry: (cell, role) for cell in cells for role, stage in cell.stages.items()}
     made = dict.fromkeys(node.entry for node in nodes if node.entry in stages)
     made |= dict.fromkeys(entry for entry, (cell, role) in stages.items() if cell.stages[role].quick and not store.has(entry))
-    makes = _counted(stages[entry] for entry in made)
-    rates, asked = _rates(store.layout)
-    disk = f"{sum(count * disk_bytes(config, stage) for config, stage, count in makes) / 1e9:.2g} GB of disk"
-    known = sum(count * (macs(config, stage) or 0) for config, stage, count in makes)
-    cluster = cells[0].config.cluster
-    rate = (
-        "" if cluster.tflops is None else f", {rounded(hours(known, cluster) or 0)} hours at cluster.tflops={cluster.tflops:g}"
-    )
-    work = f"{rounded(known / 1e12)} TMACs{rate}"
-    if not rates:
-        return f"{work}; time unknown, {store.layout.records} has no complete record to go by; about {disk}"
-    anything = median(rates.values())
-    seconds = sum(count * rates.get(stage.name, anything) * multiplications(config, stage) for config, stage, count in makes)
-    unlike = sorted({stage.name for _, stage, _ in makes} - rates.keys())
-    caveat = f", none of them tells of {', '.join(unlike)}" if unlike else ""
-    earlier = "1 earlier record" if asked == 1 else f"{asked} earlier records"
-    return f"{work}; about {rounded(seconds / 3600)} hours of computing, a guess by {earlier}{caveat}; about {disk}"
+    found: dict[tuple[object, ...], list[tuple[Cell, str]]] = defaultdict(list)
+    for cell, role in (stages[entry] for entry in made):
+        found[alike(cell, role)].append((cell, role))
+    return [(cell.config, cell.stages[role], len(same)) for same in found.values() for cell, role in same[:1]]
 
 
 def alike(cell: Cell, role: str) -> tuple[object, ...]:
@@ -110,41 +94,13 @@ def alike(cell: Cell, role: str) -> tuple[object, ...]:
     return role, *(id(getattr(cell.config, one.name)) for one in fields(Config) if one.name != "seed")
 
 
-def _counted(stages: Iterable[tuple[Cell, str]]) -> list[tuple[Config, Stage, int]]:
-    """One of those that are alike, and how many these are."""
-    found: dict[tuple[object, ...], list[tuple[Cell, str]]] = defaultdict(list)
-    for cell, role in stages:
-        found[alike(cell, role)].append((cell, role))
-    return [(cell.config, cell.stages[role], len(same)) for same in found.values() for cell, role in same[:1]]
-
-
 def rounded(value: float) -> str:
     """The number as exactly as estimates are."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _rates(layout: Layout) -> tuple[dict[str, float], int]:
-    """Seconds a multiplication by stage, and from how many records."""
-    paths = sorted(records_in(layout.records), key=lambda path: -path.stat().st_mtime_ns)[:LOOKED_AT]
-    found: dict[str, list[float]] = defaultdict(list)
-    asked = 0
-    for path in paths:
-        try:
-            record = read_records([path])[0]
-            cell = Cell(checked(Config, record["config"]))
-            stages = cell.stages if record["status"] == "complete" else {}
-        except (UserError, OSError):
-            continue  # of another version, or its weights are gone
-        for role, stage in stages.items():
-            cost = record["costs"].get(role, {})
-            if "seconds" in cost and "resumed" not in cost:
-                found[stage.name].append(cost["seconds"] / multiplications(cell.config, stage))
-        asked += bool(stages)
-    return {name: median(values) for name, values in found.items()}, asked
-
-
 @per_architecture
-def _parameters(model: Model) -> int:
+def parameters(model: Model) -> int:
     """The number of parameters of the network."""
     return models.parameters(model)
 
@@ -189,8 +145,12 @@ def hours(count: float | None, cluster: Cluster) -> float | None:
 
 def multiplications(config: Config, stage: Stage) -> float:
     """About how many a stage of a cell needs, whatever these are: to scale times by."""
-    one = _macs(config.model) or _parameters(config.model)
-    return one * (passes(config, stage) or config.protocol.n)
+    return multiplications_of_row(config) * (passes(config, stage) or config.protocol.n)
+
+
+def multiplications_of_row(config: Config) -> int:
+    """Of one row in one pass; where the network cannot run on shapes alone its parameters tell."""
+    return _macs(config.model) or parameters(config.model)
 
 
 def disk_bytes(config: Config, stage: Stage) -> float:
@@ -202,7 +162,7 @@ def disk_bytes(config: Config, stage: Stage) -> float:
     numbers, branches = _condition_numbers(config.model), config.protocol.branches
     if isinstance(stage, ConditionsStage):
         return 4.0 * len(stage.wanted) * numbers
-    weights = _parameters(config.model)
+    weights = parameters(config.model)
     if isinstance(stage, StepStage):
         bits = config.quant.weight_bits if WEIGHTS in stage.step.quantizes or stage.before else UNTOUCHED
         return weights * bits / 8

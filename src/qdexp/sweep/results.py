@@ -223,11 +223,24 @@ def _word(node: Node, status: Status) -> dict[str, str]:
 
 
 def show(out: Path, sweep_name: str, records: Sequence[Record]) -> None:
-    """Prints a table a protocol and writes it, with the picture, into the sweep's folder."""
+    """What a sweep ends with: table and picture, where all lies, and what comes next."""
+    layout = Layout(out)
+    drawn = draw(out, sweep_name, records)
+    for record in records:
+        print(f"record   {layout.record(record['cell'])}")
+    say_how_to_load(layout, records)
+    for line in drawn:
+        print(line)
+    say_how_to_score(record["protocol"].get("extractor", "") for record in records)
+    print(f"report   python -m qdexp.report {sweep_name} --out {out}", flush=True)
+
+
+def draw(out: Path, sweep_name: str, records: Sequence[Record], printed: bool = True) -> list[str]:
+    """Writes a table a protocol, and the picture, into the sweep's folder. Prints the table, or not; returns the lines that say
+    where they are."""
     from qdexp.report import tables  # pandas is loaded here, not for planning or by a worker
 
-    layout = Layout(out)
-    sweep = layout.sweep(sweep_name)
+    sweep = Layout(out).sweep(sweep_name)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     console, pages = Console(width=None if sys.stdout.isatty() else WIDTH), []
     protocols = defaultdict(list)
@@ -235,17 +248,12 @@ def show(out: Path, sweep_name: str, records: Sequence[Record]) -> None:
         protocols[record["protocol"]["hash"]].append(record)
     for _, group in sorted(protocols.items()):
         comparison = compare(group, Evidence(out))
-        console.print(tables.to_terminal(comparison, console.width, tables.brief(comparison)))
+        if printed:
+            console.print(tables.to_terminal(comparison, console.width, tables.brief(comparison)))
         pages.append(tables.to_markdown(comparison, tables.brief(comparison)))
     files.write_text(sweep.table, "\n\n".join(pages))
-    for record in records:
-        print(f"record   {layout.record(record['cell'])}")
-    say_how_to_load(layout, records)
-    if _picture(out, records, sweep.samples):
-        print(f"samples  {sweep.samples}")
-    print(f"table    {sweep.table}")
-    say_how_to_score(record["protocol"].get("extractor", "") for record in records)
-    print(f"report   python -m qdexp.report {sweep_name} --out {out}", flush=True)
+    pictures = [f"samples  {sweep.samples}"] if _picture(out, records, sweep.samples) else []
+    return [*pictures, f"table    {sweep.table}"]
 
 
 def say_how_to_load(layout: Layout, records: Sequence[Record]) -> None:
