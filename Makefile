@@ -17,7 +17,9 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(RUN) qdexp -m sweep=demo
+	$(RUN) qdexp -m sweep=demo hydra/launcher=local
+	$(RUN) qdexp.report demo --no-figures
+	@echo "open     file://$(CURDIR)/outputs/reports/demo/index.html"
 
 test: install
 	$(RUN) ruff check .
