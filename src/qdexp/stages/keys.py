@@ -82,17 +82,17 @@ _MOST = 1000
 
 
 def _content_of_fields(value: Any, key_of: Callable[[Any], str]) -> dict[str, Any]:
-    return {one.name: _field(one.metadata, getattr(value, one.name), key_of) for one in _counted(type(value))}
+    return {one.name: _field(one.metadata, getattr(value, one.name), key_of) for one in _counted(value.__class__)}
 
 
 def counted(value: Any) -> Iterator[tuple[str, Any]]:
     """The fields of a dataclass that change a result, and their values."""
-    return ((one.name, getattr(value, one.name)) for one in _counted(type(value)))
+    return ((one.name, getattr(value, one.name)) for one in _counted(value.__class__))
 
 
 @cache
 def _counted(kind: Any) -> Sequence[Field[Any]]:
-    """Of a dataclass."""
+    """The fields of a dataclass that change a result."""
     return [one for one in fields(kind) if not _has(one.metadata, WITHOUT_EFFECT)]
 
 

@@ -92,7 +92,7 @@ def _by_records(work: Work, layout: Layout) -> tuple[float, str] | None:
 
 
 def _measured(work: Work, here: Here) -> tuple[float, str] | None:
-    """Seconds of one process, by a batch that is timed; None where a network is large, or cannot be called with what is made up."""
+    """Seconds of one process, by a batch timed here; None where a network is large, or no input for it can be made up."""
     models = {config.model.name: config for config, _, _ in work}
     if any(parameters(config.model) > LARGEST or not has_example(config.model) for config in models.values()):
         return None

@@ -75,7 +75,7 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 
 
 Work = Sequence[tuple[Config, Stage, int]]
-"""The stages that are to be made: one of those that cost the same, the config of a cell that needs it, and how many they are."""
+"""The stages that are to be made: of those that cost the same one, with the config of a cell that needs it, and their count."""
 
 
 def work_of(cells: Sequence[Cell], nodes: Sequence[Node], store: Store) -> Work:

@@ -47,7 +47,7 @@ def calibration(comparison: Comparison, _: Evidence) -> Figure | None:
 
 
 def _dots(comparison: Comparison, lines: Sequence[Line], axis: str | None = None) -> Figure | None:
-    """Dots with intervals of each number; None where none is known, as for full precision alone that is measured without FID."""
+    """Dots with intervals of each number; None where none is known, as for full precision alone, measured without FID."""
     numbers = [number for number in comparison.shown("bars") if any(number.key in line.numbers for line in lines)]
     if not numbers:
         return None
