@@ -86,7 +86,7 @@ def test_so_does_a_study_of_methods(qdexp: Command, conditional: str) -> None:
 
 
 def test_a_text_model_without_a_condition_is_refused_before_any_work(cell_of: CellOf) -> None:
-    with pytest.raises(UserError, match=r"^model\.condition=null: sd_v1_4 must be asked for encoder_hidden_states"):
+    with pytest.raises(UserError, match=r"^model\.condition=null: sd_v1_4 needs encoder_hidden_states"):
         cell_of("model=sd_v1_4", "model.weights=random", "model.condition=null", "sampler=plms")
 
 

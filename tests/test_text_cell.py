@@ -166,7 +166,7 @@ def test_what_is_asked_of_the_wrong_model_is_told_before_any_work(text_of: CellO
     file = f"protocol.prompts={saved / 'prompts.txt'}"
     for model, option, message in (
         ("tiny_sd", "protocol.prompts=null", r"protocol\.prompts=null: tiny_sd draws what prompts ask for; name a text file"),
-        ("tiny_sd", "protocol.classes=[1]", r"protocol\.classes=\[1\]: tiny_sd is asked for prompts; leave it out"),
+        ("tiny_sd", "protocol.classes=[1]", r"protocol\.classes=\[1\]: tiny_sd is conditioned on prompts; leave it out"),
         ("tiny_sd", f"trajectory.prompts={tmp_path / 'none'}", r"trajectory\.prompts=.*none: No such file"),
         (
             "tiny_sd",
@@ -178,7 +178,7 @@ def test_what_is_asked_of_the_wrong_model_is_told_before_any_work(text_of: CellO
         ("tiny_sd", f"protocol.clip={tmp_path}", r"protocol\.clip=.*: no model\.safetensors or \.bin in this folder; name a"),
         ("tiny_sd", f"protocol.clip={saved / 'tiny_sd' / 'text_encoder'}", r"protocol\.clip=.*: no preprocessor_config\.json"),
         ("ddpm_fashion", "protocol.guidance=1", r"protocol\.prompts=.*: ddpm_fashion is unconditional; leave it out"),
-        ("dit_fashion", "protocol.guidance=1", r"protocol\.prompts=.*: dit_fashion is asked for classes; leave it out"),
+        ("dit_fashion", "protocol.guidance=1", r"protocol\.prompts=.*: dit_fashion is conditioned on classes; leave it out"),
     ):
         with pytest.raises(UserError, match=f"^{message}"):
             text_of(model, *([option] if option.startswith("protocol.prompts") else [file, option]))

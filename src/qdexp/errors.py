@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 _NOISE = re.compile(r"\s*(Config search path:|full_key:).*", re.DOTALL)
-"""What Hydra adds to its messages for those who build on it."""
+"""The part of Hydra's messages for those who build on it."""
 _PLACE = re.compile(r"In '(.*?)': ")
-"""How it names the file that makes a choice."""
+"""The way in which Hydra names the file that makes a choice."""
 
 
 class UserError(Exception):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _Kind = TypeVar("_Kind")
 
 PART = ".part-"
-"""How the names of unfinished files begin."""
+"""The beginning of the names of unfinished files."""
 SEAL = "content_digest"
 """Under which name a sealed file holds the digest of all its other content."""
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from qdexp import progress
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-"""What the iterations of learning may compute in, and Lightning's word for it."""
+"""The types that the iterations of learning may compute in, and Lightning's words for them."""
 
 
 def predict(

@@ -23,9 +23,9 @@ SILENCE = 180.0
 POLL = 0.2  # seconds
 
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
+"""The errors of a file system without locks."""
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""What one answers in which this user may not write: the work that follows says so, if it has to write."""
+"""The errors of a file system on which this user may not write: the work that follows says so, if it has to write."""
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 DIGITS = 12
-"""Of a digest: enough for all machines that anybody compares."""
+"""The digits of a digest: enough for all machines that anybody compares."""
 
 
 def describe(device: torch.device) -> dict[str, Any]:

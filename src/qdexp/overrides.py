@@ -25,7 +25,7 @@ VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--co
 """Hydra's flags; those that a value may follow, and those that one follows."""
 STEPS = "quantizer.steps."
 OPEN = (STEPS, "backend.")
-"""What options begin with that may be new to Hydra: the class that they are of says which there are."""
+"""The beginnings of options that may be new to Hydra: the class that they are of says which there are."""
 RENAMED = {
     "quantizer.weight.range": "quantizer.steps.weights.range",
     "quantizer.weight": "quant.weight",
@@ -41,11 +41,11 @@ RENAMED = {
     "cluster.stages.evaluation": "cluster.stages.record",
     "cluster.stages.quantization": "cluster.stages.act and cluster.stages.scales",
 }
-"""What options were called before methods were lists of steps, and metrics objects."""
+"""The names of options before methods were lists of steps, and metrics objects."""
 LISTS = ("metric",)
 """Groups of which several are taken at once: metric=[standard,mine]."""
 MEASURES = ("protocol", "protocol.extractor", "protocol.reference")
-"""Who names one of these has chosen how to measure."""
+"""The options that choose how to measure."""
 
 
 def check(arguments: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from qdexp import machine
 from qdexp.paths import PACKAGE
 
 SNAPSHOT = PACKAGE.parent / "snapshot.json"
-"""Beside a copy of the package that was made for the jobs of a sweep: the commit of the checkout that it was made from."""
+"""The file beside a copy of the package for the jobs of a sweep: the commit of the checkout that it was made from."""
 
 _PACKAGES = ("qdexp", "torch", "diffusers", "pytorch-lightning", "torch-fidelity", "hydra-core", "numpy")
 

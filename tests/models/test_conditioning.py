@@ -34,7 +34,7 @@ def test_classes_are_asked_for_in_turn(config: Config, classes: list[int] | None
     [
         ({"classes": [0, 3]}, r"protocol\.classes=\[0, 3\]: choose from 0 to 2"),
         ({"guidance": 2.0}, r"protocol\.guidance=2\.0: the model has no label for no class"),
-        ({"prompts": "x.txt"}, r"protocol\.prompts=x\.txt: dit_fashion is asked for classes; leave it out"),
+        ({"prompts": "x.txt"}, r"protocol\.prompts=x\.txt: dit_fashion is conditioned on classes; leave it out"),
     ],
 )
 def test_what_a_model_cannot_be_asked_for(config: Config, change: dict[str, Any], message: str) -> None:

@@ -112,5 +112,7 @@ class Wayward(DDIM):
 
 def test_a_scheduler_that_cannot_be_walked_with_is_refused(tiny_model: Model, ddim: Protocol) -> None:
     sampler = Sampler(tiny_model, replace(ddim, scheduler={"_target_": f"{__name__}.Wayward"}))
-    with pytest.raises(UserError, match=r"^protocol\.scheduler=.*Wayward: its walk ends with TypeError: a second network"):
+    with pytest.raises(
+        UserError, match=r"^protocol\.scheduler=.*Wayward: its trajectory ends with TypeError: a second network"
+    ):
         sampler.rehearse()

@@ -113,7 +113,6 @@ class Config:
     seed: Seed
     device: Device
     metric: dict[str, Target | None] = field(default_factory=dict)
-    """By their names, see ``qdexp.metrics.base``; null turns one off."""
 
     @staticmethod
     def of(cfg: DictConfig) -> "Config":

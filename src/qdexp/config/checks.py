@@ -19,13 +19,13 @@ UNTOUCHED = 32
 """The bit-width that means: leave it in full precision."""
 
 READ_FROM_FILES = ("name", "shape", "network", "schedule")
-"""What of a model its files may say instead of the config, where that says null."""
+"""The options of a model that its files may give where the config says null."""
 
 RANDOM = "random"
-"""In place of a file of weights: the architecture with seeded random numbers, to rehearse a run."""
+"""The word in place of a file of weights for the architecture with seeded random numbers, to rehearse a run."""
 
 NO_EXTRACTOR = "none"
-"""In place of a feature extractor: images are compared with those of full precision alone."""
+"""The word in place of a feature extractor: images are compared with those of full precision alone."""
 
 LONGEST_NAME = 80
 """Bytes of a name that becomes a part of file names: these may have 255, and hold two names and what is put around them."""
@@ -82,7 +82,7 @@ FirstActBits = Annotated[int, GetPydanticSchema(lambda _, __: core_schema.litera
 SoftmaxBits = Annotated[int, _bits(4, 16), _KEPT]
 
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
-"""How a dataclass is read that has it as its ``__pydantic_config__``, with the dataclasses in it."""
+"""The way in which a dataclass is read that has it as its ``__pydantic_config__``, with the dataclasses in it."""
 T = TypeVar("T")
 
 

@@ -16,7 +16,7 @@ GB = Annotated[Annotated[float, Ge(0), Finite] | Literal["auto"], Field(descript
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The places of the rows of block-wise learning. No result depends on it.
+    """The places of the rows of block-wise learning. No result depends on them.
 
     Attributes:
         device_gb: GB (10^9 bytes) of rows in the device's memory; on a CPU ``host_gb`` alone counts. ``auto``: what is free,

@@ -22,16 +22,16 @@ from qdexp.config.checks import (
 )
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
-"""What can be quantized."""
+"""The kinds of tensors that can be quantized."""
 TIMESTEP_GROUPS = "timestep groups"
-"""What activations with ``time: groups`` have grids of."""
+"""The grids of activations with ``time: groups``."""
 
 
 Number = Literal["int", "e2m1", "e4m3", "e5m2"]
 Scale = Literal["float32", "float16", "bfloat16", "e8m0", "e4m3"]
 Group = Literal[16, 32, 64, 128]
 NUMBER_BITS = {"e2m1": 4, "e4m3": 8, "e5m2": 8}
-"""Of floating point numbers; integers have any."""
+"""The bits of floating point numbers; integers have any."""
 NAMED = {
     ("e2m1", "e8m0", 32): "mxfp4",
     ("e4m3", "e8m0", 32): "mxfp8",
@@ -40,7 +40,7 @@ NAMED = {
 }
 """Formats of groups that have a name, by number, scale and group."""
 ONLY_ACTIVATIONS = ("token", "dynamic", "groups")
-"""What a label says of activations alone."""
+"""The words of a label for activations alone."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ from qdexp.quant.blocks import Batch, arguments
 
 T = TypeVar("T")
 SAMPLE, TIMESTEP, OUTPUT = "sample", "timestep", "out_sample"
-"""What inputs and output are called, as in Optimum's pipelines; conditions have the names of the network's arguments."""
+"""The names of inputs and output, as in Optimum's pipelines; conditions have the names of the network's arguments."""
 LARGEST = 2**31 - 2**24
 """Bytes of one file: protobuf holds no more than 2 GB. Larger weights lie in a second file beside it."""
 _FOUR_BITS = {False: ir.DataType.UINT4, True: ir.DataType.INT4}

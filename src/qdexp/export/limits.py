@@ -15,7 +15,7 @@ from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.scheme import Scheme
 
 NAMES = 3
-"""Of layers, that are told of each reason."""
+"""The number of layers that are named for each reason."""
 
 
 def check(network: nn.Module) -> None:

@@ -26,7 +26,7 @@ from qdexp.quant.network import activation_quantizers, quantized_layers
 from qdexp.quant.scheme import PerTensor, Scheme
 
 OPSET = 21
-"""Of ONNX: the first with integers of 4 bits, and with groups (``block_size``)."""
+"""The version of ONNX: the first with integers of 4 bits, and with groups (``block_size``)."""
 BITS = "qdexp.bits"
 """Under which name a node says how many bits its integers have: torch has none of 4 bits."""
 _BY_BITS = {(8, False): torch.uint8, (8, True): torch.int8, (16, False): torch.uint16, (16, True): torch.int16}
@@ -107,7 +107,7 @@ class Pairs(nn.Module):
         self.grid = Grid(stored_bits(self.scheme), signed=False, axis=None if self.static else 0, alone=not self.static)
         self.sizes = self.scheme.granularity.sizes if isinstance(self.scheme.granularity, Split) else None
         self.reach = []
-        """Of each part, where its grid is static: the least and the largest value."""
+        """The least and the largest value of each part, where its grid is static."""
         self.offset = 0 if self.scheme.qmin == 0 else 2 ** (self.grid.bits - 1)
         if self.static:
             for part, (scale, zero_point) in enumerate(zip(quantizer.scale, quantizer.zero_point, strict=True)):

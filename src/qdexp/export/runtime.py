@@ -16,10 +16,10 @@ from qdexp.quant.blocks import Batch, call
 from qdexp.quant.network import activation_quantizers
 
 APART, TIMES = 0.02, 4
-"""What lies between both on average may be this much of the output, or so many times what last bits make of it; with more a
-file is no good."""
+"""The mean difference that a file may have, as a share of the output, or as a multiple of the effect of last bits; with more
+the file is no good."""
 LAST_BITS = 2.0**-21
-"""Of a number in float32: what sums in another order, or a division in place of a reciprocal, change of it."""
+"""The relative change of a number in float32 by another order of sums, or by a division in place of a reciprocal."""
 _ERRORS = 3
 """The severity of what ONNX Runtime may say."""
 

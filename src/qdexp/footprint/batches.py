@@ -20,8 +20,9 @@ MOST = {SAMPLING: 64, LEARNING: 8}
 ROOM = 8e9
 """Bytes of a pass, and of a training step: beside both networks of Stable Diffusion, another 8 GB, a card of 24 GB has them."""
 PASSES = {SAMPLING: 1.0, LEARNING: 2.5}
-"""What a row takes, in what it takes in a pass. Training steps of U-Nets that have no room for the most rows (Stable
-Diffusion 2 and XL, the pixels of LSUN) were traced with 2.0 to 2.4; of transformers with 4.3 to 4.7, whose rows are small."""
+"""The memory of a row in a training step, in that of a row in a pass. Training steps of U-Nets that have no room for the most
+rows (Stable Diffusion 2 and XL, the pixels of LSUN) were traced with 2.0 to 2.4; of transformers with 4.3 to 4.7, whose rows
+are small."""
 
 
 def settled(cfg: DictConfig) -> Config:

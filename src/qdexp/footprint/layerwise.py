@@ -24,7 +24,7 @@ from qdexp.quant.layers import QuantizedLayer
 from qdexp.quant.transforms import Smoothing
 
 Look = Callable[[Tensor, Tensor], object]
-"""At a layer's input and output."""
+"""A look at a layer's input and output."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Planner:
 
 
 _needs: dict[tuple[str, str], Need] = {}
-"""What is known already: it takes traces."""
+"""The needs that are known already: finding them takes traces."""
 
 
 def need_of(stage: Stage, config: Config) -> Need:

@@ -15,7 +15,7 @@ GB = 1e9
 CONTEXT = 1 * GB
 """Left on a GPU for CUDA's context and what kernels and the allocator take beside tensors: an allowance, not measured."""
 PROCESS = 1 * GB
-"""Of a process that has loaded all libraries: 0.85 GB were measured on a CPU."""
+"""The bytes of a process that has loaded all libraries: 0.85 GB were measured on a CPU."""
 _FREE = "import torch; print(min(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())))"
 
 

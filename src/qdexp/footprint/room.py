@@ -11,7 +11,7 @@ from qdexp.footprint.places import Room, Share, gigabytes
 from qdexp.stages.base import Stage
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-"""What is raised where there is no more, on a GPU and in the host's memory."""
+"""The errors of memory that has run out, on a GPU and in the host's memory."""
 LARGEST = 3
 """Parts of a need that are named, at most."""
 NAMED = 0.1

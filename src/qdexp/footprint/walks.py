@@ -31,7 +31,7 @@ from qdexp.quant.scheme import PerChannel, Scheme
 from qdexp.quant.streams import streaming
 
 WEIGHTS, SCALES = "weights", "scales"
-"""What is learned of a block."""
+"""The two things that are learned of a block."""
 SMALL = 256
 """Columns with which second-order rounding is traced: its bytes are as their square, or as columns times outputs."""
 

@@ -27,11 +27,11 @@ from qdexp.quant.blocks import Batch, first_row
 from qdexp.quant.network import LayerBits, plan_bits
 
 OPTION = "quantizer.steps"
-"""What the options of steps begin with."""
+"""The beginning of the options of steps."""
 BOTH = frozenset({WEIGHTS, ACTIVATIONS})
 ROTATIONS, BRANCHES = "rotations", "low-rank branches"
 MADE = frozenset({ROTATIONS, BRANCHES})
-"""What steps make that change nothing in full precision, but have to come after others."""
+"""The parts that steps make which change nothing in full precision, but have to come after others."""
 
 
 @dataclass(kw_only=True)

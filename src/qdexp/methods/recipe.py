@@ -13,7 +13,7 @@ from qdexp.targets import TARGET, made
 SLOTS = ("released", "split", "smooth", "rotate", "low_rank", "weights", "act", "timestep_scales", "scales")
 """The slots of ``conf/quantizer/none.yaml``, in order."""
 END = "end"
-"""In place of a slot: after all of them."""
+"""The word in place of a slot: after all of them."""
 _FILLS = {WEIGHTS: "weights", ACTIVATIONS: "act", TIMESTEP_GROUPS: "timestep_scales"}
 BEFORE = "before"
 

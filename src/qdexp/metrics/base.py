@@ -32,22 +32,22 @@ if TYPE_CHECKING:  # networks are behind it, and images are measured without
     from qdexp.metrics.running import Running
 
 OPTION = "metric"
-"""What the options of metrics begin with."""
+"""The beginning of the options of metrics."""
 
 SAMPLES = "samples"
 """The images of the cell."""
 FULL_PRECISION = "full_precision"
-"""Those of the full-precision network from the same noise; full precision itself is compared with none."""
+"""The images of the full-precision network from the same noise; full precision itself is compared with none."""
 PROMPTS = "prompts"
-"""What the images were asked for, of models that are asked in words."""
+"""The prompts of the images, for models with prompts."""
 NETWORK = "network"
 """The checkpoint of the quantized network."""
 RUNNING = "running"
 """The network as the cell runs it: through its backend, or in full precision."""
 CURVES, COVERAGE, SIZE = "curves", "coverage", "size"
-"""What the stages of these names measure: the first two of quantized networks, the last of full precision."""
+"""The results of the stages of these names: the first two of quantized networks, the last of full precision."""
 FEATURES = "features"
-"""Of the images: what a metric gets that names an ``extractor``, beside its needs."""
+"""The features of the images, for a metric that names an ``extractor``."""
 
 Result = Estimate | Tensor | float
 """A statistic with its jackknife replicates, which give it an interval; a value of each image, [n], whose mean is the number,

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from qdexp.errors import UserError
 
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Of the formats that Pillow opens: what it only identifies, and what it gives to another program to draw."""
+"""The formats that Pillow only identifies, or gives to another program to draw."""
 
 
 @cache

@@ -29,7 +29,7 @@ from qdexp.targets import TARGET
 
 OPTION, SIZE = "protocol.extractor", "size"
 _NOWHERE = Path()
-"""In place of a file of weights: the module fills itself."""
+"""The word in place of a file of weights: the module fills itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

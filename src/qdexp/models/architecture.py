@@ -31,7 +31,7 @@ OWN = (
 
 _RESERVED = re.compile(r"_[a-z]+_")
 _PATH = re.compile(r"[/\\~]|^\.|\.[A-Za-z]\w*$")
-"""What a path has and the name of a kind of layer has not: a separator, or an ending."""
+"""The mark of a path that the name of a kind of layer has not: a separator, or an ending."""
 _HOMES = ("diffusers.models.", "qdexp.models.")
 _OVERHEAD = 2**26
 """Bytes that any constructor may take beside its parameters."""

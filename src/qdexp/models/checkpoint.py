@@ -38,12 +38,12 @@ from qdexp.quant.scheme import Scheme, TimeGroups
 from qdexp.quant.transforms import Transform, from_dict, to_dict
 
 FOLDER = "checkpoint"
-"""Of a checkpoint in the folder of a stage's result."""
+"""The folder of a checkpoint in the folder of a stage's result."""
 FORMAT = 1
 JSON, TENSORS = "checkpoint.json", "checkpoint.safetensors"
 DRAWN = "not_persistent."
 BESIDE = ("parts", "transforms", "rank")
-"""What is known of a module beside its schemes."""
+"""The properties of a module that are known beside its schemes."""
 PRODUCTS = {(), ATTENTION, (ACT, ACT), (ACT, PROBABILITY), (PROBABILITY, ACT), (PROBABILITY, PROBABILITY)}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 

@@ -26,7 +26,7 @@ BESIDE = re.compile(
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor"
     r"|model_ema\.(decay|num_updates)|(first_stage_model|cond_stage_model)\..*"
 )
-"""What lies beside the U-Net: the schedule, counters, the other networks."""
+"""The tensors beside the U-Net: the schedule, counters, the other networks."""
 
 _ENDS = {
     "time_embedding.linear_1": "time_embed.0",

@@ -119,7 +119,7 @@ class Classes(Conditioning):
             raise UserError(f"protocol.guidance={protocol.guidance}: the model has no label for no class; leave it at 1")
         for option, value in text_options(config).items():
             if value is not None:
-                raise UserError(f"{option}={value}: {config.model.name} is asked for classes; leave it out")
+                raise UserError(f"{option}={value}: {config.model.name} is conditioned on classes; leave it out")
 
     def wanted(self, config: Config, stream: str, samples: int) -> Sequence[int]:
         return config.protocol.classes or range(self.classes)

@@ -36,7 +36,7 @@ _HINTS = {"sample_size", "dropout", "force_upcast"}
 """Keys that may matter, to some networks: where they change no arithmetic, they may differ."""
 
 _RENAMED = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
-"""By ``norm_type``, what ``Transformer2DModel`` is called since its kinds have classes of their own."""
+"""The names of ``Transformer2DModel`` by ``norm_type``, since its kinds have classes of their own."""
 
 Build = Callable[[Target], nn.Module]
 """Makes a network, without memory if it can be."""

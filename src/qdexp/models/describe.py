@@ -38,9 +38,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 QPARAMS_BYTES = 5
-"""Of one activation: a float32 scale and a uint8 zero point."""
+"""The bytes of one activation's grid: a float32 scale and a uint8 zero point."""
 PLACED = LayerBits(8, 8)
-"""What every layer has in the network that is counted: bits that are asked for come later, by name."""
+"""The bits of every layer in the network that is counted: those of a format come later, by name."""
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from qdexp.models.titles import name_of
 from qdexp.paths import conf_folder
 
 FIRST_STAGES = ("vae", "vqvae", "movq")
-"""Where in a pipeline's folder the autoencoder lies."""
+"""The places of the autoencoder in a pipeline's folder."""
 
 _OWN = "describe it in a YAML of yours (docs/extending.md)"
 _TRUE_SIZES = Version("0.9.0")
-"""Of diffusers: earlier ones wrote 32 for the edge of Stable Diffusion's latents."""
+"""The sizes that earlier versions of diffusers wrote wrongly, 32 for the edge of Stable Diffusion's latents."""
 
 _CONDITION = "model.condition={_target_: mine.Mine} (qdexp.models.conditioning)"
 _EXAMPLE = (
@@ -50,7 +50,7 @@ _OTHER_INPUTS = (
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _OTHER_PATHS = ("use_dynamic_shifting", "invert_sigmas", "shift_terminal")
-"""Options of a flow's scheduler by which it walks along another path than ``shift`` says."""
+"""Options of a flow's scheduler by which it follows another path than ``shift`` says."""
 
 
 def filled(cfg: DictConfig) -> DictConfig:
@@ -199,7 +199,7 @@ class _Reader:
         name, takes = str(said.get("_class_name")).removeprefix("Flax"), inspect.signature(scheduler_class(said)).parameters
         if "FlowMatch" in name or said.get("prediction_type") == FLOW:
             if odd := [key for key in _OTHER_PATHS if said.get(key)]:
-                raise self._wrong(f"{file} says {odd[0]}={said[odd[0]]}, and no sampler here walks along such a path; leave it "
+                raise self._wrong(f"{file} says {odd[0]}={said[odd[0]]}, and no sampler here follows such a path; leave it "
                                   f"out there, if the network may be sampled so")  # fmt: skip
             shift = said.get("shift", said.get("flow_shift", 1.0))
             found = {"num_train_timesteps": said.get("num_train_timesteps", 1000), "shift": shift, "prediction_type": FLOW}

@@ -50,7 +50,7 @@ class Prompts(Conditioning):
     def check(self, config: Config) -> None:
         protocol, name = config.protocol, config.model.name
         if protocol.classes is not None:
-            raise UserError(f"protocol.classes={protocol.classes}: {name} is asked for prompts; leave it out")
+            raise UserError(f"protocol.classes={protocol.classes}: {name} is conditioned on prompts; leave it out")
         if protocol.prompts is None:
             raise UserError(f"protocol.prompts=null: {name} draws what prompts ask for; name a text file with a prompt a line, "
                             f"or COCO's captions (.json)")  # fmt: skip

@@ -17,7 +17,7 @@ from qdexp.models.conditions import CLIP_TOKENS
 from qdexp.models.weights import ENCODER_NAMES, WeightFiles, find_in
 
 Files = dict[str, Path]
-"""By the roles that they play."""
+"""Files by the roles that they play."""
 
 LARGEST = 20_000
 """Tensors of an encoder, at most: real ones have hundreds."""

@@ -25,13 +25,13 @@ PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 FILE_NAMES = tuple(
     f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
 )
-"""What diffusers calls weights, in the order in which they are looked for; an index names the parts of large ones."""
+"""The names of weights in diffusers, in the order in which they are looked for; an index names the parts of large ones."""
 
 ENCODER_NAMES = tuple(f"{stem}{part}" for stem in ("model.safetensors", "pytorch_model.bin") for part in ("", ".index.json"))
-"""Likewise transformers."""
+"""The names of weights in transformers, in the order in which they are looked for."""
 
 NETWORKS = ("unet", "transformer")
-"""Where in a pipeline's folder the network lies."""
+"""The places of the network in a pipeline's folder."""
 
 CHUNK = 2**27
 """Bytes read at a time, about: what was read of a mapped file counts as memory for as long as the file is open."""

@@ -39,7 +39,7 @@ class ActivationQuantizer(Exact):
     mode: Mode
     observer: Observer | GroupedObserver | None
     context: CallContext | None
-    """Where the timestep is read, see `context.share`; None where it does not matter."""
+    """The context in which the timestep is read, see `context.share`; None where it does not matter."""
 
     def __init__(self, scheme: Scheme, fixed_range: tuple[float, float] | None = None) -> None:
         super().__init__()

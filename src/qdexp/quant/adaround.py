@@ -19,7 +19,8 @@ from qdexp.quant.scheme import Scheme
 
 LOW, HIGH = -0.1, 1.1
 LEEWAY = 0.1
-"""How far from a level that was found otherwise the start is at most, in levels: nearly there, and still with a gradient."""
+"""The largest distance of the start from a level that was found otherwise, in levels: nearly there, and still with a
+gradient."""
 
 
 class SoftRounding(nn.Module):

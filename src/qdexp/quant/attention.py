@@ -39,7 +39,7 @@ from qdexp.quant.products import (
 from qdexp.quant.scheme import Scheme
 
 CHILD = "quantized_products"
-"""What a site calls the quantizers of its products."""
+"""The name of a site's submodule for the quantizers of its products."""
 
 
 def _open(function: Any) -> FunctionType:
@@ -112,7 +112,7 @@ class _Looker(_Opening):
         super().__init__()
         self.tracer = tracer
         self.calls: dict[str, list[tuple[Product, ...]]] = defaultdict(list)
-        """By module: the products of each of its calls."""
+        """The products of each call, by module."""
         self.layer: dict[str, str] = {}
         self._running: list[tuple[str, list[Product], int]] = []
         self._ran: list[str] = []

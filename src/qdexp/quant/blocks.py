@@ -27,7 +27,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments."""
 
 Batch = Sequence[Any]
-"""What a network is called with: `(x_t, t)`, or `(x_t, t, {"class_labels": labels})` with named arguments at the end."""
+"""The arguments of a network: `(x_t, t)`, or `(x_t, t, {"class_labels": labels})` with named arguments at the end."""
 
 
 def arguments(batch: Batch) -> Call:

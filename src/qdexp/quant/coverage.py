@@ -22,14 +22,14 @@ from qdexp.quant.network import LayerBits, activation_quantizers, quantized_laye
 from qdexp.quant.transforms import Rotation
 
 ENOUGH = 0.95
-"""Of what is asked for; where less is quantized, one line warns."""
+"""The share of what the bits ask for below which one line warns."""
 NAMES = 3
 """Names that are told of each kind."""
 UNSEEN = "operator"
-"""What the kind begins with of what is multiplied where nobody sees it."""
+"""The beginning of the kind of products that nobody sees."""
 UNTOUCHED = LayerBits(FULL, FULL)
 BESIDE = (Rotation, LowRank)
-"""What is multiplied beside the layers' own products."""
+"""The kinds of products beside the layers' own."""
 HALF = 16
 """Bits of what that reads, as kernels hold it."""
 

@@ -30,7 +30,7 @@ from qdexp.quant.scheme import TWO_LEVELS, Scheme
 LEAST = 16
 """Elements along the axis of groups: of fewer a scale takes as much as it saves. A vector alone has none either."""
 _NARROW = 32
-"""Of fewer neighbours in memory torch's reductions on a CPU are ten times slower than of more; pooling is not."""
+"""The number of neighbours in memory below which torch's reductions on a CPU are ten times slower; pooling is not."""
 
 
 def quantize_dynamic(x: Tensor, scheme: Scheme) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qdexp.errors import UserError
 
 SAME = 1e-4
-"""How far two weights that were computed from the same levels are apart at most, relatively."""
+"""The largest relative distance of two weights that were computed from the same levels."""
 
 
 class Exact(nn.Module):
@@ -30,7 +30,7 @@ class Exact(nn.Module):
     that computes with one in float32, or wider, rounds values of any dtype to the same grid."""
 
     _exact: tuple[str, ...]
-    """Their names."""
+    """The names of the tensors that are kept exactly."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: value for name in self._exact if (value := getattr(self, name)) is not None}

@@ -39,7 +39,7 @@ class QuantizedLayer(WithIntegers):
     parts: tuple[int, ...] | None
     """The numbers of input channels that are quantized apart; None: all are as one."""
     transforms: nn.ModuleList
-    """What is done to the input before it is rounded, one after another."""
+    """The transforms of the input before it is rounded, one after another."""
     branch: LowRank | None
 
     def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -161,7 +161,8 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Linear: QuantizedLinear,
 }
 _METHODS = ("forward", "_conv_forward")
-"""Where the arithmetic of a layer is written, in its class or, where somebody has replaced it, on the object itself."""
+"""The methods in which the arithmetic of a layer is written, in its class or, where somebody has replaced it, on the object
+itself."""
 
 
 def arithmetic(kind: Any, layer: Any, x: Tensor, weight: Tensor, *, biased: bool = True) -> Tensor:

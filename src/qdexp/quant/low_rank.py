@@ -24,7 +24,7 @@ SMALL = 512
 """Rows or columns of a matrix whose singular vectors are all computed; of a larger one the first are looked for at random
 (Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)."""
 BEYOND, POWERS = 8, 4
-"""How many singular vectors more are looked for than are wanted, and how many powers of the matrix are taken."""
+"""The number of singular vectors that are looked for beyond those wanted, and the number of powers of the matrix."""
 
 
 class LowRank(Exact):

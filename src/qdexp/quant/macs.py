@@ -38,7 +38,7 @@ COPIES = {
     *(aten.clone, aten._to_copy, aten.copy_, aten.repeat, aten.constant_pad_nd),
     *(aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad1d, aten.replication_pad2d),
 }
-"""What hands out the values that it is given, and zeros at most, which are on every grid."""
+"""The functions that return the values that they are given, and zeros at most, which are on every grid."""
 SOFTMAXES = {aten._softmax, aten._safe_softmax}
 FULL = 32
 """Bits of what is not quantized."""

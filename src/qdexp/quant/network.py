@@ -32,7 +32,8 @@ from qdexp.quant.ranges import RangeEstimator, estimate
 from qdexp.quant.scheme import Scheme
 
 Rounding = Callable[[Tensor, QParams, Scheme], Tensor]
-"""From a weight and its grid to codes of its shape, dtype `scheme.dtype`; nearest: `qdexp.quant.affine.quantize`."""
+"""A rounding: from a weight and its grid to codes of its shape, dtype `scheme.dtype`; nearest:
+`qdexp.quant.affine.quantize`."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from qdexp.quant.transforms import Transform
 WEIGHT = "quantized.weight"
 """The name of the packed codes."""
 ZERO_POINT_BYTES = 1
-"""Of a zero point that is not packed."""
+"""The bytes of a zero point that is not packed."""
 
 
 def packed_tensors(network: nn.Module) -> dict[str, Tensor]:

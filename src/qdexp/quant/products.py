@@ -35,7 +35,7 @@ PRODUCTS: Mapping[Any, tuple[int, tuple[str, str]]] = {
 ACT, PROBABILITY = "act", "probability"
 ATTENTION = ("attention",)
 Product = tuple[str, ...]
-"""How a site multiplies: ``ATTENTION`` by torch's fused attention, or the kinds of both factors; empty: nothing that is
+"""The kind of a site's product: ``ATTENTION`` by torch's fused attention, or the kinds of both factors; empty: nothing that is
 quantized here, such as a product with a weight."""
 
 LEFT, RIGHT = -1, -2

@@ -24,10 +24,10 @@ _E4M3 = FLOATS["e4m3"]
 TINY = torch.finfo(torch.float32).tiny
 """2^-126: the least scale. The reciprocal of a much smaller one is infinite, and 0 times that is not 0."""
 _LEAST_OF_TENSOR = TINY / 2.0**_E4M3.lowest
-"""So that no product with an E4M3 number, subnormal ones left out, is less than `TINY`."""
+"""The least scale of a tensor whose product with an E4M3 number, subnormal ones left out, is not less than `TINY`."""
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "e8m0": 8, "e4m3": 8}
 TENSOR_BYTES = 4
-"""What a tensor's own float32 takes, with scales in e4m3."""
+"""The bytes of a tensor's own float32, with scales in e4m3."""
 
 
 def rounded(scale: Tensor, kind: str) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from qdexp.quant.scratch import Scratch, bytes_of
 
 Rows = Tensor | slice
-"""Which rows: int64 indices in the host's memory, or a slice without steps."""
+"""The chosen rows: int64 indices in the host's memory, or a slice without steps."""
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from qdexp.quant.ranges import MinMax
 from qdexp.quant.scheme import Time, TimeGroups
 
 NARROWEST = 2.0**-16
-"""Of a quantizer's largest width: a range that is narrower counts as so wide, lest one dead timestep outweigh all others."""
+"""The share of a quantizer's largest width that a narrower range counts as, lest one dead timestep outweigh all others."""
 
 
 def choose_groups(timesteps: Sequence[float], lo: Tensor, hi: Tensor, count: int) -> Time:

@@ -111,9 +111,9 @@ class Reconstruction(pl.LightningModule):
     """Learns on samples of a site. `start`: the block's relative squared error before."""
 
     title: ClassVar[str]
-    """What is learned, as a person calls it."""
+    """The name of what is learned, for people."""
     part: ClassVar[str]
-    """What the files of finished blocks are called."""
+    """The name of the files of finished blocks."""
 
     def __init__(self, site: Site, settings: WeightLearning | ScaleLearning, start: float) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Reconstruction(pl.LightningModule):
         self._site: tuple[Site, ...] = (site,)
         self.settings, self.start = settings, start
         self.run: Run = partial(run, site.block)
-        """How the block is run."""
+        """The way in which the block is run."""
         self.error = torch.tensor(math.nan)
         """The relative squared error of the last batch."""
 

@@ -14,7 +14,8 @@ from qdexp.errors import UserError
 from qdexp.quant.cache import Budgets
 
 DEVICE_SHARE, HOST_SHARE = 0.5, 0.75
-"""Of what is free: the rest is for the passes, the iterations and whatever else the process does."""
+"""The shares of what is free that rows may take: the rest is for the passes, the iterations and whatever else the process
+does."""
 TEMPORARY = ("SLURM_TMPDIR", "TMPDIR")
 """Variables that name a folder on the node's own disk, the most particular first."""
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")

@@ -20,9 +20,9 @@ from qdexp.report.rows import in_order, names, row_names
 from qdexp.statistics.estimate import Estimate, Interval, pool
 
 DIGEST, DIGITS = re.compile("[0-9a-f]{64}"), 8
-"""Of a file, and how much of it is shown."""
+"""The digits of a file's digest, and how many of them are shown."""
 SILENT = "not said"
-"""Of a metric that says with what it measures: of what was measured before it did."""
+"""The word for a metric that was measured before it said with what it measures."""
 
 
 @dataclass(frozen=True)

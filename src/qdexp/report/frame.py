@@ -15,7 +15,7 @@ from qdexp.report.rows import in_order
 from qdexp.statistics.estimate import Interval
 
 ENDS = ("", "_low", "_high")
-"""What the columns of a value, and of the ends of its interval, end with."""
+"""The endings of the columns of a value, and of the ends of its interval."""
 MINUS = "_minus_baseline"
 PROTOCOL = ("hash", "name", "n", "steps", "extractor", "extractor_digest")
 

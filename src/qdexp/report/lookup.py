@@ -12,7 +12,7 @@ from qdexp.record import Record, read_records
 from qdexp.report.rows import names
 
 SHOWN = 5
-"""Of the cells that may be meant, those that are listed."""
+"""The number of cells that are listed where several may be meant."""
 
 
 class Found(NamedTuple):

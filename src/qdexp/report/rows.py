@@ -16,12 +16,12 @@ LADDER = ("fp", "ptq", "timestep_aware", "reconstruction", "qdiffusion")
 """Order of the methods' rows, one ingredient added by each; others follow."""
 AXES = ("model", "quant", "quantizer", "calib", "recon", "backend", "weights")
 ENVIRONMENT = ("machine.", "python", "versions.", "git_commit")
-"""What of a cell's provenance tells why its keys are others."""
+"""The parts of a cell's provenance that explain other keys."""
 DIGITS = 8
-"""Of a digest or key that is shown."""
+"""The digits of a digest or key that are shown."""
 
 Trait = Callable[[Record], str | None]
-"""What may tell a record from another; None where it has no such thing."""
+"""A trait that may tell a record from another; None where it has no such thing."""
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:

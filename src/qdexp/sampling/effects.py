@@ -26,7 +26,7 @@ FAR = 1e3
 """An x_0 so large that whatever bounds it shows."""
 
 SWITCHES = ("clip_sample", "thresholding")
-"""What bounds x_0 in diffusers' schedulers, as far as names tell."""
+"""The options that bound x_0 in diffusers' schedulers, as far as names tell."""
 
 
 def refuse_bounds(model: Model, protocol: Protocol) -> None:
@@ -55,7 +55,7 @@ def refuse_other_paths(model: Model, protocol: Protocol) -> None:
         x_0 = torch.zeros(1)
     if not torch.allclose(x_0, torch.ones_like(x_0), atol=1e-2):
         raise UserError(f"protocol.scheduler={protocol.scheduler['_target_']}: {model.name} predicts the velocity of a flow, "
-                        f"along which it does not walk; choose a sampler of flows, such as sampler=flow_euler")  # fmt: skip
+                        f"whose path it does not follow; choose a sampler of flows, such as sampler=flow_euler")  # fmt: skip
 
 
 def refuse_idle_options(samplers: Iterable[tuple[Model, Protocol]]) -> None:

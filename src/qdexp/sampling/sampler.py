@@ -23,7 +23,7 @@ from qdexp.sampling.conditions import Asked
 from qdexp.sampling.noise import draw, generators
 
 NOTHING = Asked()
-"""What an unconditional network is asked for."""
+"""The condition of an unconditional network."""
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called at each call of the network with its position, x_t as the network sees it and eps, both [n, c, h, w]."""
@@ -71,7 +71,7 @@ class Sampler:
         try:
             self.walk(lambda x_t, _: torch.zeros_like(x_t), generators("evaluation", 0, [0]), torch.device("cpu"), (1, 2, 2))
         except Exception as error:  # it may be the user's own
-            raise UserError(f"protocol.scheduler={self._name}: its walk ends with {type(error).__name__}: "
+            raise UserError(f"protocol.scheduler={self._name}: its trajectory ends with {type(error).__name__}: "
                             f"{' '.join(str(error).split())}; choose another sampler") from error  # fmt: skip
 
     def run(
@@ -113,7 +113,7 @@ def require_finite(x_0: Tensor) -> None:
     """Raises UserError where a number is not finite: as pixels it would look like any other. The host waits for the device:
     afterwards that is there which was begun to be copied before."""
     if not x_0.isfinite().all():
-        raise UserError("model.network: its answers make samples whose numbers are not finite; look into model.weights, "
+        raise UserError("model.network: its predictions make samples whose numbers are not finite; look into model.weights, "
                         "or, where full precision samples well, give quant more bits")  # fmt: skip
 
 

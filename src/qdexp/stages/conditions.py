@@ -79,7 +79,7 @@ def check(config: Config) -> None:
         return
     wanted = example_condition(models.skeleton(model), stated=model.example)
     if wanted:
-        raise UserError(f"model.condition=null: {model.name} must be asked for {' and '.join(wanted)}; name a condition that "
+        raise UserError(f"model.condition=null: {model.name} needs {' and '.join(wanted)}; name a condition that "
                         f"gives them, as the models in conf/model do")  # fmt: skip
     asked = {"protocol.guidance": None if protocol.guidance == 1 else protocol.guidance, "protocol.classes": protocol.classes}
     for option, value in (asked | text_options(config)).items():

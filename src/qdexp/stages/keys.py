@@ -25,7 +25,7 @@ from qdexp.errors import UserError
 from qdexp.paths import PACKAGE
 
 _VERSIONED = ("diffusers.", "torch.")
-"""Of what is in these packages the environment names the version."""
+"""The packages whose versions are in the environment, for everything in them."""
 
 
 class Keyed(ABC):

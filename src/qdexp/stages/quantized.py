@@ -16,7 +16,7 @@ from qdexp.quant.macs import count, macs_by_module
 from qdexp.stages.steps import StepStage
 
 NAMES = 3
-"""Of the modules that a backend leaves, those that are printed."""
+"""The number of modules, among those that a backend leaves, that are printed."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -20,7 +20,7 @@ from qdexp.layout import Layout, records_in, stage_and_key
 
 DAY = 86400.0  # seconds
 TRIES = 10
-"""As often a prune begins again because a sweep has begun."""
+"""The number of times that a prune begins again because a sweep has begun."""
 
 
 def put_back(layout: Layout) -> None:

@@ -37,7 +37,7 @@ from qdexp.sweep import manifest
 from qdexp.sweep.jobs import RECORD
 
 _BESIDE = ("made", "accepted")
-"""What a manifest notes beside what the key is made of."""
+"""The notes of a manifest beside what the key is made of."""
 
 
 @dataclass(frozen=True)

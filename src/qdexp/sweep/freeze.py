@@ -38,7 +38,7 @@ RANGES: dict[str, dict[str, Any]] = {
     "mse": {"_target_": "qdexp.quant.ranges.NormSearch", "p": 2.0},
     "percentile": {"_target_": "qdexp.quant.percentile.Percentile", "q": 99.9},
 }
-"""What the range estimators of steps are called on a command line: ``quantizer.steps.act.range=percentile``."""
+"""The names of the steps' range estimators on a command line: ``quantizer.steps.act.range=percentile``."""
 KEPT = 64
 """Frozen configs that a composer keeps: axes that follow one another quickly have as many values."""
 _TARGET = "_target_"

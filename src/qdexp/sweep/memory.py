@@ -14,7 +14,7 @@ from qdexp.sweep.jobs import RECORD
 from qdexp.sweep.plan import alike, hours, macs, rounded
 
 LEAST, LEAST_WORK = 0.05 * GB, 0.01
-"""Of a stage that is shown: bytes, or its share of the stage that works the most."""
+"""The least bytes of a stage that is shown, and its least share of the stage that works the most."""
 
 
 def show(cells: Sequence[Cell], store: Store, place: Place) -> None:
@@ -37,7 +37,7 @@ def show(cells: Sequence[Cell], store: Store, place: Place) -> None:
         for what in need.unknown:
             unknown[what].append(name)
         if total(device) + total(host) >= LEAST or work[name] > LEAST_WORK * max(work.values()):
-            rows = [f"rows of the walk {gigabytes(need.rows)}, where there is room"] if need.rows else []
+            rows = [f"rows of learning {gigabytes(need.rows)}, where there is room"] if need.rows else []
             what = "; ".join([named(max(device, host, key=total)), *rows])
             taken = [gigabytes(total(parts)) if parts else "-" for parts in (device, host)]
             spent = [rounded(one) if one else "-" for one in (work[name] / 1e12, hours(work[name], cluster))]

@@ -16,7 +16,7 @@ LIVE = {"PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "COMPLE
 """States of jobs that are still to end. PREEMPTED: to be queued again."""
 
 LOST = "LOST"
-"""Of a job that nobody knows any more."""
+"""The state of a job that nobody knows any more."""
 
 GRACE = 10.0
 """Seconds that a job must be unknown before it is called lost: a controller that restarts forgets for a moment."""

@@ -8,7 +8,7 @@ from qdexp.layout import Layout, is_hidden
 WARNING = 90
 """Seconds before its end at which a job is warned, at most: a tenth of its minutes."""
 NEARLY = 0.8
-"""Of the time until the warning: who is stopped earlier was preempted, and is no slower than it was."""
+"""The share of the time until the warning below which a job was preempted rather than slow."""
 
 
 def warning(minutes: int) -> int:

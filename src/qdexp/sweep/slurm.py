@@ -23,7 +23,7 @@ from qdexp.sweep.jobs import Node, depths, readers_of
 from qdexp.sweep.manifest import Registry
 
 Task = Callable[[], object]
-"""What runs in a job: it can be pickled, from a module that the job can import."""
+"""The function that runs in a job: it can be pickled, from a module that the job can import."""
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ DONE, FAILED, BLOCKED = "done", "failed", "blocked"
 ENDED = "LOST, with its shell"
 WAITING = {"PENDING", "REQUEUED", "PREEMPTED", "CONFIGURING", "REQUEUE_HOLD"}
 SIGNS = {DONE: ("ok", "green"), FAILED: ("err", "red"), BLOCKED: ("-", "red"), "running": ("run", ""), "waiting": (".", "dim")}
-"""How the table says it, and in which style."""
+"""The words and styles of states in the table."""
 LEGEND = "err failed   - lost what it needs   . waits   2/4 parts that are done"
 NAME, FILE = 16, 200
 """Characters of a cell's name at the least, and of a line in a file."""
 
 States = Callable[[list[str]], Mapping[str, str]]
-"""What Slurm says of jobs (``Watcher.states``)."""
+"""The states that Slurm gives jobs (``Watcher.states``)."""
 
 
 @dataclass(frozen=True)

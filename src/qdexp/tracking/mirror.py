@@ -52,7 +52,8 @@ SETTINGS: dict[str, Any] = {
     "x_save_requirements": False,
     "x_transaction_log_flush_interval": 2.0,  # 15 s by default: a job killed before that leaves an empty log
 }
-"""Those with an ``x_`` are private to W&B: any of them is left out where the installed version does not know it."""
+"""The settings of W&B; those with an ``x_`` are private to it: any of them is left out where the installed version does not
+know it."""
 
 
 class TrackingError(Exception):

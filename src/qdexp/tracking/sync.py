@@ -17,7 +17,7 @@ from qdexp.tracking.log import HEADER, read
 
 ERROR = re.compile(r"\b(error|errors|failed|fatal|panic)\b", re.IGNORECASE)
 LINES = 6
-"""Of W&B's own output, shown where it did not succeed."""
+"""The number of lines of W&B's own output that are shown where it did not succeed."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _BITS, _MOST, _SIGN = 8, 255, 128
 _FLOAT = (1.0, 0, torch.float32)
 _AS_IT_IS: tuple[Any, ...] = ("none", [], "")
 _SUM: tuple[Any, ...] = (1.0, 0, "sum", 1.0, None, [], None)
-"""What comes out: its scale, zero point and type; and what is done to it before."""
+"""The output's scale, zero point and type, and its transformation before."""
 
 
 def are_there() -> bool:
@@ -183,7 +183,7 @@ class Linear(_Constant):
             ones = Factor(torch.ones_like(factor.integers[:1]), torch.ones(1), None)
             self._correction = Linear(ones), factor.zero_point * factor.scale
         self.sums = sums * factor.scale
-        """Of the weight that the integers stand for over its inputs, float32 [out]."""
+        """The sums of the weight that the integers stand for over its inputs, float32 [out]."""
         self.held_bytes = factor.integers.numel()
 
     def __call__(self, x: Tensor, grid: Grid, bias: Tensor | None) -> Tensor:

@@ -21,11 +21,11 @@ from qdexp.quant.layers import QuantizedLayer, is_whole
 from qdexp.quant.scheme import Scheme
 
 BITS = 8
-"""Of a factor, at most."""
+"""The most bits of a factor."""
 CENTRED = Grid(1.0, 2 ** (BITS - 1), 2**BITS - 1)
-"""Of tokens that have grids of their own: what they differ by is made up for afterwards."""
+"""The middle of levels, for tokens that have grids of their own: the difference is made up for afterwards."""
 SUMS = 2**31
-"""What an int32 does not hold any more."""
+"""The first sum that an int32 does not hold."""
 
 
 class IntegerLayer(QuantizedLayer):
@@ -34,7 +34,7 @@ class IntegerLayer(QuantizedLayer):
     input_quantizer: ActivationQuantizer
     bias: Tensor | None
     weight_dtype: torch.dtype
-    """Of the weight that it had."""
+    """The dtype of the weight that it had."""
 
     def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
         """The layer of torch, applied to the quantized input."""

@@ -25,7 +25,7 @@ FIGURES: dict[str, Draw] = {
     "layers": inside.layers,
     "samples": samples.grid,
 }
-"""By file name; a figure for which a study has nothing to show is None."""
+"""The figures by file name; a figure for which a study has nothing to show is None."""
 
 
 def draw_all(comparison: Comparison, evidence: Evidence, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from qdexp import files
 
 SCRIPTS = ("charts.js", "state.js", "overview.js", "figures.js", "cell.js", "compare.js", "main.js")
-"""In this order, one script: what is on top of a file uses what stands before it."""
+"""The scripts in this order, as one: a file uses what stands before it."""
 
 
 def write(data: dict[str, Any], path: Path) -> None:
