@@ -7,7 +7,7 @@ test slow: export OMP_NUM_THREADS = 1
 TEST = pytest -n $(WORKERS) --dist loadfile
 RUN = $(VENV)/bin/python -m
 
-.PHONY: install demo test slow bench docs
+.PHONY: install demo test slow bench docs linkcheck
 
 install: $(VENV)/installed
 
@@ -38,3 +38,7 @@ bench: install
 docs: install
 	$(RUN) sphinx --builder html --fail-on-warning --quiet docs docs/_build
 	@echo docs/_build/index.html
+
+# Links to other sites, which need a network; those within the pages are checked by the tests.
+linkcheck: install
+	$(RUN) sphinx --builder linkcheck --define nb_execution_mode=off docs docs/_build/linkcheck

@@ -3,10 +3,10 @@
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.util import find_spec
-from inspect import isabstract
+from inspect import getdoc, isabstract
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qdexp import methods
+from qdexp import methods, numbers, shape
 from qdexp.cli import COMMANDS
 from qdexp.config import Config
 from qdexp.config.checks import schema_of
@@ -25,18 +25,23 @@ TOP = Path(__file__).parents[1]
 CONF = TOP / "conf"
 CARDS = {path.parent.name: path for path in sorted((TOP / "src/qdexp/zoo").glob("*/CARD.md"))}
 
-CHOICES = "From `conf/`, a file each. `python -m qdexp --help` lists the names."
-OPTIONS = """From the types that a command line is checked against; `python -m qdexp.config` prints them as a JSON schema. The
-defaults are those of `python -m qdexp` with no arguments."""
-STEPS = """From `qdexp.methods` and `qdexp.quant.ranges`. A step is named as `quantizer.steps.SLOT._target_`, its options stand
-beside it: see [Methods](/methods.md)."""
+CHOICES = "One file each in `conf/`. `python -m qdexp --help` lists the names."
+OPTIONS = """Generated from the types that a command line is checked by; `python -m qdexp.config` prints them as JSON schema.
+Defaults are those of `python -m qdexp` without arguments. How options are set: [Configuration](/configuration.md)."""
+STEPS = """Generated from `qdexp.methods` and `qdexp.quant.ranges`. A step is named as `quantizer.steps.SLOT._target_`, and its
+options stand beside it: see [Methods](/methods.md)."""
 NODE = "mapping with `_target_`"
 TYPED = "`qdexp COMMAND ...` and `python -m MODULE ...` are the same; each has `--help`."
+FIELDS = """Generated from the types that a record is read by, `qdexp.shape`. Other keys are ignored. What the record is for:
+[The record](/record.md)."""
+NUMBERS = """The keys in `metrics` that qdexp's own metrics give. Tables show the number times its factor. A metric of your own
+adds keys, and describes them in `measures`."""
+OPTION = ["option", "values", "default", "meaning"]
 
 
 def write_all(folder: Path) -> None:
     """Write the generated pages into ``folder``; a page that is there already and would be the same is left alone."""
-    pages = {"choices": choices(), "options": options(), "steps": steps(), "commands": commands()}
+    pages = {"choices": choices(), "options": options(), "steps": steps(), "commands": commands(), "record": record()}
     pages |= {name: linked(path.read_text(), path) for name, path in CARDS.items()}
     folder.mkdir(exist_ok=True)
     for name, text in pages.items():
@@ -57,8 +62,8 @@ def linked(text: str, page: Path) -> str:
         hash_ = f"#{anchor}" if anchor else ""
         if match["picture"]:
             return f"![{label}](/{Path('..', file.relative_to(TOP))})"
-        if file.parent == TOP / "docs":
-            return f"[{label}](/{file.name}{hash_})"
+        if TOP / "docs" in file.parents:
+            return f"[{label}](/{file.relative_to(TOP / 'docs')}{hash_})"
         if file == TOP / "README.md":
             return f"[{label}](/index.md{hash_})"
         if file in CARDS.values():
@@ -66,6 +71,23 @@ def linked(text: str, page: Path) -> str:
         return f"{label} (`{file.relative_to(TOP)}`)"
 
     return re.sub(r"(?P<picture>!?)\[(?P<label>[^\]]*)\]\((?P<to>[^)\s]+)\)", target, text)
+
+
+def contents(text: str, pages: Sequence[Path]) -> str:
+    """A hidden table of contents of the pages in a folder, in the order in which ``text`` links them."""
+    ordered = sorted(pages, key=lambda page: text.find(f"/{page.name}"))
+    names = "\n".join(f"{page.parent.name}/{page.stem}" for page in ordered)
+    return f"\n\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
+
+
+def attributes(kind: type) -> tuple[str, dict[str, str]]:
+    """What the docstring of a class says before its ``Attributes:``, and of each of them; those of its bases too."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, listed = (base.__dict__.get("__doc__") or "").partition("Attributes:\n")
+        for match in re.finditer(r"^ +(\w+): (.+?)(?=^ +\w+: |^\s*\Z)", listed, flags=re.DOTALL | re.MULTILINE):
+            found[match[1]] = " ".join(match[2].split())
+    return (getdoc(kind) or "").partition("Attributes:")[0], found
 
 
 def choices() -> str:
@@ -92,35 +114,47 @@ def options() -> str:
     """Every option, with its values and its default."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("config"))
-    schema = schema_of(Config)
+    schema, told = schema_of(Config), dict(meanings(Config))
     parts = [_page("Options", "Which options are there, and what may they be?", OPTIONS)]
     alone: list[list[str]] = []
     for name, part in schema["properties"].items():
         inner = _resolved(part, schema)
         if "properties" in inner:
-            text = _prose(inner.get("description", ""))
-            rows = list(_rows(name, inner, schema, composed.get(name)))
-            parts.append(f"## {name}\n\n{text}\n\n{_table(['option', 'values', 'default'], rows)}")
+            text = _prose(inner.get("description", "").partition("Attributes:")[0])
+            rows = list(_rows(name, inner, schema, composed.get(name), told))
+            parts.append(f"## {name}\n\n{text}\n\n{_table(OPTION, rows)}")
         else:
-            alone.append(_row(name, part, schema, composed.get(name)))
-    parts.insert(1, f"## Single values\n\n{_table(['option', 'values', 'default'], alone)}")
+            alone.append(_row(name, part, schema, composed.get(name), told))
+    parts.insert(1, f"## Single values\n\n{_table(OPTION, alone)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(prefix: str, part: Mapping[str, Any], schema: Mapping[str, Any], given: Any) -> Iterator[list[str]]:
+def meanings(kind: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The fields of a dataclass and of those in it, with what their docstrings say of them."""
+    hints, (_, told) = get_type_hints(kind), attributes(kind)
+    for one in fields(kind):
+        yield f"{prefix}{one.name}", told.get(one.name, "")
+        for inner in (hints[one.name], *get_args(hints[one.name])):
+            if is_dataclass(inner) and isinstance(inner, type):
+                yield from meanings(inner, f"{prefix}{one.name}.")
+
+
+def _rows(
+    prefix: str, part: Mapping[str, Any], schema: Mapping[str, Any], given: Any, told: Mapping[str, str]
+) -> Iterator[list[str]]:
     for name, one in part["properties"].items():
         inner = _resolved(one, schema)
         value = given.get(name) if isinstance(given, Mapping) else None
         if "properties" in inner and "anyOf" not in one:
-            yield from _rows(f"{prefix}.{name}", inner, schema, value)
+            yield from _rows(f"{prefix}.{name}", inner, schema, value, told)
         else:
-            yield _row(f"{prefix}.{name}", one, schema, value)
+            yield _row(f"{prefix}.{name}", one, schema, value, told)
 
 
-def _row(name: str, part: Mapping[str, Any], schema: Mapping[str, Any], given: Any) -> list[str]:
+def _row(name: str, part: Mapping[str, Any], schema: Mapping[str, Any], given: Any, told: Mapping[str, str]) -> list[str]:
     default = part.get("default") if given is None else given
     said = "" if isinstance(default, (dict, list)) and len(json.dumps(default)) > 40 else f"`{json.dumps(default)}`"
-    return [f"`{name}`", _values(part, schema), said]
+    return [f"`{name}`", _values(part, schema), said, _prose(told.get(name, ""))]
 
 
 def _resolved(part: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +183,7 @@ def _values(part: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
         told += "".join(f" {sign} {inner[key]}" for key, sign in bounds.items() if key in inner)
     described = inner.get("description") if "properties" not in inner else None
-    return f"{told} ({_prose(described)})" if described else told
+    return f"{told} ({_prose(described.partition('Attributes:')[0])})" if described else told
 
 
 def steps() -> str:
@@ -163,14 +197,40 @@ def steps() -> str:
 
 
 def _class_part(kind: type) -> str:
+    prose, told = attributes(kind)
+    table = _table(["option", "type", "default", "meaning"], rows) if (rows := _fields(kind, told)) else "No options."
+    return f"### {kind.__name__}\n\n`{kind.__module__}.{kind.__qualname__}`\n\n{_prose(prose)}\n\n{table}"
+
+
+def _fields(kind: Any, told: Mapping[str, str]) -> list[list[str]]:
+    """A row for each field of a dataclass: its name, type, default and meaning."""
     hints = get_type_hints(kind)
-    rows = [
-        [f"`{one.name}`", _type_name(hints[one.name]), "" if one.default is MISSING else f"`{one.default}`"]
+    return [
+        [
+            f"`{one.name}`",
+            _type_name(hints[one.name]),
+            "" if one.default is MISSING else f"`{one.default}`",
+            _prose(told.get(one.name, "")),
+        ]
         for one in fields(kind)
         if one.init
     ]
-    table = _table(["option", "type", "default"], rows) if rows else "No options."
-    return f"### {kind.__name__}\n\n`{kind.__module__}.{kind.__qualname__}`\n\n{_prose(kind.__doc__ or '')}\n\n{table}"
+
+
+def record() -> str:
+    """The fields of a record, and the numbers that it may hold."""
+    parts = [_page("Fields of a record", "Which fields and numbers does a record have, and what do they mean?", FIELDS)]
+    for kind in (shape.Shape, shape.Axes, shape.Protocol, shape.Floor, shape.Made, shape.Measure, shape.Described):
+        prose, told = attributes(kind)
+        rows = [[name, type_, meaning] for name, type_, _, meaning in _fields(kind, told)]
+        title = "Record" if kind is shape.Shape else kind.__name__
+        parts.append(f"## {title}\n\n{_prose(prose)}\n\n{_table(['key', 'type', 'meaning'], rows)}")
+    rows = [
+        [f"`{one.key}`", one.title, one.kind, f"{one.factor:g}", "higher" if one.higher else "lower"]
+        for one in sorted(numbers.shipped().values(), key=lambda one: one.key)
+    ]
+    parts.append(f"## Numbers\n\n{NUMBERS}\n\n{_table(['key', 'title', 'kind', 'factor', 'better'], rows)}")
+    return "\n\n".join(parts) + "\n"
 
 
 def _type_name(hint: Any) -> str:
@@ -187,7 +247,7 @@ def commands() -> str:
     for name, (module, what) in COMMANDS.items():
         spec = find_spec(f"{module}.__main__") if (TOP / "src" / module.replace(".", "/")).is_dir() else find_spec(module)
         assert spec is not None and spec.origin is not None
-        said = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+        said = (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").replace("``", "`")
         parts.append(f"## qdexp {name}\n\n`python -m {module}`: {what}.\n\n```text\n{said}\n```")
     return "\n\n".join(parts) + "\n"
 

@@ -27,7 +27,7 @@ from qdexp.recon.memory import free_host
 from qdexp.sweep import queue
 
 OPTIONAL = {
-    "notebook": ("jupyterlab", "analysis/study.ipynb"),
+    "notebook": ("jupyterlab", "docs/notebooks"),
     "docs": ("sphinx", "make docs"),
     "dev": ("pytest", "make test"),
 }
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def findings(out: Path) -> Iterator[tuple[str, str]]:
-    """What each thing is called, and what was found of it."""
+    """Yield pairs of a topic and the finding for it."""
     cpu = machine.describe(torch.device("cpu"))
     commit = provenance.commit()["commit"]
     yield "qdexp", version("qdexp") + (f", commit {commit[:10]}" if commit else "")

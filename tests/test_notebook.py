@@ -1,4 +1,4 @@
-"""The notebook of analysis/ runs from below a folder that holds the outputs of the ablation, and was executed as it stands."""
+"""The notebook with stored outputs runs from below a folder that holds those of the ablation, and was executed as it stands."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-NOTEBOOK = Path(__file__).parents[2] / "analysis" / "study.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "paper_table.ipynb"
 
 
 def code_cells() -> list[dict[str, Any]]:
@@ -28,8 +28,8 @@ def test_the_notebook_runs(
 ) -> None:
     code, _, err = qdexp("-m", "sweep=ladder", "inspection.rows=4", f"out={tmp_path / 'outputs'}")
     assert (code, err) == (0, "")
-    (tmp_path / "analysis").mkdir()
-    monkeypatch.chdir(tmp_path / "analysis")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
     names: dict[str, Any] = {}
     for cell in code_cells():
         lines = [
