@@ -77,7 +77,7 @@ def ranges(comparison: Comparison, evidence: Evidence) -> Figure | None:
     for name, options in drawn.items():
         for end in ("low", "high"):
             single.plot(steps, found["ranges"][name][end], **options)
-    single.set(title="those that move most, from least to largest", xlabel="timestep t")
+    single.set(title="those that move most", xlabel="timestep t")
     single.set_xticks([steps[place] for place in places])
     single.invert_xaxis()
     legend(figure, drawn)

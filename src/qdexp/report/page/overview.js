@@ -69,7 +69,8 @@ function overview() {
   section.replaceChildren(html("h2", { textContent: "Overview" }), bar, html("div", { className: "card edged" }, box), html("p", { className: "foot", id: "notes" }), legendOfColumns());
   const edge = () => box.parentElement.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
   box.addEventListener("scroll", edge);
-  new ResizeObserver(edge).observe(box);
+  const sizes = new ResizeObserver(edge);
+  for (const one of [box, box.firstChild]) sizes.observe(one);
   table();
 }
 
