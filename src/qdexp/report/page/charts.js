@@ -12,8 +12,12 @@ function svg(tag, attributes = {}, ...children) {
 }
 
 const colour = (index) => `var(--c${index % 8})`;
-/** How a line of the study is drawn: every second one dashed and with hollow dots, through which what lies below is seen. */
-const look = (index) => ({ colour: colour(index), dash: index % 2 ? "6 4" : "", hollow: index % 2 === 1 });
+/** How a line of the study is drawn: every second one dashed and with hollow dots, through which what lies below is seen, and
+ * the others where the eight colours come again. */
+function look(index) {
+  const hollow = (index + Math.floor(index / 8)) % 2 === 1;
+  return { colour: colour(index), dash: hollow ? "6 4" : "", hollow };
+}
 const finite = (value) => typeof value === "number" && Number.isFinite(value);
 
 /** Three significant digits, without an exponent where that stays short. */
@@ -115,7 +119,7 @@ function drawSeries(root, one, points, across, up, box, open) {
 /** A value with its interval a row; where that is narrow, below its name. rows: {name, value, low, high, colour, target, text}. */
 function whiskers(rows, { label = "", log = false, width = chartWidth(), open } = {}) {
   const narrow = width < 480, row = narrow ? 48 : 26, height = rows.length * row + 46;
-  const longest = 40, names = 8 + 6.8 * Math.min(longest, Math.max(...rows.map((one) => one.name.length)));
+  const longest = 40, names = 8 + 7.3 * Math.min(longest, Math.max(...rows.map((one) => one.name.length)));
   const left = narrow ? 0 : names, right = narrow ? width : width - 110;
   const ends = rows.flatMap((one) => [one.value, one.low, one.high]).filter((value) => finite(value) && (!log || value > 0));
   const across = scale(padded(ends, log ? { log } : { also: [0] }), left + 8, right - 8, log);

@@ -43,12 +43,14 @@ function front(grid, lines, cost, metric) {
   const values = points.map((point) => point[1]), log = Math.min(...values) > 0 && Math.max(...values) > 10 * Math.min(...values);
   const costs = points.map((point) => point[0]);
   const chart = plot(series, { x: { label: cost.axis || cost.title, log: Math.max(...costs) > 20 * Math.min(...costs) }, y: { label: metric.title, log }, open });
-  grid.append(card(`${metric.title} against ${cost.title}`, chart, legend([...known.slice(0, MOST).map((line) => ({ ...line, name: titled(line) })), pareto])));
+  grid.append(card(`${metric.title} against ${cost.title}`, chart, legend([...(known.length > MOST ? [] : known.map((line) => ({ ...line, name: titled(line), line: false }))), pareto])));
 }
 
-/** Entries whose line is dashed have a dashed one here. */
+/** Entries are shown as they are drawn: lines that are dashed or not, dots that are hollow or not. */
 function legend(entries) {
-  const swatch = (entry) => html("i", { style: `border-top: 3px ${entry.dash ? "dashed" : "solid"} ${entry.colour}` });
+  const line = (entry) => html("i", { style: `border-top: 3px ${entry.dash ? "dashed" : "solid"} ${entry.colour}` });
+  const dot = (entry) => html("i", { className: "dot", style: `border-color: ${entry.colour}; background: ${entry.hollow ? "none" : entry.colour}` });
+  const swatch = (entry) => (entry.line === false ? dot(entry) : line(entry));
   return html("div", { className: "legend" }, ...entries.map((entry) => html("span", {}, swatch(entry), entry.name)));
 }
 
