@@ -88,7 +88,7 @@ def test_the_work_of_a_stage_is_what_goes_through_the_network(cell_of: CellOf) -
     assert {role: found[role] for role in iterations} == {role: 16 + 3 * 4 * count for role, count in iterations.items()}
     assert found["samples"] == 24 * 4  # 20 images in batches of 8, 4 steps
     assert found["trajectory"] == 16 * 4 and found["curves"] == 2 * 8 * 4
-    assert found["layers"] == 2 * 4 and found["activations"] == 2 * 4 * 4
+    assert found["layers"] == 4 * (1 + len(describe(cell.config.model).order)) and found["activations"] == 2 * 4 * 4
     assert {found[role] for role in ("calibration", "coverage", "fid")} == {0}
     one = describe(cell.config.model).macs
     assert macs(cell.config, cell.stages["samples"]) == 96 * one

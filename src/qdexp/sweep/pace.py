@@ -11,14 +11,20 @@ from qdexp import device as devices
 from qdexp.cell import Cell
 from qdexp.config import Config
 from qdexp.config.checks import checked
+from qdexp.config.learning import Learning
 from qdexp.errors import UserError
 from qdexp.footprint.places import Here, Place
 from qdexp.layout import Layout, records_in
+from qdexp.methods.observe import RangeEstimation
 from qdexp.metrics.latency import seconds as timed
 from qdexp.models.conditions import has_example
 from qdexp.progress import duration
 from qdexp.record import read_records
+from qdexp.stages.base import Stage
+from qdexp.stages.curves import CurvesStage
+from qdexp.stages.quantized_samples import QuantizedSamplesStage
 from qdexp.stages.running import Source
+from qdexp.stages.steps import StepStage
 from qdexp.store import Store
 from qdexp.sweep.jobs import Node
 from qdexp.sweep.plan import (
@@ -40,6 +46,9 @@ LARGEST = 10**8
 """Parameters up to which a network is tried: a larger one takes its time to be read."""
 TRIED = 4e10
 """MACs of a pass that is timed: on a CPU about a second."""
+QUANTIZED, LEARNED, SEARCHED = 1.25, 2.2, 4.0
+"""What a row takes by what it takes in full precision: simulated, in the small batches that rounding is learned from, and where
+ranges are searched. Of ddpm_fashion, by ``python -m benchmarks execution`` and ``... quantization --rows 320``; a guess."""
 
 
 def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store, place: Place) -> str:
@@ -97,8 +106,14 @@ def _measured(work: Work, here: Here) -> tuple[float, str] | None:
     if any(parameters(config.model) > LARGEST or not has_example(config.model) for config in models.values()):
         return None
     pace = {name: _seconds_of_a_row(config, here) for name, config in models.items()}
-    seconds = sum(count * pace[config.model.name] * passes(config, stage) for config, stage, count in work)
+    seconds = sum(count * pace[config.model.name] * passes(config, stage) * _factor(stage) for config, stage, count in work)
     return seconds, "a batch that the network was given just now"
+
+
+def _factor(stage: Stage) -> float:
+    if isinstance(stage, StepStage):
+        return LEARNED if isinstance(stage.step, Learning) else SEARCHED if isinstance(stage.step, RangeEstimation) else 1.0
+    return QUANTIZED if isinstance(stage, QuantizedSamplesStage | CurvesStage) else 1.0
 
 
 def _seconds_of_a_row(config: Config, here: Here) -> float:

@@ -113,6 +113,13 @@ def _macs(model: Model) -> int | None:
 
 
 @per_architecture
+def _layers(model: Model) -> int:
+    """How many can be quantized; 0 where that is not known."""
+    description = description_of(model)
+    return 0 if description is None else len(description.order)
+
+
+@per_architecture
 def _condition_numbers(model: Model) -> int:
     """The number of values that make one row's condition."""
     return sum(part[0].numel() for part in pytree.tree_leaves(example_condition(models.skeleton(model), stated=model.example)))
@@ -127,8 +134,12 @@ def passes(config: Config, stage: Stage) -> float:
     if isinstance(stage, StepStage):
         return stage.step.passes(config.calib.timesteps * config.calib.rows * branches)
     looked_at = config.inspection.rows
-    both = {"curves": config.protocol.heldout * walk, "activations": looked_at * walk, "layers": looked_at}
-    return 2.0 * both.get(stage.name, 0)  # from each x_t and from its own, ranges and histograms, both networks
+    found = {
+        "curves": 2 * config.protocol.heldout * walk,  # from each x_t, and from its own
+        "activations": 2 * looked_at * walk,  # ranges and histograms
+        "layers": looked_at * (1 + _layers(config.model)),  # one after another, in the full-precision network
+    }
+    return float(found.get(stage.name, 0))
 
 
 def macs(config: Config, stage: Stage) -> float | None:
