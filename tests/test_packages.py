@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output(python, "-m", "build", "--no-isolation", "--outdir", str(made / "dist"), str(TOP), cwd=made)
     (wheel,) = (made / "dist").glob("*.whl")
     output(python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel), cwd=made)
+    output(python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools", cwd=made)  # older than the one that is borrowed
     (site,) = (made / "venv" / "lib").glob("python*/site-packages")
     (site / "borrowed.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")  # whose own .pth files are not read
     return made

@@ -59,7 +59,7 @@ def main() -> None:
         if done.returncode:
             sys.exit(done.returncode)
 
-    run("pip", "install", "--quiet", "--upgrade", "--constraint", str(constraints), str(TOP), "pytest>=8", "pytest-xdist>=3.6")
+    run("pip", "install", "--progress-bar=off", "--upgrade", "--constraint", str(constraints), str(TOP), "pytest>=8")
     run("pip", "check")
     run("pip", "list")
     for model in ("ddpm_fashion", "dit_fashion"):
