@@ -5,6 +5,7 @@ since rows that differ in their seed alone are one.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -26,13 +27,13 @@ Trait = Callable[[Record], str | None]
 
 def in_order(records: Sequence[Record]) -> list[Record]:
     """Network by network: full precision first, then an ablation for each pair of bit-widths, widest first; then by name."""
-    networks = list(dict.fromkeys(map(network, records)))
+    networks = {name: place for place, name in enumerate(dict.fromkeys(map(network, records)))}
 
     def order(named: tuple[Record, str]) -> tuple[Any, ...]:
         (record, name), axes = named, named[0]["axes"]
         rank = LADDER.index(axes["method"]) if axes["method"] in LADDER else len(LADDER)
         widths = (0, 0) if full_precision(record) else (-axes["weight_bits"], -axes["act_bits"])
-        place = networks.index(network(record))
+        place = networks[network(record)]
         return str(axes.get("model")), place, not full_precision(record), widths, rank, _natural(name), record["cell"]
 
     return [record for record, _ in sorted(zip(records, names(records), strict=True), key=order)]
@@ -71,7 +72,9 @@ def told_apart(found: list[str], records: Sequence[Record]) -> list[str]:
         if len(set(found)) == len(found):
             break
         told = [trait(record) for record in records]
-        values = {name: {value for other, value in zip(found, told, strict=True) if other == name} for name in set(found)}
+        values = defaultdict[str, set[str | None]](set)
+        for name, text in zip(found, told, strict=True):
+            values[name].add(text)
         shown = [len(values[name]) > 1 and text is not None for name, text in zip(found, told, strict=True)]
         found = [f"{name} {text}" if show else name for name, text, show in zip(found, told, shown, strict=True)]
     return found
@@ -91,11 +94,31 @@ def _traits(records: Sequence[Record]) -> Iterator[Trait]:
     for axis in AXES[1:]:
         yield lambda record, axis=axis: _equation(axis, record["axes"].get(axis))  # type: ignore[misc]
     for read in (options, _environment, _places, lambda record: {"seed": record["axes"].get("seed")}):
-        told = {record["cell"]: read(record) for record in records}
-        known = sorted(set().union(*told.values()))
-        yield from (_value(name, known, told) for name in known)
+        known, told = _telling(read, records)
+        yield from (_value(name, known, told) for name in sorted(set().union(*told.values())))
     yield lambda record: f"key={record['cell'].rpartition('-')[2][:DIGITS]}"
     yield lambda record: record["cell"]
+
+
+def _telling(
+    read: Callable[[Record], dict[str, Any]], records: Sequence[Record]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The names of all that is read, and by cell what of it is not the same in all records: most is."""
+    first, differing = read(records[0]), set[str]()
+    known = dict.fromkeys(first)
+    for record in records[1:]:
+        told = read(record)
+        known |= dict.fromkeys(told)
+        differing |= first.keys() ^ told.keys()
+        differing |= {name for name in first.keys() & told.keys() if _other(first[name], told[name])}
+    return list(known), {
+        one["cell"]: {name: value for name, value in read(one).items() if name in differing} for one in records
+    }
+
+
+def _other(one: Any, other: Any) -> bool:
+    """Whether they differ as they are written: 1 and 1.0 do."""
+    return one is not other and (type(one) is not type(other) or one != other)
 
 
 def _environment(record: Record) -> dict[str, Any]:

@@ -1,27 +1,44 @@
-"""One self-contained page of a study: records, curves, samples and charts in a single HTML file that opens from the disk."""
+"""One page of a study that opens from the disk: one HTML file, and of a large study the details of its cells beside it."""
 
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment
-from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from qdexp import files
+from qdexp.report.page.content import Content
+from qdexp.report.page.parts import Parts, as_json
 
+<<<<<<< HEAD
 SCRIPTS = ("charts.js", "state.js", "overview.js", "figures.js", "cell.js", "compare.js", "main.js")
 """The scripts in this order, as one: a file uses what stands before it."""
+=======
+SCRIPTS = ("charts.js", "state.js", "details.js", "overview.js", "figures.js", "cell.js", "compare.js", "main.js")
+"""In this order, one script: what is on top of a file uses what stands before it."""
+>>>>>>> 4a3e7f7 (The page of thousands of cells opens at once: numbers in columns, details in scripts beside it)
 
 
-def write(data: dict[str, Any], path: Path) -> None:
-    """Fills the template with ``data`` and writes it whole."""
-    parts = resources(__name__)
+def write(content: Content, path: Path) -> None:
+    """Fills the template and writes the page whole, once what it reads is there; of large studies in ``NAME-details/``."""
+    resource = resources(__name__)
 
     def text(name: str) -> str:
-        return (parts / name).read_text()
+        return (resource / name).read_text()
 
-    page = Environment(autoescape=True).from_string(text("page.html"))
-    plain = htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False)
-    script = Markup("".join(map(text, SCRIPTS)))
-    files.write_text(path, page.render(title=data["title"], style=Markup(text("page.css")), script=script, data=plain))
+    parts = Parts(path.with_name(f"{path.stem}-details"), content.details)
+    cells = content.study["cells"]
+    study = content.study | {"parts": parts.beside, "cells": cells | {"part": [parts.of[name] for name in cells["id"]]}}
+    page = (
+        Environment(autoescape=True)
+        .from_string(text("page.html"))
+        .render(
+            title=study["title"],
+            style=Markup(text("page.css")),
+            script=Markup("".join(map(text, SCRIPTS))),
+            data=as_json(study),
+            parts=parts.inside,
+        )
+    )
+    files.write_text(path, page)
+    parts.remove_others()

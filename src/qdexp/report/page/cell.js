@@ -10,6 +10,7 @@ function sheetHead(sheet, title) {
 function detail() {
   const sheet = byId("cell"), cell = CELLS.get(state.cell), grid = html("div", { className: "grid" });
   sheet.replaceChildren(sheetHead(sheet, `Cell ${cell.name}`), grid);
+  if (!ready([cell], sheet, detail)) return;
   if (cell.error) grid.append(wide(card(`Failed in ${cell.error.stage}: ${cell.error.type}`, html("pre", { textContent: cell.error.traceback || cell.error.message }))));
   const times = Object.fromEntries(Object.entries(cell.costs).map(([stage, seconds]) => [stage, duration(seconds)]));
   const beside = html("div", { className: "stack" }, card("Provenance", facts(cell.provenance)), card("Time of its stages", facts(times)));

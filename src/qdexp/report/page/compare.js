@@ -1,10 +1,13 @@
 // Two cells side by side.
 
+/** Made once: of a large study they have thousands of options. */
+const choosers = [0, 1].map(chooser);
+
 function compare() {
   const sheet = byId("compare"), pair = state.pair.map((id) => CELLS.get(id)).filter(Boolean), grid = html("div", { className: "grid" });
-  const choose = html("div", { className: "bar" }, ...[0, 1].map((place) => chooser(place)));
-  sheet.replaceChildren(sheetHead(sheet, "Compare"), choose, grid);
-  if (pair.length < 2) return;
+  sheet.replaceChildren(sheetHead(sheet, "Compare"), html("div", { className: "bar" }, ...choosers), grid);
+  choosers.forEach((select, place) => { select.value = state.pair[place] ?? ""; });
+  if (pair.length < 2 || !ready(pair, sheet, compare)) return;
   const [one, other] = pair;
   grid.append(wide(card("Numbers", comparedNumbers(one, other), html("p", { className: "foot", textContent: "Difference: second less first, with a 95 % interval on the same noise where both were measured sample by sample; coloured where that does not hold zero and both cells have no calibration, which a seed would move." }))));
   grid.append(wide(card("What differs in their configs", configDifference(one, other))));
@@ -13,9 +16,9 @@ function compare() {
 }
 
 function chooser(place) {
-  const select = html("select", { id: `pick${place}`, ariaLabel: `cell ${"AB"[place]}` }, html("option", { value: "", textContent: `cell ${"AB"[place]}` }), ...DATA.cells.map((cell) => html("option", { value: cell.id, textContent: cell.name, selected: state.pair[place] === cell.id })));
+  const select = html("select", { id: `pick${place}`, ariaLabel: `cell ${"AB"[place]}` }, html("option", { value: "", textContent: `cell ${"AB"[place]}` }), ...DATA.cells.map((cell) => html("option", { value: cell.id, textContent: cell.name })));
   select.addEventListener("change", () => {
-    const pair = [byId("pick0").value, byId("pick1").value];
+    const pair = choosers.map((one) => one.value);
     if (pair.every(Boolean)) location.hash = `compare=${pair.join(",")}`;
   });
   return select;

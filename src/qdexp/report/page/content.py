@@ -1,9 +1,10 @@
-"""The content of the page, as one JSON value: a comparison, and everything about every cell that fits."""
+"""The content of the page: a study, as one JSON value that it opens with, and the details of each cell, which it may read later."""
 
 import base64
 import io
 import json
-import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,36 @@ from qdexp.record import Record, flat
 from qdexp.report.comparison import Comparison, Line
 from qdexp.report.conformance import HEADER, Paper
 from qdexp.report.evidence import Evidence
-from qdexp.report.identity import calibrated, contents
+from qdexp.report.identity import contents
+from qdexp.report.page.columns import columns, rounded
 from qdexp.report.rows import names
 from qdexp.report.sources import Source
 from qdexp.report.tables import notes
-from qdexp.statistics.estimate import GROUPS, LEVEL, Interval
+from qdexp.statistics.estimate import GROUPS, LEVEL
 
 SAMPLES, TILE = 16, 96
 """Images of a cell that are shown, and the height in pixels that larger ones are reduced to."""
 GAP = 2
+FIGURED = 24
+"""Lines at most whose curves and samples the page shows side by side."""
 
 
-def content(source: Source, evidence: Evidence, comparison: Comparison, paper: Paper | None = None) -> dict[str, Any]:
-    """The page's data; 60 KB a cell at most, of which the samples are the greater part."""
+@dataclass(frozen=True)
+class Content:
+    """``study``: about half a KB a cell. ``details``: of each cell by its name, those first that figures show; 60 KB at most,
+    of which the samples are the greater part, so they are made one after the other as they are asked for."""
+
+    study: dict[str, Any]
+    details: Iterator[tuple[str, dict[str, Any]]]
+
+
+def content(source: Source, evidence: Evidence, comparison: Comparison, paper: Paper | None = None) -> Content:
+    """All that the page shows."""
     failed = comparison.failed
-    lines = [*comparison.cells, *(Line(name, [one], {}, {}) for name, one in zip(names(failed), failed, strict=True))]
-    log = _executions(source.out)
+    cells = [*comparison.cells, *(Line(name, [one], {}, {}) for name, one in zip(names(failed), failed, strict=True))]
+    place = {line.records[0]["cell"]: number for number, line in enumerate(cells)}
     protocol, *said = notes(comparison)
-    return {
+    study = {
         "title": source.name,
         "protocol": protocol,
         "notes": said,
@@ -45,44 +58,38 @@ def content(source: Source, evidence: Evidence, comparison: Comparison, paper: P
         "costs": [number.key for number in comparison.costs],
         "headline": None if comparison.headline is None else comparison.headline.key,
         "quantiles": {str(groups): float(student.ppf((1 + LEVEL) / 2, groups - 1)) for groups in range(2, GROUPS + 1)},
-        "lines": [_line(line, f"line-{number}") for number, line in enumerate(comparison.lines)],
-        "cells": [_cell(line, evidence, comparison, log) | _conformance(line, paper) for line in lines],
-        "activations": _activations([line.records[0] for line in lines], evidence),
+        "cells": {"id": list(place), **columns(cells)},
+        "lines": {
+            "cells": [[place[record["cell"]] for record in line.records] for line in comparison.lines],
+            **columns([line for line in comparison.lines if len(line.records) > 1]),  # the others are their cells
+        },
+        "figured": FIGURED,
+        "activations": _activations([line.records[0] for line in cells], evidence),
     }
+    first = {line.records[0]["cell"]: None for line in comparison.lines[:FIGURED]}
+    order = [cells[place[name]] for name in first | dict.fromkeys(place)]
+    return Content(study, _details(order, evidence, comparison, _executions(source.out), paper))
 
 
-def _row(line: Line) -> dict[str, Any]:
-    """The content that a line and a cell share."""
-    return {
-        "name": line.name,
-        "axes": line.axes,
-        "status": line.records[0]["status"],
-        "seconds": line.seconds,
-        "numbers": {key: _interval(interval) for key, interval in line.numbers.items()},
-        "differences": {key: _interval(interval) for key, interval in line.differences.items()},
-        "verdict": line.verdict,
-        "calibrated": calibrated(line.records[0]),
-    }
+def _details(
+    cells: list[Line], evidence: Evidence, comparison: Comparison, log: dict[str, list[str]], paper: Paper | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line in cells:
+        (record,) = line.records
+        yield record["cell"], _cell(record, evidence, comparison, log) | _conformance(line, paper)
 
 
-def _line(line: Line, name: str) -> dict[str, Any]:
-    return {"id": name, "cells": [record["cell"] for record in line.records], **_row(line)}
-
-
-def _cell(line: Line, evidence: Evidence, comparison: Comparison, log: dict[str, list[str]]) -> dict[str, Any]:
-    (record,) = line.records
+def _cell(record: Record, evidence: Evidence, comparison: Comparison, log: dict[str, list[str]]) -> dict[str, Any]:
     estimates = comparison.estimates.get(record["cell"], {})
     keys = record.get("keys", {})
     return {
-        "id": record["cell"],
-        **_row(line),
-        "replicates": {key: _rounded(one.replicates.tolist(), 6) for key, one in estimates.items()},
+        "replicates": {key: rounded(one.replicates.tolist(), 6) for key, one in estimates.items()},
         "costs": {stage: cost.get("seconds") for stage, cost in record.get("costs", {}).items()},
         "options": flat(record["config"]) | _digests(record),
         "provenance": flat(record.get("provenance", {})),
         "protocol": flat({"protocol": record.get("protocol", {}), "keys": keys}),
-        "curves": _rounded(record.get("curves")),
-        "layers": _rounded(evidence.read_json(record, "layers")),
+        "curves": rounded(record.get("curves")),
+        "layers": rounded(evidence.read_json(record, "layers")),
         "coverage": record.get("coverage"),
         "samples": _samples(record, evidence),
         "error": record.get("error"),
@@ -107,20 +114,7 @@ def _activations(records: list[Record], evidence: Evidence) -> dict[str, Any]:
     """The activations by key: cells of one model share them."""
     by_key = {key: record for record in records if (key := record.get("keys", {}).get("activations"))}
     found = {key: (record["axes"]["model"], evidence.read_json(record, "activations")) for key, record in by_key.items()}
-    return {key: {"model": model, **_rounded(value)} for key, (model, value) in found.items() if value is not None}
-
-
-def _interval(interval: Interval) -> list[float | None]:
-    return [None if math.isnan(end) else end for end in (interval.value, interval.low, interval.high)]
-
-
-def _rounded(value: Any, digits: int = 4) -> Any:
-    """Numbers cut to what a chart can show."""
-    if isinstance(value, dict):
-        return {name: _rounded(item, digits) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item, digits) for item in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+    return {key: {"model": model, **rounded(value)} for key, (model, value) in found.items() if value is not None}
 
 
 def _executions(out: Path) -> dict[str, list[str]]:

@@ -6,7 +6,8 @@ const MOST = 16;
 function figures() {
   const section = byId("figures"), grid = html("div", { className: "grid" });
   section.replaceChildren(html("h2", { textContent: "Figures" }), grid);
-  const lines = DATA.lines.slice(0, 60);
+  const lines = DATA.lines.slice(0, 60), close = lines.slice(0, DATA.figured).map((line) => ({ ...line, cell: CELLS.get(line.cells[0]) }));
+  if (lines.length < DATA.lines.length) section.append(html("p", { className: "foot", textContent: `Of the first ${lines.length} of ${DATA.lines.length} rows.` }));
   const bars = DATA.metrics.filter((metric) => metric.shown.includes("bars"));
   for (const metric of bars) {
     const rows = lines.filter((line) => line.numbers[metric.key]).map((line) => whisker(metric, line));
@@ -15,8 +16,9 @@ function figures() {
   }
   const costs = DATA.metrics.filter((metric) => DATA.costs.includes(metric.key));
   for (const metric of bars.filter((one) => one.kind === "quality")) for (const cost of costs) front(grid, lines, cost, metric);
-  curveCards(grid, lines.map((line) => ({ ...line, cell: CELLS.get(line.cells[0]) })));
-  sampleCard(grid, lines.map((line) => ({ name: line.name, cell: CELLS.get(line.cells[0]) })).slice(0, 24));
+  if (!ready(close.map((entry) => entry.cell), section, figures)) return;
+  curveCards(grid, close);
+  sampleCard(grid, close);
   for (const found of Object.values(DATA.activations)) insides(grid, found);
 }
 

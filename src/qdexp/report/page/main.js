@@ -2,11 +2,13 @@
 
 function notices() {
   const said = [...DATA.gaps];
-  if (DATA.missing.length) said.unshift(`${DATA.missing.length} of ${DATA.missing.length + DATA.cells.length} cells have no record yet: ${DATA.missing.slice(0, 12).join(", ")}${DATA.missing.length > 12 ? ", …" : ""}`);
+  if (DATA.missing.length) said.unshift(`${DATA.missing.length} of ${DATA.missing.length + DATA.cells.length} cells have no record yet: ${listed(DATA.missing)}`);
   const failed = DATA.cells.filter((cell) => cell.status === "failed");
-  if (failed.length) said.unshift(`${failed.length} cells failed: ${failed.map((cell) => cell.name).join(", ")}`);
+  if (failed.length) said.unshift(`${failed.length} cells failed: ${listed(failed.map((cell) => cell.name))}`);
   byId("notices").replaceChildren(...said.map((text) => html("p", { className: "notice", textContent: text })));
 }
+
+const listed = (names) => names.slice(0, 12).join(", ") + (names.length > 12 ? ", …" : "");
 
 /** What lies on top of the page, and what draws it. */
 const SHEETS = { cell: detail, compare };
@@ -67,4 +69,4 @@ function start() {
   route();
 }
 
-start();
+addEventListener("DOMContentLoaded", start); // the details within the page have been read by then

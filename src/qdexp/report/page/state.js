@@ -2,8 +2,37 @@
 // All state that is worth a link stands in the address: #cell=ID, #compare=ID,ID.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+DATA.cells = rowsOf(DATA.cells);
+DATA.lines = linesOf(DATA.lines);
 const CELLS = new Map(DATA.cells.map((cell) => [cell.id, cell]));
-const state = { sort: null, down: false, words: "", axes: {}, pooled: false, cell: null, pair: [] };
+const state = { sort: null, down: false, words: "", axes: {}, pooled: false, drawn: 0, cell: null, pair: [] };
+
+/** The rows of a table that comes in columns; `plain`: columns of these as they are, the others as qdexp.report.page.columns. */
+function rowsOf({ status, verdict, calibrated, axes, numbers, differences, ...plain }) {
+  const coded = ({ of, at }, row) => of[at ? at[row] : 0];
+  const interval = ({ value, half }, row) => {
+    const middle = value[row], apart = half?.[row] ?? null;
+    return middle === null ? undefined : [middle, apart === null ? null : middle - apart, apart === null ? null : middle + apart];
+  };
+  const each = (table, read, row) => Object.fromEntries(Object.entries(table).map(([name, column]) => [name, read(column, row)]));
+  return plain.name.map((_, row) => ({
+    ...each(plain, (column) => column[row]),
+    ...each({ status, verdict, calibrated }, coded, row),
+    axes: each(axes, coded, row),
+    numbers: each(numbers, interval, row),
+    differences: each(differences, interval, row),
+  }));
+}
+
+/** Lines: that of one cell is that cell, those of several have rows of their own. */
+function linesOf({ cells, ...table }) {
+  const pooled = rowsOf(table).values();
+  return cells.map((own, line) => ({
+    ...(own.length > 1 ? pooled.next().value : DATA.cells[own[0]]),
+    id: `line-${line}`,
+    cells: own.map((cell) => DATA.cells[cell].id),
+  }));
+}
 
 /** An HTML element; properties by name, children are elements or text. */
 function html(tag, properties = {}, ...children) {
