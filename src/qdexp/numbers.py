@@ -77,9 +77,10 @@ def numbers_of(records: Iterable[Mapping[str, Any]]) -> list[Number]:
     found: dict[str, Number] = {}
     for record in sorted(records, key=lambda one: -len(one.get("metrics", {}))):
         measures = record.get("measures", {}).values()
-        told = {key: Number.of(key, described) for one in measures for key, described in one["numbers"].items()}
+        told = {key: described for one in measures for key, described in one["numbers"].items()}
         for key in dict.fromkeys([*told, *record.get("metrics", {})]):
-            found.setdefault(key, told.get(key) or shipped().get(key) or Number(key, key))
+            if key not in found:
+                found[key] = Number.of(key, told[key]) if key in told else shipped().get(key) or Number(key, key)
     kinds = get_args(Kind)
     return sorted(found.values(), key=lambda number: kinds.index(number.kind) if number.kind in kinds else len(kinds))
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study import Study
 
-from qdexp.report import rows
+from qdexp.report import figures, rows
 from qdexp.report.comparison import Comparison, compare
 from qdexp.report.evidence import Evidence
 from qdexp.report.figures import inside, methods, samples
@@ -213,6 +213,17 @@ def test_samples_have_a_row_a_method(comparison: Comparison, evidence: Evidence)
         assert panel.get_ylabel() == (f"{line.name} {rows.bits(line.records[0])}" if quantized else line.name)
     (image,) = figure.axes[0].get_images()
     assert np.asarray(image.get_array()).shape == (28, 12 * 28)
+
+
+def test_of_thousands_of_lines_the_first_are_drawn(
+    comparison: Comparison, evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FIGURES", {"ladder": methods.ladder})
+    monkeypatch.setattr(figures, "MOST", 2)
+    monkeypatch.setattr(figures, "save", lambda figure, path: seen.extend(labels(figure)))
+    seen: list[str] = []
+    assert figures.draw_all(comparison, evidence, tmp_path) == ["ladder"]
+    assert seen == ["fp", "ptq W4A8"]
 
 
 def test_without_a_store_there_is_nothing_to_see_inside(study: Study, comparison: Comparison) -> None:

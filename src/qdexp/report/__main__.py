@@ -15,7 +15,7 @@ from qdexp.report import page, tables
 from qdexp.report.comparison import compare
 from qdexp.report.conformance import Paper, to_markdown
 from qdexp.report.evidence import Evidence
-from qdexp.report.figures import draw_all
+from qdexp.report.figures import MOST, draw_all
 from qdexp.report.page.content import content
 from qdexp.report.protocols import of_protocol
 from qdexp.report.sources import open_source
@@ -72,7 +72,9 @@ def main() -> None:
         print(f"missing  without a record yet: {len(source.missing)}: {', '.join(source.missing)}")
     print(f"tables   {folder / 'table'}.md .tex .csv")
     if drawn:
-        print(f"figures  {folder}: {', '.join(drawn)} (.pdf .png)")
+        lines = len(comparison.lines)
+        first = f", of the first {MOST} of {lines:,} rows" if lines > MOST else ""
+        print(f"figures  {folder}: {', '.join(drawn)} (.pdf .png){first}")
     if listed is not None:
         print(f"paper    {folder / 'conformance.md'}")
     print(f"page     {folder / 'index.html'}")

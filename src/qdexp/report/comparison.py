@@ -165,10 +165,10 @@ def measured_with(records: Sequence[Record]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for record in records:
         for name, told in record.get("measures", {}).items():
-            key, described = next(iter(told["numbers"].items()), (name, {}))
+            key, described = next(iter(told["numbers"].items()), (name, dict[str, Any]()))
             made_with = told.get("made_with", {}).items()
             parts = [f"{what} {value[:DIGITS] if DIGEST.fullmatch(value) else value}" for what, value in made_with]
-            found.setdefault(name, {})[f"{Number.of(key, described).title}: {', '.join(parts) or SILENT}"] = None
+            found.setdefault(name, {})[f"{described.get('title', key)}: {', '.join(parts) or SILENT}"] = None
     return {name: [*lines] for name, lines in found.items() if any(not line.endswith(SILENT) for line in lines)}
 
 

@@ -26,14 +26,16 @@ class Evidence:
     """Reads the store beside the records in ``out``; ``gaps`` collects what was not there."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
+        self.out, self._layout = out, Layout(out)
         self.gaps: set[str] = set()
 
     def folder(self, record: Record, stage: str) -> Path | None:
         """The store entry of the record's stage, if it is there."""
         key = record.get("keys", {}).get(stage)
-        path = Layout(self.out).entry(entry_name(stage, key or ""))
-        return path if key and path.is_dir() else None
+        if not key:
+            return None
+        path = self._layout.entry(entry_name(stage, key))
+        return path if path.is_dir() else None
 
     def read_json(self, record: Record, stage: str) -> Any:
         """``STAGE.json`` of the record's stage, or None."""

@@ -1,6 +1,7 @@
 """Figures for a paper, each as PDF and PNG, from a comparison and the store behind it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +29,13 @@ FIGURES: dict[str, Draw] = {
 """The figures by file name; a figure for which a study has nothing to show is None."""
 
 
+MOST = 60
+"""Lines of a comparison that figures show: more are not told apart, and thousands have no room in a picture."""
+
+
 def draw_all(comparison: Comparison, evidence: Evidence, folder: Path) -> list[str]:
-    """Writes every figure that the study has data for into ``folder``, and returns their names."""
-    drawn = []
+    """Writes every figure that the study's first lines have data for into ``folder``, and returns their names."""
+    drawn, comparison = [], replace(comparison, lines=comparison.lines[:MOST])
     for name, draw in FIGURES.items():
         with rc_context(STYLE):
             figure = draw(comparison, evidence)
