@@ -68,6 +68,16 @@ def lab_without_accounting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     lab.down()
 
 
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A cluster that takes eight jobs."""
+    _wanted()
+    lab = Lab(accounting=False, most_jobs=8)
+    _enter(lab, monkeypatch)
+    yield lab
+    lab.down()
+
+
 CLUSTER = Cluster("lab", "cpu", parts=1, parallel=16, restarts=3, stages={"default": Resources(minutes=60)})
 
 

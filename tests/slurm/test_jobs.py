@@ -42,9 +42,21 @@ def test_arrays_are_no_larger_than_slurm_takes(lab: Lab, slurm: MakeSlurm, trace
     after = {f"b{number}": [f"a{number}"] for number in range(2 * LARGEST_ARRAY + 2)}
     jobs = slurm().submit(nodes(**many, **after))
     assert len(bases(jobs)) == 6
-    assert queue.largest_array() == LARGEST_ARRAY
+    assert queue.limits().array == LARGEST_ARRAY
     lab.drained()
     assert all(traces(name) == 1 for name in (*many, *after))
+
+
+def test_of_more_jobs_than_the_cluster_takes_the_first_are_submitted(crowded: Lab, slurm: MakeSlurm, traces: Traces) -> None:
+    room = queue.limits().room
+    assert 6 <= room <= 8
+    first, then = [f"a{number}" for number in range(room - 1)], ["b0", "b1"]
+    submitter = slurm()
+    assert len(submitter.submit(nodes(**{name: [] for name in first}, **{name: [first[0]] for name in then}))) == len(first)
+    assert (submitter.left, queue.limits().room) == (2, 1)
+    assert len(submitter.submit(nodes(c0=[]))) == 1, "to the last one"
+    crowded.drained()
+    assert [traces(name) for name in (*first, "c0", *then)] == [1] * room + [-1, -1]
 
 
 def test_what_is_done_or_queued_is_not_submitted_again(lab: Lab, slurm: MakeSlurm, traces: Traces, place: Path) -> None:

@@ -158,9 +158,12 @@ def slurm(cells: Sequence[Cell]) -> None:
     memory.require(cells, sweep.store, OnCluster())
     copy = sweep.write()
     cluster = replace(sweep.cluster, setup=[*sweep.cluster.setup, *snapshot.setup(copy)])
-    new = Slurm(sweep.out, sweep.config.sweep, cluster, sweep.job, sweep.done).submit(sweep.nodes)
-    queued = len(sweep.nodes) - len(new)
+    submitter = Slurm(sweep.out, sweep.config.sweep, cluster, sweep.job, sweep.done)
+    new, left = submitter.submit(sweep.nodes), submitter.left
+    queued = len(sweep.nodes) - len(new) - left
     print(f"submitted {len(new)} jobs" + (f"; {queued} were in the queue already, or done meanwhile" if queued else ""))
+    if left:
+        print(f"left      {left:,} jobs for which the cluster has no room now (MaxJobCount); run the same command again later")
     if sweep.nodes:
         print(f"look      python -m qdexp.sweep status {sweep.config.sweep} --out {sweep.out}", flush=True)
 

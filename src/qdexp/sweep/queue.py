@@ -6,8 +6,10 @@ before its start, and takes the crash of a node, after which Slurm runs a job ag
 
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from qdexp.errors import UserError
 
@@ -87,11 +89,20 @@ def _state(job: str, said: Mapping[str, str], past: Mapping[str, str]) -> str | 
     return next((known[name] for name in (job, whole) for known in (said, ended) if name in known), None)
 
 
-def largest_array() -> int:
-    """The largest number of elements of an array."""
-    done = _run(["scontrol", "show", "config"])
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", "" if done is None else done.stdout)
-    return max(1, int(found.group(1))) if found else 1
+@dataclass(frozen=True)
+class Limits:
+    """The elements that an ``array`` may have, and the ``room`` of the controller for more jobs, an element each."""
+
+    array: int
+    room: int
+
+
+def limits() -> Limits:
+    """The limits as far as the cluster states them; a job beyond one that it does not state is refused by sbatch."""
+    done, known = _run(["scontrol", "show", "config"]), _run(["squeue", "-h", "-r", "-t", "all", "-o", "%i"])
+    said = dict(re.findall(r"^(\w+) *= *(\d+)", "" if done is None else done.stdout, flags=re.MULTILINE))
+    taken = 0 if known is None else len(known.stdout.splitlines())
+    return Limits(max(1, int(said.get("MaxArraySize", 1))), max(0, int(said.get("MaxJobCount", sys.maxsize)) - 1 - taken))
 
 
 def cancel(ids: Iterable[str]) -> None:

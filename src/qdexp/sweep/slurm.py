@@ -40,9 +40,12 @@ class Slurm:
     def __init__(self, out: Path, sweep: str, cluster: Cluster, task: Callable[[Node], Task], done: Callable[[Node], bool]):
         self.out, self.sweep, self.cluster = out, sweep, cluster
         self.task, self.done, self.registry = task, done, Registry(out)
+        self.left = 0
+        """Jobs that the cluster had no room for when ``submit`` was last called."""
 
     def submit(self, nodes: Sequence[Node]) -> list[str]:
-        """Submits what is neither done nor in the queue, whoever put it there; returns the ids of the new jobs.
+        """Submits what is neither done nor in the queue, whoever put it there, as far as the cluster has room; returns the ids
+        of the new jobs.
 
         ``nodes`` are in an order in which they can run. One shell submits at a time, so that none submits what another does.
         """
@@ -58,19 +61,23 @@ class Slurm:
             return self._submit(missing, jobs)
 
     def _submit(self, nodes: list[Node], jobs: dict[str, str]) -> list[str]:
-        depth, readers, largest, new = depths(nodes), readers_of(nodes), queue.largest_array(), list[str]()
+        depth, readers, limits, new = depths(nodes), readers_of(nodes), queue.limits(), list[str]()
 
         def rank(node: Node) -> tuple[int, str, str]:
             return depth[node.id], node.kind, readers[node.id]  # alike in what follows: their readers are arrays again
 
         for (_, kind, _), group in groupby(sorted(nodes, key=rank), key=rank):
-            for array in arrays(list(group), jobs, largest):
+            for array in arrays(list(group), jobs, limits.array):
+                self.left = len(nodes) - len(new)
+                if len(new) + len(array.nodes) > limits.room:
+                    return new  # what comes later may need these
                 submission, note = submissions.begin(self.registry.layout, self.sweep, kind, [node.id for node in array.nodes])
                 for node, job in zip(array.nodes, self._send(kind, array, submission.name), strict=True):
                     jobs[node.id] = job.job_id
                     new.append(job.job_id)
                     self.registry.submitted(node.id, job.job_id, job.paths.stdout, self.sweep)
                 note.unlink()
+        self.left = 0
         return new
 
     def _adopt(self, nodes: Sequence[Node], states: Mapping[str, str]) -> None:

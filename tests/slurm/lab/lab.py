@@ -6,6 +6,7 @@ python tests/slurm/lab/lab.py up            starts one and says how to talk to i
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -90,9 +91,12 @@ def clean_environment() -> dict[str, str]:
 
 
 class Lab:
-    """A running cluster: two nodes with ``cpus`` each, the partitions main and preemptible, accounting if it is wanted."""
+    """A running cluster: two nodes with ``cpus`` each, the partitions main and preemptible, accounting if it is wanted.
 
-    def __init__(self, accounting: bool = True, largest_array: int = 1001, cpus: int = 8) -> None:
+    ``largest_array``, ``most_jobs``: MaxArraySize and MaxJobCount, by default those of Slurm.
+    """
+
+    def __init__(self, accounting: bool = True, largest_array: int = 1001, cpus: int = 8, most_jobs: int = 10_000) -> None:
         # not pytest's tmp_path: munged wants every parent of its socket to be passable, and socket paths are short
         self.base = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
         self.base.chmod(0o711)
@@ -101,13 +105,13 @@ class Lab:
         self.nodes, self.user = ("n1", "n2"), subprocess.check_output(["id", "-un"], text=True).strip()
         self.environment = {**clean_environment(), "SLURM_CONF": str(self.conf)}
         try:
-            self._configure(accounting, largest_array, cpus)
+            self._configure(accounting, largest_array, cpus, most_jobs)
             self._start(accounting)
         except BaseException:
             self.down()
             raise
 
-    def _configure(self, accounting: bool, largest_array: int, cpus: int) -> None:
+    def _configure(self, accounting: bool, largest_array: int, cpus: int, most_jobs: int) -> None:
         for name in ("etc", "state", "spool", "log", "pid", "munge", "mysql"):
             (self.root / name).mkdir(parents=True)
         controller, database, *daemons = _free_ports(2 + len(self.nodes))
@@ -122,6 +126,7 @@ class Lab:
             controller_port=controller,
             first_job=time.time_ns() // 10**9 % 600_000 * 100 + 1,
             largest_array=largest_array,
+            most_jobs=most_jobs,
             accounting=ACCOUNTED.format(**port) if accounting else "AccountingStorageType=accounting_storage/none",
             nodes="\n".join(lines),
         )
@@ -194,6 +199,11 @@ class Lab:
         pid = int((self.root / "pid" / "slurmctld.pid").read_text())
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def calls(self) -> dict[str, int]:
+        """How often the controller was asked since it began, by the kind of message."""
+        told = self.output("sdiag").partition("message type")[2].partition("by user")[0]
+        return {name: int(count) for name, count in re.findall(r"(\w+) +\(\s*\d+\) +count:(\d+)", told)}
 
     def idle(self) -> set[str]:
         return set(self.output("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split())

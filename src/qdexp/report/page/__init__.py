@@ -10,13 +10,8 @@ from qdexp import files
 from qdexp.report.page.content import Content
 from qdexp.report.page.parts import Parts, as_json
 
-<<<<<<< HEAD
-SCRIPTS = ("charts.js", "state.js", "overview.js", "figures.js", "cell.js", "compare.js", "main.js")
-"""The scripts in this order, as one: a file uses what stands before it."""
-=======
 SCRIPTS = ("charts.js", "state.js", "details.js", "overview.js", "figures.js", "cell.js", "compare.js", "main.js")
-"""In this order, one script: what is on top of a file uses what stands before it."""
->>>>>>> 4a3e7f7 (The page of thousands of cells opens at once: numbers in columns, details in scripts beside it)
+"""The scripts in this order, as one: a file uses what stands before it."""
 
 
 def write(content: Content, path: Path) -> None:
