@@ -254,5 +254,5 @@ def _chunks(groups: int, candidates: int, n: int, elements: int) -> Iterator[tup
 
 
 def _abs_power(x: Tensor, p: float) -> Tensor:
-    """|x|^p, in place: exp(p/2 log x^2), four times faster than pow on a CPU. Exactly 0 at 0."""
-    return x.square_() if p == 2 else x.square_().log_().mul_(p / 2).exp_()
+    """|x|^p, in place: 2^(p/2 log2 x^2), several times faster than pow on a CPU. Exactly 0 at 0."""
+    return x.square_() if p == 2 else x.square_().log2_().mul_(p / 2).exp2_()
