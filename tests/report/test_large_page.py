@@ -136,7 +136,9 @@ def test_details_that_do_not_lie_beside_the_page_are_named(tab: Browser, large: 
     tab.open(tmp_path / "index.html")
     tab.run("location.hash = `cell=${arguments[0]}`", large.records[-1]["cell"])
     assert "cannot be read: it has to lie beside this page" in tab.run(TEXT, "#cell", "beside")
+    assert "cannot be read" in tab.run(TEXT, "#figures", "cannot be read")
     assert len(tab.run(NAMES)) == 200
+    tab.open(large.path)
     assert tab.complaints(), "the browser says it too"
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ class Status:
     def __init__(self, sweep: Manifest, ask: States) -> None:
         self.sweep, self.store, self.registry = sweep, Store(sweep.out), Registry(sweep.out)
         self.shells = living(self.store.layout.sweep(sweep.sweep))
+        self._by_entry = defaultdict[str, list[str]](list)
+        for node in sweep.nodes:
+            self._by_entry[node.entry].append(node.id)
         open_nodes = [node for node in sweep.nodes if not self._done(node)]
         told = {node.id: self.registry.job(node.id) for node in open_nodes}
         self.jobs = {name: job["id"] for name, job in told.items() if "id" in job}
@@ -100,9 +104,8 @@ class Status:
         """The state of a whole cell."""
         if self._complete(key):
             return DONE
-        return next(
-            (self.nodes[node.id].state for node in self.sweep.nodes if node.cell == key and node.stage == RECORD), FAILED
-        )
+        ends = self._by_entry[f"{RECORD}-{self.sweep.cells[key].name}"]
+        return self.nodes[ends[0]].state if ends else FAILED
 
     def failures(self) -> dict[str, str]:
         """Why nodes failed, by node."""
@@ -129,7 +132,7 @@ class Status:
     def _sign(self, entry: str | None) -> Text:
         if entry is None:
             return Text()
-        own = [self.nodes[node.id].state for node in self.sweep.nodes if node.entry == entry]
+        own = [self.nodes[name].state for name in self._by_entry[entry]]
         done = own.count(DONE)
         if self.store.has(entry) or (own and done == len(own)):
             return Text(*SIGNS[DONE])
