@@ -78,6 +78,16 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     lab.down()
 
 
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A cluster that takes twice the jobs that Slurm does by default."""
+    _wanted()
+    lab = Lab(accounting=False, most_jobs=20_000)
+    _enter(lab, monkeypatch)
+    yield lab
+    lab.down()
+
+
 CLUSTER = Cluster("lab", "cpu", parts=1, parallel=16, restarts=3, stages={"default": Resources(minutes=60)})
 
 
