@@ -57,7 +57,11 @@ def load(
 def load_records(place: str | Path = "outputs") -> "DataFrame":
     """Read the records of an output folder: one row per cell, every number with the ends of its interval.
 
-    See ``qdexp.report.frame.load_records`` for the columns.
+    Args:
+        place: An output folder, or a folder of records beside its ``store/``.
+
+    Returns:
+        The table; see ``qdexp.report.frame.load_records`` for its columns.
 
     Raises:
         qdexp.errors.UserError: There is no record, or one that is corrupt.

@@ -43,7 +43,7 @@ class Conditioning(ABC):
             samples: The number of samples in it.
 
         Returns:
-            The conditions of the first samples, in turn; fewer where they repeat: sample i has entry i modulo their number.
+            The conditions of the first samples, in turn; fewer where they repeat, as sample i has entry i modulo their number.
         """
 
     @abstractmethod

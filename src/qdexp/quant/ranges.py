@@ -45,7 +45,7 @@ class RangeStream(ABC):
         """Return the range, once, after the last pass.
 
         Returns:
-            (lo, hi), each [groups]. The range need not contain zero: the grid will.
+            (lo, hi), each [groups]. The range need not contain zero, although the grid will.
         """
 
 

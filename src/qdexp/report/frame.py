@@ -27,11 +27,11 @@ def load_records(place: str | Path = "outputs") -> pd.DataFrame:
         place: An output folder (its ``records/`` are read), or a folder of records beside its ``store/``.
 
     Returns:
-        One row per cell, full precision first. Columns: ``cell``, ``status``, ``error``; the axes (``model``, ``method``,
-        ``quant``, ``seed``, ...); ``protocol_hash``, only numbers of one of which compare; ``identity``, the same for cells
-        that differ in nothing but their seed; every metric of the records, sizes among them; ``METRIC_low`` and
-        ``METRIC_high``, the ends of its 95 % interval over the images, where the store has what tells it; ``seconds`` from an
-        empty store; and the paths ``record``, ``samples`` and ``checkpoint``.
+        One row per cell, full precision first, with the columns ``cell``, ``status``, ``error``; the axes (``model``,
+        ``method``, ``quant``, ``seed``, ...); ``protocol_hash``, since only numbers of one hash compare; ``identity``, the same
+        for cells that differ in nothing but their seed; every metric of the records, sizes among them; ``METRIC_low`` and
+        ``METRIC_high``, the ends of its 95 % interval over the images, where the store has the values of each image;
+        ``seconds`` from an empty store; and the paths ``record``, ``samples`` and ``checkpoint``.
 
     Raises:
         qdexp.errors.UserError: There is no record, or one that is corrupt.
@@ -61,11 +61,15 @@ def _row(record: Record, evidence: Evidence, folder: Path) -> dict[str, Any]:
 
 
 def of_comparison(comparison: Comparison) -> pd.DataFrame:
-    """One row per line of a comparison, in its order.
+    """Make a table of a comparison.
 
-    Columns: ``line``, its name; the number of its ``seeds``; every metric and its difference to the ``baseline``
-    (``METRIC_minus_baseline``), each with ``_low`` and ``_high``, empty where unknown; ``protocol_NAME``; the others as
-    ``load_records`` has them, ``seconds`` of the mean cell.
+    Args:
+        comparison: A comparison, see ``qdexp.report.comparison.compare``.
+
+    Returns:
+        One row per line of the comparison, in its order, with the columns ``line``, its name; the number of its ``seeds``;
+        every metric and its difference to the ``baseline`` (``METRIC_minus_baseline``), each with ``_low`` and ``_high``, empty
+        where unknown; ``protocol_NAME``; the others as ``load_records`` has them, ``seconds`` of the mean cell.
     """
     axes = dict.fromkeys(name for line in comparison.lines for name in line.axes if name != "seed")
     numbers = [f"{number.key}{end}" for number in comparison.numbers for end in ENDS]
