@@ -43,8 +43,8 @@ napoleon_numpy_docstring = False
 linkcheck_timeout = 20
 linkcheck_anchors = False
 
-FOLDERS = {"methods": "methods/*.md", "notebooks": "notebooks/*.*"}
-"""Pages above a folder of pages; those are listed in the order in which the page names them."""
+FOLDERS = ("methods", "notebooks")
+"""The folders of pages, each below the page of its name, which links them."""
 
 
 def setup(app: Sphinx) -> None:
@@ -60,4 +60,4 @@ def read(app: Sphinx, page: str, source: list[str]) -> None:
     elif not page.startswith("generated/") and (HERE / f"{page}.md").exists():
         source[0] = pages.linked(source[0], HERE / f"{page}.md")
     if page in FOLDERS:
-        source[0] += pages.contents(source[0], sorted(HERE.glob(FOLDERS[page])))
+        source[0] += pages.contents(source[0], page)

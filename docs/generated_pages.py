@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.util import find_spec
 from inspect import getdoc, isabstract
@@ -73,10 +73,9 @@ def linked(text: str, page: Path) -> str:
     return re.sub(r"(?P<picture>!?)\[(?P<label>[^\]]*)\]\((?P<to>[^)\s]+)\)", target, text)
 
 
-def contents(text: str, pages: Sequence[Path]) -> str:
-    """A hidden table of contents of the pages in a folder, in the order in which ``text`` links them."""
-    ordered = sorted(pages, key=lambda page: text.find(f"/{page.name}"))
-    names = "\n".join(f"{page.parent.name}/{page.stem}" for page in ordered)
+def contents(text: str, folder: str) -> str:
+    """A hidden table of contents of the pages in a folder of the docs, in the order in which ``text`` links them."""
+    names = "\n".join(dict.fromkeys(re.findall(rf"\]\(/({folder}/\w+)\.", text)))
     return f"\n\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from processes import Python, script
 
 import qdexp
-from qdexp import methods
+from qdexp import methods, overrides
 from qdexp.cell import Cell
 from qdexp.config import Config
 from qdexp.quant.percentile import Percentile
@@ -90,6 +91,24 @@ QUESTION = r"# [^\n]+\n\n[A-Z][^\n?]*\?\n\n"
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_a_page_begins_with_its_title_and_the_question_that_it_answers(page: Path) -> None:
     assert re.match(QUESTION, prose(page))
+
+
+COMMANDS = {
+    line: page
+    for page in PAGES
+    for line in re.findall(r"^ {4}python -m qdexp (.*)$", re.sub(r" *\\\n *", " ", page.read_text()), flags=re.MULTILINE)
+    if not re.search(r"\b[A-Z]{4,}\b|\.\.\.|mine", line)
+}
+"""The commands that stand alone and leave nothing to the reader, which a test can read; other tests run those of examples."""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{COMMANDS[command].stem}: {command}")
+def test_commands_name_options_and_choices_that_exist(command: str) -> None:
+    overrides.check(shlex.split(command, comments=True))
+
+
+def test_many_commands_are_read() -> None:
+    assert len(COMMANDS) > 30
 
 
 def composed(method: str) -> tuple[dict[str, Any], dict[str, Any]]:
