@@ -1,4 +1,4 @@
-"""The content of the page: a study, as one JSON value that it opens with, and the details of each cell, which it reads later."""
+"""The content of the page: a study, as one JSON value that it opens with, and details of each cell, which it reads later."""
 
 import base64
 import io
