@@ -145,7 +145,7 @@ class Layout:
         return _called(self.wandb, rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run)}")
 
     def wandb_leftovers(self, run: str) -> list[Path]:
-        """What all mirrors of a run have left beside its folder."""
+        """The files that all mirrors of a run have left beside its folder."""
         name = rf"{re.escape(run)}-[0-9a-f]{{12}}"
         return _called(self._wandb_parts, name) + _called(self._wandb_data, name)
 
@@ -197,7 +197,7 @@ class Sweep:
 
 
 def _called(folder: Path, pattern: str) -> list[Path]:
-    """What lies in ``folder`` under a name that is all of the pattern: one name may be the end of another."""
+    """The entries of ``folder`` whose whole name matches the pattern: one name may be the end of another."""
     return [path for path in sorted(folder.glob("*")) if re.fullmatch(pattern, path.name)]
 
 

@@ -28,7 +28,7 @@ class _TimeLeft(ProgressColumn):
 
 
 def duration(seconds: float) -> str:
-    """As a person says it."""
+    """A duration as a person says it."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -95,7 +95,7 @@ def measures_of(config: Config, stages: Mapping[str, Stage]) -> dict[str, Stage]
 
 
 def _features(samples: SamplesStage, extractor: Extractor, metric: str, found: dict[str, Stage]) -> Stage:
-    """What an extractor sees in the samples: among what is ``found`` already, or added there."""
+    """The features of an extractor for the samples: one of those ``found`` already, or added there."""
     known = next((one for one in found.values() if isinstance(one, FeaturesStage) and one.extractor == extractor), None)
     if known is not None:
         return known

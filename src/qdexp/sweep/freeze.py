@@ -262,7 +262,7 @@ def _entitle(cells: Sequence[Cell]) -> None:
 
 
 def _plain(config: Config, parts: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """As ``asdict``; ``parts``: what is made already of those that are shared, which have to live as long."""
+    """Convert as ``asdict`` does; ``parts``: the results for shared parts, which have to live as long."""
     found = {one.name: getattr(config, one.name) for one in fields(config)}
     for name, part in found.items():
         if is_dataclass(part) and not isinstance(part, type):

@@ -1,5 +1,5 @@
-"""How long a sweep takes: its work, by how fast the stages of earlier records were, or where there are none by how fast a batch
-goes through the network here."""
+"""The time that a sweep takes: its work, by how fast the stages of earlier records were, or where there are none by how fast a
+batch goes through the network here."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ LARGEST = 10**8
 TRIED = 4e10
 """MACs of a pass that is timed: on a CPU about a second."""
 QUANTIZED, LEARNED, SEARCHED = 1.25, 2.2, 4.0
-"""What a row takes by what it takes in full precision: simulated, in the small batches that rounding is learned from, and where
-ranges are searched. Of ddpm_fashion, by ``python -m benchmarks execution`` and ``... quantization --rows 320``; a guess."""
+"""The time of a row over that in full precision: simulated, in the small batches that rounding is learned from, and where
+ranges are searched. Measured on ddpm_fashion by ``python -m benchmarks execution`` and ``... quantization --rows 320``."""
 
 
 def estimate(cells: Sequence[Cell], nodes: Sequence[Node], store: Store, place: Place) -> str:

@@ -114,7 +114,7 @@ def _macs(model: Model) -> int | None:
 
 @per_architecture
 def _layers(model: Model) -> int:
-    """How many can be quantized; 0 where that is not known."""
+    """The number of layers that can be quantized; 0 where that is not known."""
     description = description_of(model)
     return 0 if description is None else len(description.order)
 
@@ -160,7 +160,7 @@ def multiplications(config: Config, stage: Stage) -> float:
 
 
 def multiplications_of_row(config: Config) -> int:
-    """Of one row in one pass; where the network cannot run on shapes alone its parameters tell."""
+    """Multiply-accumulates of one row in one pass; by the parameters where the network cannot run on shapes alone."""
     return _macs(config.model) or parameters(config.model)
 
 

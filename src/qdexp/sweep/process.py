@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 Task = Callable[[], object]
-"""What a job does; it can be pickled."""
+"""The work of a job; it can be pickled."""
 
 
 class Process:
@@ -78,7 +78,7 @@ def _succeeds(pickled: bytes) -> bool:
 
 
 def _print_to(log: Path) -> None:
-    """From now on all goes there that this process, and those that it starts, print."""
+    """Send there from now on all that this process, and those that it starts, print."""
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for stream in (sys.stdout, sys.stderr):

@@ -223,7 +223,7 @@ def _word(node: Node, status: Status) -> dict[str, str]:
 
 
 def show(out: Path, sweep_name: str, records: Sequence[Record]) -> None:
-    """What a sweep ends with: table and picture, where all lies, and what comes next."""
+    """The last lines of a sweep: table and picture, where everything lies, and what comes next."""
     layout = Layout(out)
     drawn = draw(out, sweep_name, records)
     for record in records:

@@ -1,4 +1,4 @@
-"""What a sweep shows before its end."""
+"""The table and picture that a sweep shows before its end."""
 
 import time
 from collections.abc import Sequence

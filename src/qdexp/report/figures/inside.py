@@ -22,7 +22,7 @@ LEVELS = 256
 NAMED = 30
 """Parts of a network that can be named beside each other along an axis."""
 PART = re.compile(r"[^.]*(\.\d+(?=\.|$))?")
-"""What a layer's name begins with."""
+"""The part of the network that a layer's name begins with."""
 
 
 def _activations(comparison: Comparison, evidence: Evidence) -> dict[str, Any] | None:

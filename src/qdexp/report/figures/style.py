@@ -31,7 +31,7 @@ STYLE: Any = {
     "axes.prop_cycle": cycler(color=["#3b6fd4", "#d9692b", "#2a8f62", "#8a55b8", "#c23b5a", "#18879c", "#9a7a14", "#5b6470"]),
 }
 MARKERS = "osD^v"
-"""In turn like the eight colours: forty lines until a pair of both comes again."""
+"""Markers, taken in turn beside the eight colours: forty lines until a pair of both comes again."""
 DASHES: Any = ("-", (0, (4, 2)))
 LONGEST = 36
 """Characters of a line of a legend."""
@@ -39,9 +39,9 @@ LONGEST = 36
 
 @dataclass(frozen=True)
 class Look:
-    """How one line of a study is drawn, the same in every figure.
+    """The look of one line of a study, the same in every figure.
 
-    Every second one is dashed, has hollow markers and lies on top: what is below it is seen through both.
+    Every second line is dashed, has hollow markers and lies on top: the line below is seen through both.
     """
 
     index: int
@@ -64,12 +64,12 @@ class Look:
 
 
 def looks(comparison: Comparison) -> Mapping[str, Look]:
-    """Of the lines, by their names."""
+    """The looks of the lines, by their names."""
     return {line.name: Look(index) for index, line in enumerate(comparison.lines)}
 
 
 def legend(figure: Figure, entries: Mapping[str, Artist | dict[str, Any]]) -> None:
-    """Beside the panels, where it hides nothing: an artist, or the options of a line, by what it is called."""
+    """Draw the legend beside the panels, where it hides nothing; ``entries``: an artist, or a line's options, by its name."""
     drawn = [Line2D([], [], **entry) if isinstance(entry, dict) else entry for entry in entries.values()]
     figure.legend(drawn, [fill(name, LONGEST, break_long_words=False) for name in entries], loc="outside right upper")
 

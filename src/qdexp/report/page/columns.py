@@ -18,7 +18,7 @@ DIGITS, OF_HALF = 10, 6
 
 
 def columns(lines: Sequence[Line]) -> dict[str, Any]:
-    """What lines and cells have in common."""
+    """The columns that lines and cells have in common."""
     return {
         "name": [line.name for line in lines],
         "status": coded(line.records[0]["status"] for line in lines),
@@ -49,7 +49,7 @@ def rounded(value: Any, digits: int = 4) -> Any:
 
 
 def _intervals(rows: Sequence[dict[str, Interval]]) -> dict[str, dict[str, list[float | None]]]:
-    """Of each number a column."""
+    """One column for each number."""
     return {name: _column([row.get(name) for row in rows]) for name in _names(rows)}
 
 
