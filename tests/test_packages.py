@@ -70,7 +70,7 @@ def test_the_commands_run_outside_of_a_checkout(folder: Path) -> None:
     (path,) = (folder / "outputs" / "records").iterdir()
     record = json.loads(path.read_text())
     assert record["status"] == "complete" and record["provenance"]["git_commit"] is None
-    assert "page     outputs/reports/" in output(command, "report", "--no-figures", cwd=folder)
+    assert "/index.html\n" in output(command, "report", "--no-figures", cwd=folder)
     loaded = "import qdexp, sys; print(qdexp.__file__, type(qdexp.load(sys.argv[1])).__name__)"
     told = output(str(folder / "venv" / "bin" / "python"), "-c", loaded, str(path), cwd=folder)
     assert told.startswith(str(folder / "venv")) and told.endswith("UNet2DModel\n")
