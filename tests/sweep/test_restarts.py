@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import PROCESSES
 
 from qdexp.cell import Cell
 from qdexp.errors import UserError
 from qdexp.layout import Layout
 from qdexp.sweep import jobs
 from qdexp.sweep.jobs import Job, Node
+from qdexp.sweep.launch import Frozen
 from qdexp.sweep.manifest import Registry
 from qdexp.sweep.restarts import Start, there, warning
 
@@ -73,6 +75,23 @@ def test_a_job_that_is_killed_in_its_imports_says_so(job: Job, tmp_path: Path) -
     assert error["message"].startswith(
         "it was ended while it loaded its code; if that took its 60 minutes, raise cluster.stages"
     )
+
+
+def warned_as_it_ends(job: Job) -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # as Python leaves it where it ends
+    job()
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+
+def test_a_warning_after_the_work_is_done_does_no_harm(cell_of: Callable[..., Cell], tmp_path: Path) -> None:
+    """The job would count as failed, and those that need it would be cancelled."""
+    sweep = Frozen([cell_of("method=fp", "protocol.steps=2")])
+    sweep.write()
+    process = PROCESSES.Process(target=warned_as_it_ends, args=(sweep.job(sweep.nodes[0]),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert sweep.done(sweep.nodes[0])
 
 
 def test_too_few_minutes_are_refused(cell_of: Callable[..., Cell]) -> None:
