@@ -59,5 +59,6 @@ def read(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = pages.linked((pages.TOP / "README.md").read_text(), pages.TOP / "README.md") + source[0]
     elif not page.startswith("generated/") and (HERE / f"{page}.md").exists():
         source[0] = pages.linked(source[0], HERE / f"{page}.md")
+    source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")  # a table breaks no line within a number
     if page in FOLDERS:
         source[0] += pages.contents(source[0], page)
