@@ -167,7 +167,7 @@ def test_the_example_of_paired_intervals(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """With every page in its contents, every option of the schema and every choice of an axis; its notebooks are executed.
 
-    Takes a minute and a half of CPU time, most of it in the notebooks.
+    Takes two minutes of CPU time, most of it in the notebooks.
     """
     site = tmp_path / "site"
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", str(DOCS), str(site)]

@@ -27,8 +27,12 @@ from qdexp.quant.scheme import POWERS, TWO_LEVELS, PerTensor, Scheme, Split
 
 
 class QParams(NamedTuple):
-    """The constants that a scheme leaves open. scale: float32 [groups], positive. zero_point: int32 [groups], 0 where the grid
-    is symmetric. Both are [rows, groups] where the grid differs from row to row of a tensor."""
+    """The constants of a grid that its scheme leaves open.
+
+    Attributes:
+        scale: The scales, positive, float32 [groups]; [rows, groups] where the grid differs from row to row of a tensor.
+        zero_point: The zero points, int32 of the same shape; 0 where the grid is symmetric.
+    """
 
     scale: Tensor
     zero_point: Tensor
@@ -109,14 +113,32 @@ def decode(codes: Tensor, scheme: Scheme) -> Tensor:
 
 
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """x, any floating dtype -> codes of the same shape and strides, dtype `scheme.dtype`."""
+    """Round values to the levels of a grid (the formula at the head of this module).
+
+    Args:
+        x: The values, any floating dtype.
+        qparams: The constants of the grid.
+        scheme: The scheme of the grid.
+
+    Returns:
+        The codes, of the shape and strides of x and dtype ``scheme.dtype``.
+    """
     scale, zero_point = _expand(qparams, scheme, x)
     v = normalized(x, scale, scheme, _reciprocal(qparams, scheme, x))
     return encode(round_to_levels(v, zero_point, scheme), scheme)
 
 
 def dequantize(codes: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Codes -> float32 of the same shape and strides."""
+    """Return the values of codes.
+
+    Args:
+        codes: Codes as ``quantize`` returns them.
+        qparams: The constants of the grid.
+        scheme: The scheme of the grid.
+
+    Returns:
+        The values, float32 of the shape and strides of the codes.
+    """
     return from_levels(decode(codes, scheme), *_expand(qparams, scheme, codes), scheme)
 
 

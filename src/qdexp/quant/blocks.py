@@ -37,7 +37,15 @@ def arguments(batch: Batch) -> Call:
 
 
 def call(network: nn.Module, batch: Batch) -> Any:
-    """Return the network's output for a batch."""
+    """Run a network.
+
+    Args:
+        network: Any module.
+        batch: Its arguments, named ones in a dict at the end: ``(x_t, t)`` or ``(x_t, t, {"class_labels": labels})``.
+
+    Returns:
+        The network's output.
+    """
     args, kwargs = arguments(batch)
     return calling.call(network, *args, kwargs) if len(args) == 2 else network(*args, **kwargs)
 

@@ -25,8 +25,12 @@ BRANCHES = {"cond": True, "uncond": False}
 
 
 class CallState(NamedTuple):
-    """The state of a call's rows, as far as it is known; None: unknown. timestep: [rows], any dtype, in the network's own
-    units; branch: bool [rows], True in the conditional one. A tensor whose stride is 0 says that all rows have one value."""
+    """The state of a call's rows; None where it is not known. A tensor whose stride is 0 says that all rows have one value.
+
+    Attributes:
+        timestep: The timestep of each row, [rows], any dtype, in the network's own units.
+        branch: Whether each row is in the conditional branch, bool [rows].
+    """
 
     timestep: Tensor | None = None
     branch: Tensor | None = None

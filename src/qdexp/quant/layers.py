@@ -166,7 +166,18 @@ itself."""
 
 
 def arithmetic(kind: Any, layer: Any, x: Tensor, weight: Tensor, *, biased: bool = True) -> Tensor:
-    """Compute a layer of torch's class `kind` with the options and the bias of `layer` from `x` and `weight`."""
+    """Compute a layer with another input and weight.
+
+    Args:
+        kind: Torch's class of the layer: Linear, Conv1d or Conv2d.
+        layer: The layer, whose options and bias are used.
+        x: The input.
+        weight: The weight, of the shape of the layer's.
+        biased: Whether the bias is added.
+
+    Returns:
+        The output.
+    """
     bias = layer.bias if biased else None
     if kind is nn.Linear:
         return nn.functional.linear(x, weight, bias)

@@ -240,10 +240,10 @@ def set_activation_mode(network: nn.Module, mode: Mode) -> None:
 
 
 def quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
-    """(name, layer) of all converted layers, in definition order."""
+    """Yield the name and the layer of all converted layers, in definition order."""
     return ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLayer))
 
 
 def activation_quantizers(network: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
-    """(name, quantizer) of all activation quantizers, in definition order."""
+    """Yield the name and the quantizer of all activation quantizers, in definition order."""
     return ((name, module) for name, module in network.named_modules() if isinstance(module, ActivationQuantizer))

@@ -76,12 +76,18 @@ Time = Literal["static", "dynamic"] | TimeGroups
 
 @dataclass(frozen=True)
 class Scheme:
-    """A grid of integers of 2 to 16 bits (more than 8 only pays for softmax outputs), or of floating point numbers, which have
-    a sign: they are symmetric.
+    """A kind of grid: integers of 2 to 16 bits (more than 8 only pays for softmax outputs), or floating point numbers, which
+    are symmetric.
 
-    With `time` "dynamic" each row, an index along the first dimension, has a grid of its own in each piece, from its smallest
-    to its largest value there: a grid for the whole batch would make a row depend on its company. So has each group of a row
-    where the granularity is ``PerGroup``, see `dynamic`.
+    Attributes:
+        bits: The bits of an element.
+        granularity: The elements that share a scale.
+        symmetric: Whether the zero point is 0.
+        time: When a grid holds. With "dynamic" each row, an index along the first dimension, has a grid of its own in each
+            piece, from its smallest to its largest value there, since a grid for the whole batch would make a row depend on its
+            company; with ``PerGroup`` so does each group of a row, see ``dynamic``.
+        number: Integers, or the name of the floating point numbers, such as ``e4m3``.
+        scale: The type of the scales.
     """
 
     bits: int
