@@ -1,6 +1,5 @@
 """The jobs of a sweep, as a graph, and what runs in one: light objects, which can be pickled. The work is in ``worker``."""
 
-import os
 import signal
 import time
 from collections import Counter
