@@ -35,10 +35,11 @@ def worst_layers(layers: list[dict[str, Any]], most: int) -> Iterator[list[str]]
         yield [layer["name"], own, f"{1e3 * layer['sensitivity']:.3g}", shares[0], f"{1e3 * layer['error']:.3g}", shares[1]]
 
 
-def worst_timesteps(curves: dict[str, list[float]], most: int) -> Iterator[list[str]]:
+def worst_timesteps(curves: dict[str, list[Any]], most: int) -> Iterator[list[str]]:
     """A row of each, the worst first."""
-    median = statistics.median(curves["teacher_forced"])
-    steps = zip(curves["timestep"], curves["teacher_forced"], curves["free_running"], strict=True)
+    every = zip(curves["timestep"], curves["teacher_forced"], curves["free_running"], strict=True)
+    steps = [step for step in every if None not in step]  # which was not finite
+    median = statistics.median(error for _, error, _ in steps) if steps else 0
     for timestep, error, accumulated in sorted(steps, key=lambda step: -step[1])[:most]:
         over = f"{error / median:.1f}" if median else "-"
         yield [f"{timestep:g}", f"{1e3 * error:.3g}", over, f"{1e3 * accumulated:.3g}"]

@@ -25,16 +25,19 @@ def write(out: Path, record: Record) -> Path:
     """Writes the record whole, in place of an older one of the same cell."""
     target = Layout(out).record(record["cell"])
     target.parent.mkdir(parents=True, exist_ok=True)
-    files.write_sealed(target, _finite(record))
+    files.write_sealed(target, _plain(record))
     return target
 
 
-def _finite(value: Any) -> Any:
-    """null in place of NaN and infinity, which JSON has not: a network that is quantized to pieces still gets its record."""
+def _plain(value: Any) -> Any:
+    """null in place of NaN and infinity, which JSON has not: a network that is quantized to pieces still gets its record. And
+    text, such as a path, that any file can hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return shape.unicode(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -46,6 +49,17 @@ def read(out: Path, cell: str) -> Record | None:
     except (OSError, ValueError):
         return None
     return record if record.get("format") == FORMAT and record["cell"] == cell else None
+
+
+def unreadable(out: Path, cell: str) -> str:
+    """What is wrong with the cell's record, in one line; empty where it can be read, or there is none."""
+    path = Layout(out).record(cell)
+    try:
+        found = _read(path) if path.exists() else None
+    except UserError as error:
+        return str(error)
+    other = "" if found is None or found["cell"] == cell else found["cell"]
+    return f"{path} is the record of {other}: delete it and run the sweep again" if other else ""
 
 
 def read_complete(out: Path, cell: str, keys: Mapping[str, str] = MappingProxyType({})) -> Record | None:

@@ -1,5 +1,7 @@
 """The types of a record's parts, as far as anything reads them; other keys are ignored. Docs show the meanings from here."""
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -26,8 +28,15 @@ def _with_target(node: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return node
 
 
-FileName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
+_PLAIN = r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,249}"
+FileName = Annotated[str, Field(pattern=f"^{_PLAIN}$")]
 Inside = Annotated[str, AfterValidator(_inside)]
+
+
+@dataclass
+class File:
+    path: str
+    sha256: str
 
 
 @dataclass
@@ -135,7 +144,7 @@ class Measure:
 
     numbers: dict[str, Described]
     made_with: dict[str, JsonValue] = field(default_factory=dict)
-    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
     features: str | None = None
 
 
@@ -199,7 +208,7 @@ class Shape:
     curves: dict[str, list[Number]] = field(default_factory=dict)
     costs: dict[str, dict[str, Number]] = field(default_factory=dict)
     stages: dict[str, Made] = field(default_factory=dict)
-    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
     artifacts: dict[str, Inside] = field(default_factory=dict)
     error: dict[str, str | None] = field(default_factory=dict)
     coverage: dict[str, JsonValue] = field(default_factory=dict)
@@ -208,12 +217,51 @@ class Shape:
 
 _SHAPE = TypeAdapter(Shape)
 
+DEEPEST = 64
+"""Levels of a part: real ones have ten."""
+LARGEST = 2**1000
+"""Beyond any integer of a record; what is larger may be no float."""
+
 
 def check(record: dict[str, Any]) -> None:
-    """Raises ValueError with one line where a part is missing or of another type."""
+    """Raises ValueError with one line where a part is missing or of another type, a number not finite, or text no Unicode."""
+    for part, content in record.items():
+        if problem := _problem({part: content}):
+            raise ValueError(f"{unicode(part)}: {problem}")
     try:
         _SHAPE.validate_python(record)
     except ValidationError as error:
         raise ValueError(first_mistake(error)) from error
-    if record["status"] == "complete" and "metrics" not in record:
-        raise ValueError("metrics: Field required")
+    needed = {"metrics"} if record["status"] == "complete" else set()
+    needed |= {"identity", "files"} if record.get("format") != 1 else set()
+    for part in sorted(needed - record.keys()):
+        raise ValueError(f"{part}: Field required")
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a file in a folder may be called so: neither hidden nor elsewhere."""
+    return re.fullmatch(_PLAIN, text) is not None
+
+
+def unicode(text: str) -> str:
+    """The text, without halves of characters, as JSON can hold them and no file or terminal can."""
+    return text.encode(errors="replace").decode()
+
+
+def _problem(content: Any) -> str:
+    """What is wrong with some value within; empty where nothing is."""
+    waiting = [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, dict | list):
+            if depth > DEEPEST:
+                return "nested too deep"
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            waiting += [(item, depth + 1) for item in inner]
+        elif isinstance(value, float) and not math.isfinite(value):
+            return "holds a number that is not finite"
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            return "holds a number that is too large"
+        elif isinstance(value, str) and unicode(value) != value:
+            return "holds text that is no Unicode"
+    return ""

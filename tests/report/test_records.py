@@ -19,7 +19,7 @@ def write(folder: Path, records: list[Record]) -> list[Path]:
 
 
 def test_folder_is_read_by_name_and_files_in_order(tmp_path: Path, make: Callable[..., Record]) -> None:
-    records = [make("ptq"), make("fp"), make("ptq", {"fid": float("inf")}, seed=1)]
+    records = [make("ptq"), make("fp"), make("ptq", {"fid": None}, seed=1)]
     paths = write(tmp_path, records)
     (tmp_path / "table.md").write_text("")
     assert read_records(tmp_path) == [records[1], records[0], records[2]]
@@ -78,22 +78,24 @@ def test_missing_folder_and_file(tmp_path: Path) -> None:
         read_records([tmp_path / "nowhere.json"])
 
 
+NO_NUMBERS = (float("nan"), float("inf"), -float("inf"), 10**400)
 HOSTILE: dict[str, list[Any]] = {
     "cell": ["../../x", "a/b", ".hidden", "", 3, "a\nb"],
     "status": ["done", None, []],
     "axes": [{"method": 3}, {"model": "net"}, {"method": "ptq", "weight_bits": "4"}],
     "keys": [{"samples": ["x"]}, {"samples": "../../x"}],
     "protocol": [{"hash": 3}, {}, {"hash": "x"}],
-    "metrics": [{"fid": "low"}, {"fid": [1.0]}, {"fid": True}],
+    "metrics": [{"fid": "low"}, {"fid": [1.0]}, {"fid": True}, *({"fid": number} for number in NO_NUMBERS)],
     "measures": [{"fid": {}}, {"fid": {"numbers": {"fid": {"digits": 10**9}}}}, {"fid": {"numbers": {"fid": {"factor": "2"}}}}],
-    "curves": [{"timestep": 3}, {"timestep": ["x"]}],
+    "curves": [{"timestep": 3}, {"timestep": ["x"]}, {"timestep": [float("nan")]}],
     "costs": [{"total": 3}, {"total": {"seconds": "x"}}],
     "stages": [{"samples": "x"}, {"samples": {"key": "k", "machines": 3}}],
-    "files": [{"weights": "x"}, {"weights": {"path": 3}}],
+    "files": [{"weights": "x"}, {"weights": {"path": 3}}, {"weights": {"path": "x"}}],
+    "config": [{"a": {"b": [float("inf")]}}, {"\ud800": 1}, {"a": "\ud800"}, {"a": json.loads("[" * 99 + "]" * 99)}],
     "artifacts": [{"checkpoint": path} for path in ("/etc", "../x", "store/../../x", "", 3, "store\\..\\x")],
     "error": ["text", {"message": []}],
-    "coverage": [[]],
-    "provenance": ["host"],
+    "coverage": [[], {"macs": {"w4a8": float("nan")}}],
+    "provenance": ["host", {"host": -float("inf")}],
 }
 
 

@@ -211,9 +211,9 @@ def config(record: Record, sweep: str) -> dict[str, Any]:
 
 def steps(record: Record) -> str:
     """The steps of the method that were made, in order: ``weights: AdaRound, act: Observe``; ``none`` in full precision."""
-    asked = record["config"].get("quantizer", {}).get("steps", {})
-    made = {slot: step for slot, step in asked.items() if step and slot in record["keys"]}
-    return ", ".join(f"{slot}: {step['_target_'].rpartition('.')[2]}" for slot, step in made.items()) or "none"
+    asked = (re.fullmatch(r"quantizer\.steps\.([^.]+)\._target_ (.*\.)?(.+)", f"{name} {value}") for name, value in
+             flat(record["config"]).items())  # fmt: skip
+    return ", ".join(f"{one[1]}: {one[3]}" for one in asked if one and one[1] in record["keys"]) or "none"
 
 
 def summary(record: Record) -> dict[str, Any]:

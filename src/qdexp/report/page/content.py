@@ -121,12 +121,12 @@ def _executions(out: Path) -> dict[str, list[str]]:
     """The executions by a stage's key: lines that say when it was computed, and what that cost."""
     path = Layout(out).executions
     lines: dict[str, list[str]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            name = json.loads(line)["entry"]
-        except (ValueError, KeyError):  # truncated by a kill: the record stands without it
+            key = stage_and_key(json.loads(line)["entry"])[1]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # truncated by a kill: the record stands
             continue
-        lines.setdefault(stage_and_key(name)[1], []).append(line)
+        lines.setdefault(key, []).append(line)
     return lines
 
 
