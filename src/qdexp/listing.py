@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qdexp import files
+from qdexp import files, shape
 from qdexp.errors import UserError
 from qdexp.layout import Sweep, files_of
 
@@ -46,6 +46,10 @@ def read(sweep: Sweep) -> dict[str, Line]:
 def of_run(path: Path) -> dict[str, Line]:
     """Read the cells that one file lists. Raises as ``read`` does."""
     try:
-        return files.read_as(path, dict[str, Line])
+        cells = files.read_as(path, dict[str, Line])
+        for name in (*cells, *(entry for cell in cells.values() for entry in cell.entries)):
+            if not shape.is_file_name(name):
+                raise ValueError(f"{name!r} is no name of a file")
+        return cells
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no list of cells ({error}): delete it and run its sweep again") from error

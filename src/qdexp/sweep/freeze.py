@@ -275,6 +275,8 @@ def read_config(place: Job | Manifest, cell: str) -> Config:
     path = Layout(place.out).sweep(place.sweep).config(cell)
     try:
         return checked(Config, files.read_as(path, dict[str, Any]))
+    except UserError as error:
+        raise UserError(*(f"{path}: {line}; submit the sweep again" for line in error.args)) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is truncated, or no config of a cell ({error}): submit the sweep again") from error
 

@@ -13,6 +13,10 @@ from qdexp.record import Record
 from qdexp.store import Store
 from qdexp.sweep.shell import living
 
+UNREADABLE = "unreadable"
+SIGNS = {"complete": ("ok", "green"), "failed": ("err", "red"), UNREADABLE: ("cannot be read", "red")}
+"""How the table says it, and in which style."""
+
 
 class Listed:
     """The cells of a sweep at one moment, and the shells that run it."""
@@ -21,6 +25,8 @@ class Listed:
         self.sweep, self.store, self.shells = sweep, Store(sweep.layout.out), living(sweep)
         self.cells = listing.read(sweep)
         self.records = {name: record for name in self.cells if (record := records.read(self.store.out, name)) is not None}
+        others = (name for name in self.cells if name not in self.records)
+        self.unreadable = {name: why for name in others if (why := records.unreadable(self.store.out, name))}
 
     @property
     def live(self) -> bool:
@@ -34,14 +40,15 @@ class Listed:
         for name, cell in self.cells.items():
             there = sum(self.store.has(entry) for entry in cell.entries)
             state = self._state(name)
-            words = {"complete": ("ok", "green"), "failed": ("err", "red")}.get(state, (".", "dim"))
+            words = SIGNS.get(state, (".", "dim"))
             table.add_row(Text(f"{cell.label} {name.rpartition('-')[2]}"), f"{there}/{len(cell.entries)}", Text(*words))
         failed = [_error(record) for name, record in self.records.items() if self._state(name) == "failed"]
-        return Group(table, *map(Text, failed), Text(self.summary()))
+        unreadable = [printable(why) for why in self.unreadable.values()]
+        return Group(table, *map(Text, failed + unreadable), Text(self.summary()))
 
     def _state(self, name: str) -> str:
-        """The state in a cell's record; empty where there is none, or one that lacks what the sweep measures."""
-        record = self.records.get(name, {"status": ""})
+        """The state in a cell's record, or that this cannot be read; empty where there is none, or it lacks what the sweep measures."""
+        record = self.records.get(name, {"status": UNREADABLE if name in self.unreadable else ""})
         wanted = {stage_and_key(entry)[1] for entry in self.cells[name].entries}
         return "" if record["status"] == "complete" and not wanted <= set(record["keys"].values()) else str(record["status"])
 

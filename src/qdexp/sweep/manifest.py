@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qdexp import files
+from qdexp import files, shape
 from qdexp.errors import UserError, did_you_mean
 from qdexp.layout import Layout, files_of, stage_and_key
 from qdexp.sweep.jobs import Node
@@ -65,17 +65,31 @@ def read(out: Path, sweep: str) -> Manifest:
     runs = [_read_run(path) for path in paths]
     cells = {key: cell for run in runs for key, cell in run.cells.items()}
     nodes = {node.id: node for run in runs for node in run.nodes}
-    return replace(runs[-1], out=out, cells=cells, nodes=list(nodes.values()))
+    return replace(runs[-1], sweep=sweep, out=out, cells=cells, nodes=list(nodes.values()))
 
 
 def _read_run(path: Path) -> Manifest:
     try:
         found = files.read_as(path, _Format).format
         if found == FORMAT:
-            return files.read_as(path, Manifest)
+            manifest = files.read_as(path, Manifest)
+            _check(manifest)
+            return manifest
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is truncated, or no manifest ({error}): delete it and submit the sweep again") from error
     raise UserError(f"{path}: format {found}, not {FORMAT}; submit the sweep again")
+
+
+def _check(sweep: Manifest) -> None:
+    """Raises ValueError where jobs are of cells that are not there, or something is called as no file can be."""
+    called = [name for node in sweep.nodes for name in (node.id, node.entry)]
+    called += [name for key, cell in sweep.cells.items() for name in (key, cell.key, cell.name, *cell.entries.values())]
+    for name in called:
+        if not shape.is_file_name(name):
+            raise ValueError(f"{name!r} is no name of a file")
+    for node in sweep.nodes:
+        if node.cell not in sweep.cells:
+            raise ValueError(f"{node.id} is of the cell {node.cell!r}, which is not listed")
 
 
 def names(out: Path) -> list[str]:
@@ -93,7 +107,8 @@ class Registry:
     def job(self, node: str) -> dict[str, str]:
         """``id``, ``log`` and ``sweep`` of the last job that was submitted for ``node``, or of a process of this machine, which
         has a ``shell`` for an ``id``, and a ``state`` once it has ended; empty where there was none."""
-        return _read(self.layout.job(node))
+        found = _read(self.layout.job(node))
+        return found if found.keys() & {"id", "state"} or {"shell", "sweep"} <= found.keys() else {}
 
     def submitted(self, node: str, job: str, log: Path, sweep: str) -> None:
         self.succeeded(node)  # an error of an earlier job is past
@@ -115,7 +130,8 @@ class Registry:
 
     def error(self, node: str) -> dict[str, str]:
         """Why the last job of ``node`` failed, as a record keeps it; empty where it did not."""
-        return _read(self.layout.error(node))
+        found = _read(self.layout.error(node))
+        return found if {"type", "message"} <= found.keys() else {}
 
     def failed(self, node: str, error: dict[str, str]) -> None:
         _write(self.layout.error(node), error)

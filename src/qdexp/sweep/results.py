@@ -180,7 +180,11 @@ def end(cells: Sequence[Cell], paths: Sequence[Path], failed: Sequence[str]) -> 
 
 def collect(sweep: Manifest, status: Status) -> Sequence[Record]:
     """Shows what is finished, and settles what failed."""
-    os.chdir(sweep.cwd)
+    try:
+        os.chdir(sweep.cwd)
+    except (OSError, ValueError) as error:
+        raise UserError(f"sweep {sweep.sweep} was submitted in {sweep.cwd}, where paths of its cells begin, and which cannot "
+                        f"be entered ({error}); make that folder again, or run the sweep anew") from error  # fmt: skip
     with devices.elsewhere(sweep.device):
         cells = {key: planned(sweep, entry) for key, entry in sweep.cells.items()}
     settle(sweep, status, cells)

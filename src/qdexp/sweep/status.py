@@ -89,6 +89,8 @@ class Status:
             return NodeState(FAILED, f"{error['type']}: {_last_line(error['message'])}")
         if any(self.nodes[need].state in (FAILED, BLOCKED) for need in node.needs if need in self.nodes):
             return NodeState(BLOCKED)
+        if node.stage == RECORD and (why := records.unreadable(self.sweep.out, self.sweep.cells[node.cell].name)):
+            return NodeState(FAILED, why)
         if said == LOST:
             return NodeState(FAILED, f"neither the queue nor accounting knows its job {self.jobs[node.id]}")
         if said is not None:
