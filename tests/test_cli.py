@@ -179,6 +179,21 @@ def test_a_mistake_is_one_line(qdexp: Command, tmp_path: Path, places: dict[str,
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("quantizer.steps.act.range._target_=nosuch.Range", "qdexp: _target_=nosuch.Range: cannot be imported ("),
+        ("hydra.verbose={}", "qdexp: hydra.verbose={}: is nothing that Hydra can read ("),
+        (f"sweep={'x' * 300}", "qdexp: "),
+    ],
+)
+def test_a_mistake_is_one_line_in_a_process_of_its_own(small: list[str], tmp_path: Path, mistake: str, said: str) -> None:
+    """Where nobody listens to what libraries log."""
+    done = Python(["-m", "qdexp", *small, mistake], tmp_path).wait()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("option", SWEEPS)
 def test_what_only_a_sweep_can_do_is_refused_without_it(qdexp: Command, tmp_path: Path, option: str) -> None:
     code, out, err = qdexp(option)

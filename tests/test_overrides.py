@@ -156,3 +156,15 @@ def test_text_is_taken_as_it_is_typed(option: str, read: object) -> None:
 @pytest.mark.parametrize("given", ["--info defaults", "-i seed=1", "--cfg job", "-cn config", "+experiment=bits -m", "~seed"])
 def test_what_hydra_takes_stays_free(given: str) -> None:
     overrides.check(given.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("~model=0", "a cell needs a choice along each axis; name another, model=NAME"),
+        ("~hydra/launcher", "a cell needs a choice along each axis; name another, hydra/launcher=NAME"),
+        ("hydra/launcher=null", "name a choice; python -m qdexp --hydra-help lists them"),
+    ],
+)
+def test_choices_that_hydra_would_end_in_a_traceback_at(given: str, said: str) -> None:
+    assert refused(given) == f"{given}: {said}"

@@ -1,11 +1,15 @@
 """``python -m qdexp``: one cell, or with ``-m`` a sweep of cells."""
 
+import contextlib
 import os
 import sys
 import threading
+import traceback
 from _thread import interrupt_main
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdexp import overrides, permanent
 from qdexp.config import Config
-from qdexp.errors import one_line
+from qdexp.errors import UserError, one_line
 from qdexp.paths import conf_folder
 
 
@@ -48,6 +52,21 @@ def _one_line() -> AbstractContextManager[None]:
     return one_line(HydraException, OmegaConfBaseException)
 
 
+@contextlib.contextmanager
+def _hydras_own(arguments: Sequence[str]) -> Iterator[None]:
+    """Raises UserError for what Hydra has against options of its own: it does not check all of them."""
+    try:
+        yield
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        named = [one for one in arguments if one.lstrip("+~").startswith("hydra")]
+        given = [one for one in named if not one.lstrip("+~").startswith("hydra.searchpath")]  # which is checked before
+        place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not given or Path(hydra.__file__).parent not in place.parents:
+            raise
+        why = f"{type(error).__name__} {error}".strip()
+        raise UserError(f"{' '.join(given)}: is nothing that Hydra can read ({why})") from error
+
+
 def send_again(dropped: "sys.UnraisableHookArgs") -> None:
     """Python drops a Ctrl-C that it happens to raise in a finalizer, such as that of Lightning's profiler, which the garbage
     collector runs at any time: it is sent once more, a moment later."""
@@ -69,7 +88,8 @@ def main() -> None:
         with _one_line():
             overrides.check(sys.argv[1:])
             sys.argv[1:] = overrides.arranged(sys.argv[1:])
-            app()
+            with _hydras_own(sys.argv[1:]):
+                app()
     except KeyboardInterrupt:
         sys.exit("qdexp: stopped; finished stages are kept, the same command goes on")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,9 @@ _NOISE = re.compile(r"\s*(Config search path:|full_key:).*", re.DOTALL)
 """The part of Hydra's messages for those who build on it."""
 _PLACE = re.compile(r"In '(.*?)': ")
 """The way in which Hydra names the file that makes a choice."""
+
+
+logging.getLogger("hydra.utils").addHandler(logging.NullHandler())  # else it prints what it raises too
 
 
 class UserError(Exception):
@@ -40,9 +44,11 @@ class NothingToSplitError(UserError):
 
 
 def of_writing(error: OSError) -> str | None:
-    """The advice for an error of writing; None for other errors."""
+    """The advice for an error of writing, or of a name that no file can have; None for other errors."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space or choose another folder; finished stages are kept"
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+        return "nothing can be called so; name another file or folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "this user may not write there: have it allowed, or choose another folder; reading goes on without"
     return None

@@ -42,6 +42,8 @@ RENAMED = {
     "cluster.stages.quantization": "cluster.stages.act and cluster.stages.scales",
 }
 """The names of options before methods were lists of steps, and metrics objects."""
+HYDRA = "hydra/"
+"""The beginning of the names of Hydra's own groups."""
 LISTS = ("metric",)
 """Groups of which several are taken at once: metric=[standard,mine]."""
 MEASURES = ("protocol", "protocol.extractor", "protocol.reference")
@@ -66,9 +68,11 @@ def check(arguments: Sequence[str]) -> None:
         override = overrides.get(argument)
         if override is None:
             raise UserError(_what(argument, known))
-        if override.is_delete():
-            continue
         key = str(override.key_or_group)
+        if override.is_delete():
+            if key in axes or key.startswith(HYDRA):
+                raise UserError(f"{argument}: a cell needs a choice along each axis; name another, {key}=NAME")
+            continue
         if (old := next((old for old in RENAMED if key == old or key.startswith(f"{old}.")), None)) is not None:
             raise UserError(f"{argument}: {old} is called {RENAMED[old]}{key[len(old) :]} now")
         if override.is_sweep_override() and not sweeps:
@@ -80,6 +84,8 @@ def check(arguments: Sequence[str]) -> None:
             for value in _values(override):
                 for one in value if key in LISTS and isinstance(value, list) else [value]:
                     _check_choice(key, one)
+        elif key.startswith(HYDRA) and not all(isinstance(value, str) for value in _values(override)):
+            raise UserError(f"{argument}: name a choice; python -m qdexp --hydra-help lists them")
         elif override.type == OverrideType.CHANGE and _schema(key).get("type") == "string" and "=~" in argument:
             raise UserError(f"{argument}: nothing expands ~ there; give the whole path, or $HOME")
 
