@@ -168,8 +168,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError("no JSON object")
-    if SEAL in content and content[SEAL] != _seal(content):
-        raise ValueError("changed after it was written")
+    try:
+        if SEAL in content and content[SEAL] != _seal(content):
+            raise ValueError("changed after it was written")
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     return content
 
 
@@ -178,6 +181,17 @@ def _seal(content: Mapping[str, Any]) -> str:
     plain = json.loads(json.dumps(content))  # its keys are strings now, by which they are sorted
     plain.pop(SEAL, None)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def are_tensors(path: Path) -> bool:
+    """Whether a safetensors file is there, and no byte of it is missing; what the bytes are is not looked at."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> None:

@@ -86,6 +86,19 @@ def test_what_is_large_is_linked_and_output_folders_are_left_out(
     assert snapshot.take(out / "sweeps" / "trial" / "code", [cell]) == copy
 
 
+def test_a_copy_that_has_lost_something_is_made_again(cell_of: CellOf, own: Path, tmp_path: Path) -> None:
+    cell = cell_of(*OPTIONS)
+    copy = snapshot.take(tmp_path / "sweep", [cell])
+    for name in ("own_strategy.py", "qdexp/files.py", "snapshot.json"):
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(whole[: len(whole) // 2])
+        assert snapshot.take(tmp_path / "sweep", [cell]) == copy
+        assert (copy / name).read_bytes() == whole
+        (copy / name).unlink()
+        assert snapshot.take(tmp_path / "sweep", [cell]) == copy
+        assert (copy / name).read_bytes() == whole
+
+
 def test_of_two_shells_that_copy_the_same_the_second_takes_what_the_first_has_made(
     cell_of: CellOf, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,10 +239,10 @@ def _write(path: Path, state: State, errors: BlockErrors) -> None:
 
 
 def _read(path: Path, block: str) -> tuple[State, BlockErrors] | None:
-    """Read a file of `_write`; None where there is none, or a truncated one."""
+    """Read a file of `_write`; None where there is none, a truncated one, or another file."""
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError):
+        before, learned = tensors.pop(_ERRORS).tolist()
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
-    before, learned = tensors.pop(_ERRORS).tolist()
     return {name.removeprefix(_STATE): tensor for name, tensor in tensors.items()}, BlockErrors(block, before, learned)

@@ -174,8 +174,9 @@ class Recording(Sampling):
 
 
 def missing_shards(stream: Stream, folder: Path, shards: Sequence[int] | None = None) -> list[int]:
-    """The shards that ``folder`` lacks of the stream's, or of ``shards``."""
-    return [shard for shard in (stream.shards if shards is None else shards) if not shard_path(folder, shard).exists()]
+    """The shards that ``folder`` lacks of the stream's, or of ``shards``; a truncated one counts as lacking."""
+    wanted = stream.shards if shards is None else shards
+    return [shard for shard in wanted if not files.are_tensors(shard_path(folder, shard))]
 
 
 def write_shards(module: Sampling, folder: Path, device: torch.device, shards: Sequence[int] | None = None) -> None:

@@ -39,7 +39,7 @@ class ConditionsStage(Stage):
         conditioning = conditioning_of(self.model)  # it goes when the work is done, with the encoders that it loads
         for number, start in enumerate(range(0, len(self.wanted), PIECE)):
             path = piece_path(folder, number)
-            if not path.exists():
+            if not files.are_tensors(path):
                 piece = conditioning.encode(self.wanted[start : start + PIECE], self.model, self.device)
                 files.write_tensors(path, flatten(piece))
         files.write_tensors(folder / EMPTY, flatten(conditioning.nothing(self.model, self.device)))

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
@@ -31,6 +31,9 @@ def take(folder: Path, cells: Iterable[Cell]) -> Path:
     digests = {name: str(path) if _is_large(path) else files.sha256(path) for name, path in sorted(sources.items())}
     digests[provenance.SNAPSHOT.name] = json.dumps(provenance.commit())
     target = folder / hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+    if target.exists() and not _holds(target, sources, digests):
+        print(f"{target} is no longer what was copied: it is copied again", flush=True)
+        target.rename(target.with_name(f"{files.PART}{target.name}-{uuid4().hex[:12]}"))
     if not target.exists():
         part = target.with_name(f"{files.PART}{target.name}-{uuid4().hex[:12]}")
         try:
@@ -50,6 +53,15 @@ def take(folder: Path, cells: Iterable[Cell]) -> Path:
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return target.resolve()
+
+
+def _holds(copy: Path, sources: Mapping[str, Path], digests: Mapping[str, str]) -> bool:
+    """Whether no file of an earlier copy is missing, or has changed since."""
+    try:
+        said = (copy / provenance.SNAPSHOT.name).read_text() == digests[provenance.SNAPSHOT.name]
+        return said and all(files.sha256(copy / name) == digests[name] for name, path in sources.items() if not _is_large(path))
+    except OSError:
+        return False
 
 
 def _is_large(path: Path) -> bool:
