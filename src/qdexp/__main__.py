@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qdexp import overrides, permanent
 from qdexp.config import Config
 from qdexp.errors import UserError, one_line
-from qdexp.paths import conf_folder
+from qdexp.paths import PACKAGE, conf_folder
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
@@ -60,8 +60,10 @@ def _hydras_own(arguments: Sequence[str]) -> Iterator[None]:
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         named = [one for one in arguments if one.lstrip("+~").startswith("hydra")]
         given = [one for one in named if not one.lstrip("+~").startswith("hydra.searchpath")]  # which is checked before
-        place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not given or Path(hydra.__file__).parent not in place.parents:
+        places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+        theirs, ours = Path(hydra.__file__).parent, (PACKAGE, PACKAGE.parent / "hydra_plugins")
+        last = next(place for place in reversed(places) if {theirs, *ours} & set(place.parents))
+        if not given or theirs not in last.parents:
             raise
         why = f"{type(error).__name__} {error}".strip()
         raise UserError(f"{' '.join(given)}: is nothing that Hydra can read ({why})") from error
