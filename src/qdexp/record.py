@@ -52,7 +52,7 @@ def read(out: Path, cell: str) -> Record | None:
 
 
 def unreadable(out: Path, cell: str) -> str:
-    """What is wrong with the cell's record, in one line; empty where it can be read, or there is none."""
+    """The fault of the cell's record, in one line; empty where it can be read, or there is none."""
     path = Layout(out).record(cell)
     try:
         found = _read(path) if path.exists() else None

@@ -249,7 +249,7 @@ def unicode(text: str) -> str:
 
 
 def _problem(content: Any) -> str:
-    """What is wrong with some value within; empty where nothing is."""
+    """The fault of some value within; empty where there is none."""
     waiting = [(content, 0)]
     while waiting:
         value, depth = waiting.pop()

@@ -15,7 +15,7 @@ from qdexp.sweep.shell import living
 
 UNREADABLE = "unreadable"
 SIGNS = {"complete": ("ok", "green"), "failed": ("err", "red"), UNREADABLE: ("cannot be read", "red")}
-"""How the table says it, and in which style."""
+"""The words of the table for a state, and their style."""
 
 
 class Listed:
@@ -47,7 +47,7 @@ class Listed:
         return Group(table, *map(Text, failed + unreadable), Text(self.summary()))
 
     def _state(self, name: str) -> str:
-        """The state in a cell's record, or that this cannot be read; empty where there is none, or it lacks what the sweep measures."""
+        """The state in a cell's record, or that it cannot be read; empty where there is none, or one that lacks a wanted metric."""
         record = self.records.get(name, {"status": UNREADABLE if name in self.unreadable else ""})
         wanted = {stage_and_key(entry)[1] for entry in self.cells[name].entries}
         return "" if record["status"] == "complete" and not wanted <= set(record["keys"].values()) else str(record["status"])
