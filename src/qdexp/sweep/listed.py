@@ -47,7 +47,7 @@ class Listed:
         return Group(table, *map(Text, failed + unreadable), Text(self.summary()))
 
     def _state(self, name: str) -> str:
-        """The state in a cell's record, or that it cannot be read; empty where there is none, or one without a wanted metric."""
+        """The state in a cell's record, or that it cannot be read; empty where there is none, or one without a metric."""
         record = self.records.get(name, {"status": UNREADABLE if name in self.unreadable else ""})
         wanted = {stage_and_key(entry)[1] for entry in self.cells[name].entries}
         return "" if record["status"] == "complete" and not wanted <= set(record["keys"].values()) else str(record["status"])
