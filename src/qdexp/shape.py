@@ -35,6 +35,13 @@ Inside = Annotated[str, AfterValidator(_inside)]
 
 @dataclass
 class File:
+    """A file that a cell was made from.
+
+    Attributes:
+        path: Its path when it was read.
+        sha256: The SHA-256 of its content then.
+    """
+
     path: str
     sha256: str
 
