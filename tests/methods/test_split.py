@@ -1,6 +1,7 @@
 """Which convolutions are quantized in parts, and what is said where there are none."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,8 +46,7 @@ def batches(rows: int = 4) -> list[tuple[Tensor, Tensor]]:
 
 def of(cell_of: CellOf, network: type[nn.Module]) -> Config:
     config = cell_of("quantizer.steps.split.scope=skip").config
-    config.model.network = {"_target_": f"{__name__}.{network.__name__}"}
-    return config
+    return replace(config, model=replace(config.model, network={"_target_": f"{__name__}.{network.__name__}"}))
 
 
 @pytest.mark.parametrize("scope", ["off", "skip", "skip+conv1"])

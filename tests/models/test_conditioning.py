@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def config() -> Config:
 
 @pytest.mark.parametrize(("classes", "wanted"), [(None, [0, 1, 2]), ([2, 1], [2, 1])])
 def test_classes_are_asked_for_in_turn(config: Config, classes: list[int] | None, wanted: list[int]) -> None:
-    config.protocol.classes = classes
+    config = replace(config, protocol=replace(config.protocol, classes=classes))
     conditioning = Classes(3, empty=3)
     for samples in (1, 10):
         assert list(conditioning.wanted(config, "evaluation", samples)) == wanted
@@ -38,10 +39,9 @@ def test_classes_are_asked_for_in_turn(config: Config, classes: list[int] | None
     ],
 )
 def test_what_a_model_cannot_be_asked_for(config: Config, change: dict[str, Any], message: str) -> None:
-    for option, value in ({"classes": None, "guidance": 1.0, "prompts": None} | change).items():
-        setattr(config.protocol, option, value)
+    asked: dict[str, Any] = {"classes": None, "guidance": 1.0, "prompts": None, **change}
     with pytest.raises(UserError, match=f"^{message}"):
-        Classes(3).check(config)
+        Classes(3).check(replace(config, protocol=replace(config.protocol, **asked)))
 
 
 def test_a_label_that_the_network_does_not_take(config: Config) -> None:

@@ -49,8 +49,8 @@ def prompts_of(saved: Path) -> Of:
         options = [f"hydra.searchpath=[file://{saved / 'conf'}]", f"model={model}", *arguments]
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             config = Config.of(compose("config", options))
-        config.protocol.prompts = config.protocol.prompts or str(saved / "prompts.txt")
-        return instantiate(config.model.condition), config
+        protocol = replace(config.protocol, prompts=config.protocol.prompts or str(saved / "prompts.txt"))
+        return instantiate(config.model.condition), replace(config, protocol=protocol)
 
     return of
 
@@ -127,7 +127,7 @@ def test_who_is_asked_for_what(prompts_of: Of, tmp_path: Path) -> None:
     assert prompts.wanted(config, "evaluation", 100) == lines
     assert prompts.wanted(config, "calibration", 2) == ["the last", lines[-2]]
     (tmp_path / "own.txt").write_text("x\ny\nz")
-    config.trajectory = replace(config.trajectory, prompts=str(tmp_path / "own.txt"))
+    config = replace(config, trajectory=replace(config.trajectory, prompts=str(tmp_path / "own.txt")))
     assert prompts.wanted(config, "calibration", 2) == ["x", "y"]
     assert prompts.wanted(config, "evaluation", 2) == lines[:2]
 

@@ -1,6 +1,7 @@
 """What of a network would be quantized is told before any work; where only its own pass can tell, by the stage."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,7 @@ class Curious(Partly):
 
 def of(cell_of: CellOf, network: type[nn.Module], *arguments: str) -> Config:
     config = cell_of(*arguments).config
-    config.model.network = {"_target_": f"{__name__}.{network.__name__}"}
-    return config
+    return replace(config, model=replace(config.model, network={"_target_": f"{__name__}.{network.__name__}"}))
 
 
 def test_where_nothing_is_quantized_no_work_begins(cell_of: CellOf) -> None:
@@ -81,13 +81,13 @@ def test_where_little_is_quantized_one_line_says_so(cell_of: CellOf, capsys: pyt
 
 def test_bits_of_a_layer_that_cannot_be_quantized_are_refused(cell_of: CellOf) -> None:
     config = of(cell_of, Partly)
-    config.quant.layers = {"vol*": {"weight_bits": 8}}
+    wrong = replace(config.quant, layers={"vol*": {"weight_bits": 8}})
     told = r"^quant\.layers: 'vol\*' matches no layer that can be quantized: volume, a Conv3d, stays in full precision$"
     with pytest.raises(UserError, match=told):
-        coverage.check(config)
-    config.quant.layers = {"convolution": {"weight_bits": 8}}
+        coverage.check(replace(config, quant=wrong))
+    wrong = replace(config.quant, layers={"convolution": {"weight_bits": 8}})
     with pytest.raises(UserError, match="matches no layer; layers are called like 'conv'"):
-        coverage.check(config)
+        coverage.check(replace(config, quant=wrong))
 
 
 def made(cell_of: CellOf, network: type[nn.Module]) -> Path:

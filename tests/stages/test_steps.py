@@ -170,8 +170,7 @@ class Forgets(nn.Module):
 
 def test_a_network_that_its_checkpoint_does_not_hold_is_refused(cell_of: CellOf) -> None:
     config = cell_of("model.weights=random", "quant=w4a32").config
-    config.model.network = {"_target_": f"{__name__}.Forgets"}
-    cell = Cell(config)
+    cell = Cell(replace(config, model=replace(config.model, network={"_target_": f"{__name__}.Forgets"})))
     with pytest.raises(UserError, match=r"^model\.network: Forgets computes something else when it is read"):
         cell.stages["weights"].make(Store(cell.out))
     assert not list((cell.out / "store").glob("weights-*"))
@@ -194,7 +193,7 @@ def test_with_guidance_steps_see_every_timestep_under_both_conditions(
     """Of 2 timesteps: the fewest rows that a step may look at."""
     cell = cell_of()
     rows = cell.stages["calibration"].make(Store(cell.out)).folder
-    cell.config.protocol.guidance = guidance
-    stage = StepStage.of(cell.config, NamedStep("look", f"{__name__}.Look", Look()), before=None, last=False)
+    config = replace(cell.config, protocol=replace(cell.config.protocol, guidance=guidance))
+    stage = StepStage.of(config, NamedStep("look", f"{__name__}.Look", Look()), before=None, last=False)
     stage.compute(tmp_path, {"calibration": rows})
     assert Look.seen.pop().least == least

@@ -66,7 +66,7 @@ __all__ = [
 OmegaConf.register_new_resolver("zoo", lambda path: str(ZOO / path), replace=True)  # ${zoo:PATH}: a file that ships with qdexp
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """The whole config of one cell.
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from qdexp.config.checks import Device, Finite, Name, Positive, Text
 
 
-@dataclass
+@dataclass(frozen=True)
 class Resources:
     """The resources of one job.
 
@@ -26,7 +26,7 @@ class Resources:
     memory_gb: Annotated[Annotated[float, Gt(0), Finite] | None, Field(description="null: what the cluster gives")] = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cluster:
     """The cluster that jobs go to. No option changes a result, or its key.
 

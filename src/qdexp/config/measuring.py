@@ -11,7 +11,7 @@ from qdexp.config.checks import NO_EXTRACTOR, Finite, Name, Positive, Seed, Targ
 from qdexp.config.memory import Batch
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trajectory:
     """The full-precision trajectories that calibration rows are chosen from.
 
@@ -24,7 +24,7 @@ class Trajectory:
     prompts: Text | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplerOptions:
     """The sampler, from noise to image.
 
@@ -44,7 +44,7 @@ class SamplerOptions:
         return 1 if self.guidance == 1 else 2
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol(SamplerOptions):
     """The protocol of numbers. Numbers of different protocols are never put into one comparison.
 
@@ -87,7 +87,7 @@ class Protocol(SamplerOptions):
         return self.extractor != NO_EXTRACTOR
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sampling:
     """The calls of the network.
 
@@ -100,7 +100,7 @@ class Sampling:
     channels_last: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inspection:
     """The inspection of the insides of networks.
 
@@ -113,7 +113,7 @@ class Inspection:
     lpips: Text | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tracker:
     """The place where records are mirrored.
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from qdexp.config.checks import WITHOUT_EFFECT, Name, Positive, Target, Text
 
 
-@dataclass
+@dataclass(frozen=True)
 class FirstStage:
     """The autoencoder of a latent model: images are ``network.decode(latents / scale + shift)``.
 
@@ -30,7 +30,7 @@ class FirstStage:
     subfolder: Text = field(default="vae", metadata=WITHOUT_EFFECT)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Model:
     """The network, its weights and its noise schedule.
 

@@ -43,7 +43,7 @@ ONLY_ACTIVATIONS = ("token", "dynamic", "groups")
 """The words of a label for activations alone."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class WeightGrid:
     """The grids of weights.
 
@@ -71,7 +71,7 @@ class WeightGrid:
         return _traits(self)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ActGrid:
     """The grids of activations.
 
@@ -139,7 +139,7 @@ class LayerBits(TypedDict, total=False):
 _Bits = Annotated[dict[str, int], GetPydanticSchema(lambda _, handler: handler.generate_schema(LayerBits))]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Quant:
     """The grids that the network computes with.
 
@@ -233,7 +233,7 @@ def _without(layers: dict[str, dict[str, int]] | None, option: str) -> dict[str,
     return {pattern: bits for pattern, bits in rest.items() if bits} or None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Quantizer:
     """The steps that find the constants of the grids.
 
@@ -258,7 +258,7 @@ class Quantizer:
         return any(isinstance(node, dict) and "heldout" in node for node in self.filled.values())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Calib:
     """The calibration set.
 
