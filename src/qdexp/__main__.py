@@ -1,11 +1,11 @@
 """``python -m qdexp``: one cell, or with ``-m`` a sweep of cells."""
 
+import _thread
 import contextlib
 import os
 import sys
-import threading
+import time
 import traceback
-from _thread import interrupt_main
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -75,9 +75,12 @@ def send_again(dropped: "sys.UnraisableHookArgs") -> None:
     if dropped.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(dropped)
         return
-    later = threading.Timer(0.1, interrupt_main)  # here it would be dropped too
-    later.daemon = True
-    later.start()
+
+    def later() -> None:
+        time.sleep(0.5)  # here it would be dropped too
+        _thread.interrupt_main()
+
+    _thread.start_new_thread(later, ())  # threading would wait for it, and might be there still
 
 
 def main() -> None:
