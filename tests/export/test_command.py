@@ -56,6 +56,7 @@ def out(tmp_path: Path) -> Path:
         "status": "complete",
         "axes": {"model": "dit", "method": "ptq", "quant": "w4a8", "weight_bits": 4, "act_bits": 8, "seed": 0},
         "identity": "abc",
+        "files": {},
         "config": {"model": model},
         "keys": {"act": "1234"},
         "protocol": {"hash": "h", "name": "quick", "n": 10, "steps": 4, "scheduler": {"_target_": "a"}, "extractor": "none"},
